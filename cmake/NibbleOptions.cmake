@@ -1,0 +1,32 @@
+# Language level, warnings, sanitizers, compiler cache: what every target shares.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+
+find_program(NIBBLE_CCACHE ccache)
+if(NIBBLE_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${NIBBLE_CCACHE}")
+  set(CMAKE_CUDA_COMPILER_LAUNCHER "${NIBBLE_CCACHE}")
+endif()
+
+# -ffp-contract=off: the reference has to round where the source says so; kernels call fma by name.
+add_library(nibble_options INTERFACE)
+target_include_directories(nibble_options INTERFACE "${PROJECT_SOURCE_DIR}")
+target_compile_options(nibble_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wnon-virtual-dtor -Werror -ffp-contract=off>
+  # g++ 12 reports -Wrestrict for any inlined std::string::insert (GCC bug 105651).
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>)
+
+if(NIBBLE_SANITIZE)
+  target_compile_options(nibble_options INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${NIBBLE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer>)
+  # g++ 12 sees false uninitialised and out-of-bounds uses in code that a sanitizer has rewritten.
+  target_compile_options(nibble_options INTERFACE
+    $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow>)
+  target_link_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE})
+endif()

@@ -1,0 +1,34 @@
+// What this processor can do, asked once.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "nibble/base/result.h"
+
+namespace nibble {
+
+// Levels of instruction sets, each containing the one before. kAvx512 means F, BW, DQ and VL.
+enum class Isa { kPortable, kAvx2, kAvx512 };
+
+// The highest level that the processor and the operating system (XCR0) both support.
+Isa detected_isa();
+
+// detected_isa(), or the lower level that the environment variable NIBBLE_ISA names.
+// Errors: kInvalidArgument for an unknown name, kUnsupported for a level this machine lacks.
+Result<Isa> selected_isa();
+
+// "portable", "avx2", "avx512".
+std::string_view isa_name(Isa isa);
+
+// Physical memory and what is free of it now, in bytes; a cgroup's limit counts where it is lower.
+struct MemoryInfo {
+  uint64_t total_bytes;
+  uint64_t available_bytes;
+};
+MemoryInfo memory_info();
+
+// Processors that this process may run on, at least 1.
+int available_processors();
+
+}  // namespace nibble

@@ -1,0 +1,114 @@
+#include "nibble/base/thread_pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "nibble/base/check.h"
+
+namespace nibble {
+
+// A loop is published by raising `generation` under the mutex. Workers spin a little before they
+// sleep, because the loops of one forward pass follow each other within microseconds.
+struct ThreadPool::State {
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::vector<std::thread> workers;
+
+  std::atomic<uint64_t> generation{0};
+  std::atomic<bool> stop{false};
+  std::atomic<int64_t> next{0};
+  std::atomic<int> running{0};
+  int64_t count = 0;
+  int64_t grain = 1;
+  const RangeTask* task = nullptr;
+
+  void work(int thread_id) {
+    for (;;) {
+      const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= count) return;
+      (*task)(begin, std::min(begin + grain, count), thread_id);
+    }
+  }
+
+  void run_worker(int thread_id) {
+    uint64_t seen = 0;
+    for (;;) {
+      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen &&
+                         !stop.load(std::memory_order_relaxed);
+           ++spin) {
+        pause();
+      }
+      if (generation.load(std::memory_order_acquire) == seen) {
+        std::unique_lock lock(mutex);
+        wake.wait(lock, [&] {
+          return stop.load(std::memory_order_relaxed) ||
+                 generation.load(std::memory_order_acquire) != seen;
+        });
+      }
+      if (stop.load(std::memory_order_relaxed)) return;
+      seen = generation.load(std::memory_order_acquire);
+      work(thread_id);
+      running.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+  static constexpr int kSpins = 2000;  // some tens of microseconds
+};
+
+ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>()) {
+  NIBBLE_CHECK(num_threads >= 1);
+  for (int i = 1; i < num_threads; ++i) {
+    state_->workers.emplace_back([this, i] { state_->run_worker(i); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->stop.store(true);
+  }
+  state_->wake.notify_all();
+  for (std::thread& worker : state_->workers) worker.join();
+}
+
+int ThreadPool::num_threads() const { return static_cast<int>(state_->workers.size()) + 1; }
+
+void ThreadPool::parallel_for(int64_t count, int64_t grain, RangeTask task) {
+  NIBBLE_CHECK(grain >= 1);
+  if (count <= 0) return;
+  if (state_->workers.empty() || count <= grain) {
+    for (int64_t begin = 0; begin < count; begin += grain) {
+      task(begin, std::min(begin + grain, count), 0);
+    }
+    return;
+  }
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->task = &task;
+    state_->count = count;
+    state_->grain = grain;
+    state_->next.store(0, std::memory_order_relaxed);
+    state_->running.store(static_cast<int>(state_->workers.size()), std::memory_order_relaxed);
+    state_->generation.fetch_add(1, std::memory_order_release);
+  }
+  state_->wake.notify_all();
+  state_->work(0);
+  // Every worker has to pass, also one that found nothing: it may still read `task`.
+  int spins = 0;
+  while (state_->running.load(std::memory_order_acquire) != 0) {
+    State::pause();
+    if (++spins > State::kSpins) std::this_thread::yield();
+  }
+}
+
+}  // namespace nibble

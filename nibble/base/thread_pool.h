@@ -1,0 +1,51 @@
+// A fixed set of threads that run one loop at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+
+namespace nibble {
+
+// A reference to a callable void(int64_t begin, int64_t end, int thread_id): no allocation, unlike
+// std::function. The callable must outlive the call it is passed to.
+class RangeTask {
+ public:
+  template <typename F>
+  requires(!std::is_same_v<std::remove_cvref_t<F>, RangeTask>) RangeTask(
+      F&& f)  // NOLINT(google-explicit-constructor): a lambda is passed where one is asked for
+      : object_(const_cast<void*>(static_cast<const void*>(&f))),
+        call_([](void* object, int64_t begin, int64_t end, int thread_id) {
+          (*static_cast<std::remove_reference_t<F>*>(object))(begin, end, thread_id);
+        }) {}
+  void operator()(int64_t begin, int64_t end, int thread_id) const {
+    call_(object_, begin, end, thread_id);
+  }
+
+ private:
+  void* object_;
+  void (*call_)(void*, int64_t, int64_t, int);
+};
+
+// One caller at a time; the caller's thread works too. Tasks must not throw.
+class ThreadPool {
+ public:
+  // num_threads >= 1, the caller included.
+  explicit ThreadPool(int num_threads);
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~ThreadPool();
+
+  int num_threads() const;
+
+  // Calls task(begin, end, thread_id) for disjoint ranges that together are [0, count), in pieces
+  // of at most `grain` (>= 1), taken by whichever thread is free. Returns when all are done; what
+  // the tasks wrote is then visible to the caller.
+  void parallel_for(int64_t count, int64_t grain, RangeTask task);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace nibble
