@@ -1,0 +1,167 @@
+// The operations of a forward pass. Every backend implements all of them; kernels/reference is
+// their definition, and tests hold the other backends to it.
+//
+// Activations are matrices [tokens, features] of activation_dtype(). Outputs are written whole and
+// may not overlap inputs unless an operation says so. A row's result never depends on the other
+// rows of the batch, on their number, or on the number of threads: the same bits.
+//
+// Shapes and formats were checked when the weights were loaded: here they are NIBBLE_CHECKs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "nibble/base/result.h"
+#include "nibble/device/device.h"
+#include "nibble/kernels/attention_view.h"
+#include "nibble/kernels/linear_weight.h"
+#include "nibble/kernels/matrix_view.h"
+
+namespace nibble {
+
+// Cosines and sines of the rotary angles: float [max_positions, qk_rope_head_dim / 2] each, in
+// device memory. Made by model/rope.h.
+struct RopeTable {
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  int64_t max_positions = 0;
+  int64_t half_dim = 0;
+};
+
+// The MLA weights that follow the projections q_a, q_b and kv_a, in the backend's own layout.
+struct MlaUpWeight {
+  LinearWeight kv_b_proj;     // [num_heads * (qk_nope_head_dim + v_head_dim), kv_lora_rank]
+  LinearWeight kv_b_k_trans;  // backends that absorb by a second matrix keep it here; else empty
+};
+
+// The extents of MLA, from config.json under the same names.
+struct MlaShape {
+  int64_t num_heads = 0;
+  int64_t kv_lora_rank = 0;
+  int64_t qk_nope_head_dim = 0;
+  int64_t qk_rope_head_dim = 0;
+  int64_t v_head_dim = 0;
+  float softmax_scale = 0;
+
+  int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+  int64_t entry_size() const { return kv_lora_rank + qk_rope_head_dim; }
+};
+
+// noaux_tc routing, names as in config.json.
+struct RouterShape {
+  int n_routed_experts = 0;
+  int num_experts_per_tok = 0;
+  int n_group = 1;
+  int topk_group = 1;
+  bool norm_topk_prob = true;
+  float routed_scaling_factor = 1;
+};
+
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+
+  // "reference", "cpu avx512".
+  virtual std::string_view name() const = 0;
+
+  // The type of every activation matrix below.
+  virtual DType activation_dtype() const = 0;
+
+  // Where weights, caches and activations of this backend live.
+  virtual Device& device() = 0;
+
+  // Bytes that pack() needs for a matrix.
+  virtual size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const = 0;
+
+  // Lays `source` out in `destination` (packed_bytes of it, aligned as Device::allocate) and
+  // returns the weight that points there. Exact: no value changes. Thread-safe.
+  virtual Result<LinearWeight> pack(const HostLinear& source, ActivationFormat activation,
+                                    void* destination) const = 0;
+
+  // The same for kv_b_proj, whose use depends on the backend.
+  virtual size_t packed_mla_up_bytes(LinearFormat format, const MlaShape& shape) const = 0;
+  virtual Result<MlaUpWeight> pack_mla_up(const HostLinear& kv_b_proj, const MlaShape& shape,
+                                          void* destination) const = 0;
+
+  // out[t, :] = table[token_ids[t], :]
+  //
+  //   table      BF16 or F32 [vocab_size, hidden_size], plain row-major layout in device memory
+  //   token_ids  in 0 .. vocab_size - 1
+  virtual void embed(const MatrixView& table, std::span<const int32_t> token_ids,
+                     const MatrixView& out) = 0;
+
+  // out[t, i] = x[t, i] * weight[i] / sqrt(mean_j(x[t, j]^2) + epsilon). May be done in place.
+  //
+  //   weight  float [cols]
+  //
+  // The mean is taken in binary64. Bound against the reference: 4 units of binary32.
+  virtual void rms_norm(const MatrixView& x, const float* weight, float epsilon,
+                        const MatrixView& out) = 0;
+
+  // out[t, n] = sum_k weight[n, k] * x[t, k]
+  //
+  // Weight-only formats multiply the dequantized weight (spec nvfp4 section 2; FP8: e4m3 * scale)
+  // by x as it is. With ActivationFormat::kNvfp4 x is first quantized to NVFP4 blocks with the
+  // static input_scale: out = (input_scale * global_scale) * sum_k (a_code a_scale)(w_code
+  // w_scale); the reference adds exactly, in integers. Bound: normalised mean squared error 1e-10.
+  virtual void linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) = 0;
+
+  // x[t, i] += y[t, i]
+  virtual void add(const MatrixView& x, const MatrixView& y) = 0;
+
+  // Rotates, in place, pairs (2i, 2i+1) of the last qk_rope_head_dim elements of every head:
+  //   y[2i] = x[2i] cos a - x[2i+1] sin a;  y[2i+1] = x[2i] sin a + x[2i+1] cos a
+  // with the angle a of the token's position and pair i.
+  //
+  //   q  [tokens, num_heads * qk_head_dim]
+  virtual void rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
+                            const AttentionBatch& batch) = 0;
+
+  // Writes the batch's cache entries: rms_norm(latent) and the rotated rope key.
+  //
+  //   kv_a            [tokens, kv_lora_rank + qk_rope_head_dim], the output of kv_a_proj_with_mqa
+  //   kv_a_layernorm  float [kv_lora_rank]
+  virtual void mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
+                               const MlaShape& shape, const RopeTable& rope,
+                               const AttentionBatch& batch, const KvCacheView& cache) = 0;
+
+  // Causal attention over the cache, each segment in its form; both forms compute
+  //   out[t, h] = sum_p softmax_p(softmax_scale * (q_nope . W_UK_h c_p + q_rope . r_p)) W_UV_h c_p
+  //
+  //   q    [tokens, num_heads * qk_head_dim], rotated
+  //   out  [tokens, num_heads * v_head_dim]
+  //
+  // kv_b_proj's rows are, for each head, qk_nope_head_dim rows of W_UK then v_head_dim of W_UV.
+  // Bound: normalised mean squared error 1e-9 at equal cache contents.
+  virtual void mla_attention(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
+                             const AttentionBatch& batch, const KvCacheView& cache,
+                             const MatrixView& out) = 0;
+
+  // out = down(silu(gate x) * (up x)), silu(v) = v / (1 + exp(-v)). The product is an activation:
+  // where down_proj asks for NVFP4 activations it is quantized in turn. Bound: nmse 1e-9.
+  virtual void mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) = 0;
+
+  // noaux_tc routing, per token (spec kernels section 1.4):
+  //   s = sigmoid(gate x); b = s + bias; group score = sum of its two largest b; the topk_group
+  //   best groups are kept; of their experts the num_experts_per_tok largest b are chosen; ties go
+  //   to the lower index; weight = s / (sum of chosen s + 1e-20) * routed_scaling_factor.
+  //
+  //   gate        [n_routed_experts, hidden_size], unquantized
+  //   bias        float [n_routed_experts], e_score_correction_bias
+  //   expert_ids  [tokens, num_experts_per_tok], in descending b; host-visible device memory
+  //   weights     the same shape
+  virtual void route(const MatrixView& x, const LinearWeight& gate, const float* bias,
+                     const RouterShape& shape, int32_t* expert_ids, float* weights) = 0;
+
+  // out[t] = sum_j weights[t, j] * mlp(x[t], experts[expert_ids[t, j]]) + mlp(x[t], shared)
+  // added in that order in binary32. Expert outputs are multiplied, not inputs.
+  //
+  //   shared  the shared experts as one MLP, or null
+  virtual void moe(const MatrixView& x, std::span<const MlpWeight> experts, const MlpWeight* shared,
+                   const RouterShape& shape, const int32_t* expert_ids, const float* weights,
+                   const MatrixView& out) = 0;
+};
+
+}  // namespace nibble
