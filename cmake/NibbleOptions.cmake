@@ -18,9 +18,15 @@ endif()
 add_library(nibble_options INTERFACE)
 target_include_directories(nibble_options INTERFACE "${PROJECT_SOURCE_DIR}")
 target_compile_options(nibble_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wnon-virtual-dtor -Werror -ffp-contract=off>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wnon-virtual-dtor -ffp-contract=off>
   # g++ 12 reports -Wrestrict for any inlined std::string::insert (GCC bug 105651).
   $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>)
+
+# A newer compiler's new warning must not keep a user from building, so only the compiler that every
+# change is checked with is strict by itself.
+if(NIBBLE_WERROR OR (CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION MATCHES "^12\\."))
+  target_compile_options(nibble_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
+endif()
 
 if(NIBBLE_SANITIZE)
   target_compile_options(nibble_options INTERFACE
