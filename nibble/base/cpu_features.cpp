@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <string>
 
 #include "nibble/base/error.h"
@@ -14,11 +16,32 @@ namespace nibble {
 namespace {
 
 // A cgroup file that holds one number or "max".
-uint64_t read_limit(const char* path) {
+uint64_t read_limit(const std::filesystem::path& path) {
   std::ifstream file(path);
   uint64_t value = 0;
   if (file >> value) return value;
   return std::numeric_limits<uint64_t>::max();
+}
+
+using KeyedNumbers = std::map<std::string, uint64_t, std::less<>>;
+
+// A file of lines "key number ...", as the kernel writes /proc/meminfo and memory.stat.
+KeyedNumbers read_keyed_numbers(const std::filesystem::path& path) {
+  KeyedNumbers numbers;
+  std::ifstream file(path);
+  std::string key;
+  uint64_t number = 0;
+  std::string rest;
+  while (file >> key >> number) {
+    numbers[key] = number;
+    std::getline(file, rest);
+  }
+  return numbers;
+}
+
+uint64_t value_or_zero(const KeyedNumbers& numbers, std::string_view key) {
+  const auto found = numbers.find(key);
+  return found == numbers.end() ? 0 : found->second;
 }
 
 }  // namespace
@@ -65,22 +88,26 @@ std::string_view isa_name(Isa isa) {
   return "unknown";
 }
 
-MemoryInfo memory_info() {
+MemoryInfo memory_info() { return memory_info("/"); }
+
+MemoryInfo memory_info(const std::filesystem::path& root) {
   MemoryInfo info = {};
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  uint64_t kibibytes = 0;
-  std::string unit;
-  while (file >> key >> kibibytes) {
-    if (key == "MemTotal:") info.total_bytes = kibibytes * 1024;
-    if (key == "MemAvailable:") info.available_bytes = kibibytes * 1024;
-    std::getline(file, unit);
-  }
-  const uint64_t limit = read_limit("/sys/fs/cgroup/memory.max");
+  const KeyedNumbers machine = read_keyed_numbers(root / "proc/meminfo");
+  info.total_bytes = 1024 * value_or_zero(machine, "MemTotal:");
+  info.available_bytes = 1024 * value_or_zero(machine, "MemAvailable:");
+
+  const auto cgroup = root / "sys/fs/cgroup";
+  const uint64_t limit = read_limit(cgroup / "memory.max");
   if (limit < info.total_bytes) {
-    const uint64_t used = read_limit("/sys/fs/cgroup/memory.current");
+    // File pages that are merely cached are counted as used, but given back on demand; without
+    // this a checkpoint that was read once would look like memory that is gone.
+    const KeyedNumbers stat = read_keyed_numbers(cgroup / "memory.stat");
+    const uint64_t current = read_limit(cgroup / "memory.current");
+    const uint64_t cached =
+        value_or_zero(stat, "inactive_file") + value_or_zero(stat, "active_file");
+    const uint64_t used = current - std::min(current, cached);
     info.total_bytes = limit;
-    info.available_bytes = std::min(info.available_bytes, used < limit ? limit - used : 0);
+    info.available_bytes = std::min(info.available_bytes, limit - std::min(limit, used));
   }
   return info;
 }

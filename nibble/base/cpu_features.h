@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <string_view>
 
 #include "nibble/base/result.h"
@@ -27,6 +28,9 @@ struct MemoryInfo {
   uint64_t available_bytes;
 };
 MemoryInfo memory_info();
+
+// The same from the files under root/proc and root/sys, which a test may make itself.
+MemoryInfo memory_info(const std::filesystem::path& root);
 
 // Processors that this process may run on, at least 1.
 int available_processors();

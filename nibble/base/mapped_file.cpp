@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -14,7 +15,8 @@
 namespace nibble {
 
 Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: opening a pipe would otherwise wait for its writer; regular files ignore it.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return system_error(fmt::format("cannot open {}", path.string()), errno);
   struct stat info = {};
   if (::fstat(fd, &info) != 0) {
@@ -57,8 +59,9 @@ MappedFile::~MappedFile() {
 
 void MappedFile::release(size_t offset, size_t length) const {
   const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  if (offset >= size_) return;
   const size_t begin = (offset + page - 1) / page * page;
-  const size_t end = std::min(offset + length, size_) / page * page;
+  const size_t end = (offset + std::min(length, size_ - offset)) / page * page;
   if (begin < end) {
     // Advice only: a failure costs speed, never data.
     (void)::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);

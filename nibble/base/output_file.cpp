@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <utility>
@@ -13,8 +14,10 @@
 namespace nibble {
 
 Result<OutputFile> OutputFile::create(std::filesystem::path path) {
+  // Two writers of one name, in two processes or in one, must not share a temporary file.
+  static std::atomic<int> count{0};
   OutputFile file;
-  file.temporary_path_ = fmt::format("{}.tmp-{}", path.string(), ::getpid());
+  file.temporary_path_ = fmt::format("{}.tmp-{}-{}", path.string(), ::getpid(), count++);
   file.path_ = std::move(path);
   file.fd_ = ::open(file.temporary_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file.fd_ < 0) {
@@ -101,7 +104,9 @@ Status sync_directory(const std::filesystem::path& path) {
   const int result = ::fsync(fd);
   const int error = errno;
   ::close(fd);
-  if (result != 0) return system_error(fmt::format("cannot sync folder {}", path.string()), error);
+  // EINVAL: this file system knows no sync of a folder; what was renamed in it is in place anyway.
+  if (result != 0 && error != EINVAL)
+    return system_error(fmt::format("cannot sync folder {}", path.string()), error);
   return {};
 }
 
