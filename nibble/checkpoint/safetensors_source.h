@@ -2,7 +2,9 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,16 +27,27 @@ class SafetensorsSource final : public CheckpointSource {
   // tensor.
   static Result<std::unique_ptr<SafetensorsSource>> open(const std::filesystem::path& path);
 
+  // As open, but goes on after trouble: each error is appended to `problems`, and the source holds
+  // what could be read (nothing at worst). For `nibble inspect`.
+  static std::unique_ptr<SafetensorsSource> open_damaged(const std::filesystem::path& path,
+                                                         std::vector<Error>& problems);
+
   std::span<const TensorInfo> tensors() const override { return tensors_; }
   const TensorInfo* find(std::string_view name) const override;
   Result<TensorView> read(std::string_view name) const override;
   void release(std::string_view name) const override;
 
-  // Things a person should know that are not errors, such as tensors missing from the index.
+  // Things a person should know that are not errors, such as files that the index does not name.
   const std::vector<std::string>& warnings() const { return warnings_; }
+
+  // File names of the shards that were read, sorted.
+  const std::vector<std::string>& shard_names() const { return shard_names_; }
 
  private:
   SafetensorsSource() = default;
+  void open_all(const std::filesystem::path& path, class ProblemList& problems);
+  void add_shard(const std::filesystem::path& file, ProblemList& problems);
+  void sort_tensors(ProblemList& problems);
 
   struct Place {
     size_t shard;
@@ -42,9 +55,15 @@ class SafetensorsSource final : public CheckpointSource {
     uint64_t size;
   };
   std::vector<MappedFile> shards_;
-  std::vector<TensorInfo> tensors_;  // sorted by name
-  std::vector<Place> places_;        // parallel to tensors_
+  std::vector<std::string> shard_names_;  // parallel to shards_
+  std::vector<TensorInfo> tensors_;       // sorted by name
+  std::vector<Place> places_;             // parallel to tensors_
   std::vector<std::string> warnings_;
+
+  // Tensors whose place in the file is no multiple of their element size (the format allows it),
+  // copied when they are read so that a TensorView is always aligned.
+  mutable std::mutex copies_mutex_;
+  mutable std::map<size_t, std::unique_ptr<std::byte[]>> copies_;  // by index into tensors_
 };
 
 // What the header of one safetensors file says. Exposed for fuzzing.

@@ -15,12 +15,14 @@
 
 namespace nibble {
 
-// The header is laid out from `tensors` in the given order (8-byte aligned start of data, as the
-// reference implementation pads it with spaces), then each tensor's bytes are written, in any
-// order, from any thread. Nothing appears under the final name before commit().
+// Tensors lie in the file by descending element size, otherwise in the given order, and the data
+// starts at a multiple of eight (the header is padded with spaces): so each is aligned to its
+// elements, as the reference implementation has it. Their bytes are written in any order, from any
+// thread. Nothing appears under the final name before commit().
 class SafetensorsWriter {
  public:
-  // Errors: kInvalidArgument for duplicate names; those of OutputFile.
+  // Errors: kInvalidArgument for duplicate names, names that are not UTF-8 and a header above the
+  // format's 100 MB; those of OutputFile.
   static Result<SafetensorsWriter> create(const std::filesystem::path& path,
                                           std::vector<TensorInfo> tensors);
 
