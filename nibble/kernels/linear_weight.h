@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace nibble {
+#include "nibble/numeric/fp8.h"
 
-inline constexpr int kFp8BlockSize = 128;  // rows and columns of DeepSeek's FP8 blocks
+namespace nibble {
 
 enum class LinearFormat { kF32, kBf16, kFp8Block, kNvfp4 };
 

@@ -7,6 +7,7 @@
 namespace nibble {
 
 inline constexpr float kE4m3Max = 448.0f;
+inline constexpr int kFp8BlockSize = 128;  // rows and columns of DeepSeek's FP8 blocks
 
 // The value of each code. Data, not a function, so that ISA files may use it.
 extern const float kE4m3Values[256];

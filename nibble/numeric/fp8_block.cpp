@@ -10,7 +10,6 @@
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/numeric/bf16.h"
-#include "nibble/numeric/fp8.h"
 
 namespace nibble {
 namespace {

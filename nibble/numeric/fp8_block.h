@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "nibble/base/result.h"
+#include "nibble/numeric/fp8.h"
 
 namespace nibble {
-
-inline constexpr int64_t kFp8BlockSize = 128;
 
 // ceil(n / 128).
 inline constexpr int64_t num_fp8_blocks(int64_t n) {
