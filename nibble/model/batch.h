@@ -1,0 +1,19 @@
+// What one forward pass works on.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "nibble/kernels/attention_view.h"
+
+namespace nibble {
+
+// Tokens of any number of sequences, each in one or more segments that cover the rows in order.
+struct Batch {
+  std::span<const int32_t> token_ids;  // each in 0 .. vocab_size - 1
+  AttentionBatch attention;
+
+  int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
+};
+
+}  // namespace nibble

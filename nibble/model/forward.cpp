@@ -1,0 +1,124 @@
+// The model, from token ids to the hidden states that lm_head reads. Read it beside the DeepSeek-V3
+// paper (arXiv 2412.19437, section 2); names are config.json's and the checkpoint's.
+#include "nibble/model/forward.h"
+
+#include "nibble/base/check.h"
+
+namespace nibble {
+namespace {
+
+// One pass's constants and buffers, narrowed to the batch.
+struct Pass {
+  const ModelConfig& config;
+  const Weights& weights;
+  const Batch& batch;
+  Kernels& kernels;
+  Workspace& workspace;
+  float epsilon;
+
+  MatrixView rows(const MatrixView& matrix) const {
+    return matrix.slice_rows(0, batch.num_tokens());
+  }
+};
+
+// x [tokens, hidden_size] -> out, the same shape. Multi-head latent attention: the cache holds, for
+// each token, the normed latent c (kv_lora_rank) and one rotated key r shared by all heads.
+void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& cache,
+               const MatrixView& x, const MatrixView& out) {
+  Kernels& k = pass.kernels;
+  const MatrixView q_a = pass.rows(pass.workspace.q_a);
+  const MatrixView q = pass.rows(pass.workspace.q);
+  const MatrixView kv_a = pass.rows(pass.workspace.kv_a);
+  const MatrixView heads = pass.rows(pass.workspace.attention);
+  const MlaShape& shape = pass.weights.mla_shape;
+  const RopeTable& rope = pass.weights.rope;
+
+  k.linear(x, w.q_a_proj, q_a);  // [tokens, q_lora_rank]
+  k.rms_norm(q_a, w.q_a_layernorm, pass.epsilon, q_a);
+  k.linear(q_a, w.q_b_proj, q);  // [tokens, num_heads * qk_head_dim]
+  k.rotary_query(q, shape, rope, pass.batch.attention);
+
+  k.linear(x, w.kv_a_proj_with_mqa, kv_a);  // [tokens, kv_lora_rank + qk_rope_head_dim]
+  k.mla_cache_write(kv_a, w.kv_a_layernorm, pass.epsilon, shape, rope, pass.batch.attention, cache);
+
+  k.mla_attention(q, w.kv_b_proj, shape, pass.batch.attention, cache, heads);
+  k.linear(heads, w.o_proj, out);  // [tokens, hidden_size]
+}
+
+// x [tokens, hidden_size] -> out: num_experts_per_tok routed experts and the shared one.
+void moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const MatrixView& out) {
+  const RouterShape& shape = pass.weights.router_shape;
+  int32_t* expert_ids = pass.workspace.expert_ids;
+  float* expert_weights = pass.workspace.expert_weights;
+  pass.kernels.route(x, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
+  pass.kernels.moe(x, w.experts, w.shared_experts ? &*w.shared_experts : nullptr, shape, expert_ids,
+                   expert_weights, out);
+}
+
+// One decoder layer, in place on the residual stream x.
+void decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheView& cache,
+                   const MatrixView& x) {
+  Kernels& k = pass.kernels;
+  const MatrixView normed = pass.rows(pass.workspace.normed);
+  const MatrixView sublayer = pass.rows(pass.workspace.sublayer);
+
+  k.rms_norm(x, layer.input_layernorm, pass.epsilon, normed);
+  attention(pass, layer.self_attn, cache, normed, sublayer);
+  k.add(x, sublayer);
+
+  k.rms_norm(x, layer.post_attention_layernorm, pass.epsilon, normed);
+  if (layer.moe) {
+    moe(pass, *layer.moe, normed, sublayer);
+  } else {
+    k.mlp(normed, *layer.mlp, sublayer);
+  }
+  k.add(x, sublayer);
+}
+
+Pass make_pass(const ModelConfig& config, const Weights& weights, const Batch& batch,
+               Kernels& kernels, Workspace& workspace) {
+  NIBBLE_CHECK(batch.num_tokens() >= 1 && batch.num_tokens() <= workspace.max_tokens());
+  NIBBLE_CHECK(batch.attention.num_tokens == batch.num_tokens());
+  return {config, weights, batch, kernels, workspace, static_cast<float>(config.rms_norm_eps)};
+}
+
+}  // namespace
+
+void forward(const ModelConfig& config, const Weights& weights, const Batch& batch,
+             std::span<const KvCacheView> kv_cache, Kernels& kernels, Workspace& workspace,
+             const MatrixView& hidden, const HiddenObserver& observer) {
+  NIBBLE_CHECK(kv_cache.size() >= weights.layers.size());
+  const Pass pass = make_pass(config, weights, batch, kernels, workspace);
+  const MatrixView x = pass.rows(workspace.x);
+
+  kernels.embed(weights.embed_tokens, batch.token_ids, x);
+  if (observer) observer(0, x);
+  for (size_t i = 0; i < weights.layers.size(); ++i) {
+    decoder_layer(pass, weights.layers[i], kv_cache[i], x);
+    if (observer) observer(static_cast<int>(i) + 1, x);
+  }
+  kernels.rms_norm(x, weights.norm, pass.epsilon, hidden);
+}
+
+void forward_mtp(const ModelConfig& config, const Weights& weights, const Batch& batch,
+                 const MatrixView& previous, const KvCacheView& mtp_cache, Kernels& kernels,
+                 Workspace& workspace, const MatrixView& hidden) {
+  NIBBLE_CHECK(weights.mtp.has_value());
+  const MtpWeights& mtp = *weights.mtp;
+  const Pass pass = make_pass(config, weights, batch, kernels, workspace);
+  const MatrixView x = pass.rows(workspace.x);
+  const MatrixView input = pass.rows(workspace.mtp_input);
+  const MatrixView embedding_half = input.slice_cols(0, config.hidden_size);
+  const MatrixView hidden_half = input.slice_cols(config.hidden_size, config.hidden_size);
+
+  // x = eh_proj [ rms_norm(embed(token t + 1), enorm) ; rms_norm(g_t, hnorm) ]
+  kernels.embed(weights.embed_tokens, batch.token_ids, x);
+  kernels.rms_norm(x, mtp.enorm, pass.epsilon, embedding_half);
+  kernels.rms_norm(previous, mtp.hnorm, pass.epsilon, hidden_half);
+  kernels.linear(input, mtp.eh_proj, x);
+
+  decoder_layer(pass, mtp.layer, mtp_cache, x);
+  kernels.rms_norm(x, mtp.shared_head_norm, pass.epsilon, hidden);
+}
+
+}  // namespace nibble

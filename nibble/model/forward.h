@@ -1,0 +1,39 @@
+// The forward pass of DeepSeek-V3, for every backend.
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include "nibble/checkpoint/config.h"
+#include "nibble/kernels/kernels.h"
+#include "nibble/model/batch.h"
+#include "nibble/model/weights.h"
+#include "nibble/model/workspace.h"
+
+namespace nibble {
+
+// Sees the residual stream: index 0 after the embedding, k after layer k - 1. For tests and probes.
+using HiddenObserver = std::function<void(int index, const MatrixView& hidden)>;
+
+// Runs the batch through all layers, writing its cache entries.
+//
+//   kv_cache   one view a layer, at least num_hidden_layers
+//   hidden     [tokens, hidden_size]: rms_norm(x, model.norm), what lm_head and the MTP layer read;
+//              may be workspace.normed
+//   workspace  room for at least batch.num_tokens() rows
+void forward(const ModelConfig& config, const Weights& weights, const Batch& batch,
+             std::span<const KvCacheView> kv_cache, Kernels& kernels, Workspace& workspace,
+             const MatrixView& hidden, const HiddenObserver& observer = {});
+
+// Runs the MTP layer (weights.mtp is there). Row t pairs hidden state g_t with the token after it:
+// batch.token_ids[t] is token t + 1, while the segment's positions stay those of t.
+//
+//   previous   [tokens, hidden_size]: g_t, the `hidden` of forward() or of an earlier call
+//   mtp_cache  the MTP layer's own cache
+//   hidden     [tokens, hidden_size]: rms_norm(z, shared_head.norm); lm_head of it gives the draft
+//              logits for token t + 2. May be `previous`.
+void forward_mtp(const ModelConfig& config, const Weights& weights, const Batch& batch,
+                 const MatrixView& previous, const KvCacheView& mtp_cache, Kernels& kernels,
+                 Workspace& workspace, const MatrixView& hidden);
+
+}  // namespace nibble

@@ -1,0 +1,294 @@
+#include "nibble/model/weights.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <utility>
+
+#include "nibble/base/error.h"
+#include "nibble/base/interrupt.h"
+#include "nibble/base/progress.h"
+#include "nibble/base/thread_pool.h"
+#include "nibble/checkpoint/linear_tensors.h"
+#include "nibble/model/rope.h"
+#include "nibble/numeric/bf16.h"
+
+namespace nibble {
+namespace {
+
+LinearFormat linear_format(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kF32:
+      return LinearFormat::kF32;
+    case WeightFormat::kBf16:
+      return LinearFormat::kBf16;
+    case WeightFormat::kFp8Block:
+      return LinearFormat::kFp8Block;
+    case WeightFormat::kNvfp4:
+      return LinearFormat::kNvfp4;
+  }
+  return LinearFormat::kF32;
+}
+
+// Collects what a model needs as jobs, then runs them on all threads. The targets must not move
+// between the two.
+class Loader {
+ public:
+  Loader(const CheckpointSource& source, const ModelConfig& config, const WeightsOptions& options,
+         Kernels& kernels, Weights& weights)
+      : source_(source), config_(config), options_(options), kernels_(kernels), weights_(weights) {}
+
+  void linear(std::string module, int64_t rows, int64_t cols, LinearWeight* out) {
+    jobs_.push_back({std::move(module), rows, cols, out, nullptr, nullptr});
+  }
+  void mla_up(std::string module, int64_t rows, int64_t cols, MlaUpWeight* out) {
+    jobs_.push_back({std::move(module), rows, cols, nullptr, out, nullptr});
+  }
+  // A float vector stored as BF16 or F32 under its full name.
+  void vector(std::string name, int64_t size, const float** out) {
+    jobs_.push_back({std::move(name), size, 1, nullptr, nullptr, out});
+  }
+
+  void mlp(const std::string& module, int64_t intermediate, MlpWeight* out) {
+    linear(module + ".gate_proj", intermediate, config_.hidden_size, &out->gate_proj);
+    linear(module + ".up_proj", intermediate, config_.hidden_size, &out->up_proj);
+    linear(module + ".down_proj", config_.hidden_size, intermediate, &out->down_proj);
+  }
+  void layer(int index, bool is_moe, LayerWeights* out);
+  Status embedding();
+  Status rope();
+  Status run();
+
+ private:
+  struct Job {
+    std::string name;  // a module's path, or a vector's full name
+    int64_t rows;
+    int64_t cols;
+    LinearWeight* linear;
+    MlaUpWeight* mla_up;
+    const float** vector;
+  };
+
+  Status run_job(const Job& job);
+  Status load_linear(const Job& job);
+  Status load_vector(const Job& job);
+  Result<void*> allocate(size_t bytes);
+
+  const CheckpointSource& source_;
+  const ModelConfig& config_;
+  const WeightsOptions& options_;
+  Kernels& kernels_;
+  Weights& weights_;
+  std::vector<Job> jobs_;
+  std::mutex mutex_;  // guards weights_.buffers and device_bytes
+};
+
+void Loader::layer(int index, bool is_moe, LayerWeights* out) {
+  const std::string prefix = fmt::format("model.layers.{}", index);
+  const std::string attn = prefix + ".self_attn";
+  const int64_t hidden = config_.hidden_size;
+  const int64_t heads = config_.num_attention_heads;
+  AttentionWeights& w = out->self_attn;
+  vector(prefix + ".input_layernorm.weight", hidden, &out->input_layernorm);
+  linear(attn + ".q_a_proj", config_.q_lora_rank, hidden, &w.q_a_proj);
+  vector(attn + ".q_a_layernorm.weight", config_.q_lora_rank, &w.q_a_layernorm);
+  linear(attn + ".q_b_proj", heads * config_.qk_head_dim(), config_.q_lora_rank, &w.q_b_proj);
+  linear(attn + ".kv_a_proj_with_mqa", config_.kv_lora_rank + config_.qk_rope_head_dim, hidden,
+         &w.kv_a_proj_with_mqa);
+  vector(attn + ".kv_a_layernorm.weight", config_.kv_lora_rank, &w.kv_a_layernorm);
+  mla_up(attn + ".kv_b_proj", heads * (config_.qk_nope_head_dim + config_.v_head_dim),
+         config_.kv_lora_rank, &w.kv_b_proj);
+  linear(attn + ".o_proj", hidden, heads * config_.v_head_dim, &w.o_proj);
+  vector(prefix + ".post_attention_layernorm.weight", hidden, &out->post_attention_layernorm);
+
+  const std::string mlp_module = prefix + ".mlp";
+  if (!is_moe) {
+    mlp(mlp_module, config_.intermediate_size, &out->mlp.emplace());
+    return;
+  }
+  MoeWeights& moe = out->moe.emplace();
+  linear(mlp_module + ".gate", config_.n_routed_experts, hidden, &moe.gate);
+  vector(mlp_module + ".gate.e_score_correction_bias", config_.n_routed_experts,
+         &moe.e_score_correction_bias);
+  moe.experts.resize(static_cast<size_t>(config_.n_routed_experts));
+  for (int e = 0; e < config_.n_routed_experts; ++e) {
+    mlp(fmt::format("{}.experts.{}", mlp_module, e), config_.moe_intermediate_size,
+        &moe.experts[static_cast<size_t>(e)]);
+  }
+  if (config_.n_shared_experts > 0) {
+    mlp(mlp_module + ".shared_experts", config_.n_shared_experts * config_.moe_intermediate_size,
+        &moe.shared_experts.emplace());
+  }
+}
+
+Result<void*> Loader::allocate(size_t bytes) {
+  Buffer buffer = NIBBLE_TRY(kernels_.device().allocate(bytes));
+  void* data = buffer.data();
+  const std::lock_guard lock(mutex_);
+  weights_.buffers.push_back(std::move(buffer));
+  weights_.device_bytes += bytes;
+  return data;
+}
+
+Status Loader::load_linear(const Job& job) {
+  const LinearTensors tensors = NIBBLE_TRY(read_linear(source_, job.name, job.rows, job.cols));
+  const HostLinear host{linear_format(tensors.format),
+                        tensors.rows,
+                        tensors.cols,
+                        tensors.weight.bytes.data(),
+                        tensors.scales.bytes.data(),
+                        tensors.global_scale,
+                        tensors.input_scale.value_or(1.0f)};
+  if (job.mla_up != nullptr) {
+    const size_t bytes = kernels_.packed_mla_up_bytes(host.format, weights_.mla_shape);
+    void* memory = NIBBLE_TRY(allocate(bytes));
+    *job.mla_up = NIBBLE_TRY(kernels_.pack_mla_up(host, weights_.mla_shape, memory));
+  } else {
+    const bool quantized =
+        tensors.format == WeightFormat::kNvfp4 && tensors.input_scale.has_value();
+    void* memory = NIBBLE_TRY(allocate(kernels_.packed_bytes(host.format, host.rows, host.cols)));
+    *job.linear = NIBBLE_TRY(kernels_.pack(
+        host, quantized ? options_.nvfp4_activation : ActivationFormat::kUnquantized, memory));
+  }
+  source_.release(job.name + ".weight");
+  return {};
+}
+
+Status Loader::load_vector(const Job& job) {
+  const TensorView view = NIBBLE_TRY(source_.read(job.name));
+  if (view.shape != Shape{job.rows}) {
+    return corrupt(
+        fmt::format("{} has shape {}, expected [{}]", job.name, view.shape.to_string(), job.rows));
+  }
+  std::vector<float> values(static_cast<size_t>(job.rows));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (view.dtype == DType::kF32) {
+      values[i] = view.data<float>()[i];
+    } else if (view.dtype == DType::kBf16) {
+      values[i] = bf16_to_float(view.data<uint16_t>()[i]);
+    } else {
+      return unsupported(
+          fmt::format("{} is {}, expected BF16 or F32", job.name, dtype_name(view.dtype)));
+    }
+  }
+  void* memory = NIBBLE_TRY(allocate(values.size() * sizeof(float)));
+  NIBBLE_TRY(kernels_.device().copy_to_device(memory, std::as_bytes(std::span(values))));
+  *job.vector = static_cast<const float*>(memory);
+  return {};
+}
+
+Status Loader::run_job(const Job& job) {
+  return job.vector != nullptr ? load_vector(job) : load_linear(job);
+}
+
+Status Loader::embedding() {
+  const std::string name = "model.embed_tokens.weight";
+  const TensorView view = NIBBLE_TRY(source_.read(name));
+  const Shape expected{config_.vocab_size, config_.hidden_size};
+  if (view.shape != expected) {
+    return corrupt(fmt::format("{} has shape {}, expected {}", name, view.shape.to_string(),
+                               expected.to_string()));
+  }
+  if (view.dtype != DType::kBf16 && view.dtype != DType::kF32) {
+    return unsupported(fmt::format("{} is {}, expected BF16 or F32", name, dtype_name(view.dtype)));
+  }
+  void* memory = NIBBLE_TRY(allocate(view.bytes.size()));
+  NIBBLE_TRY(kernels_.device().copy_to_device(memory, view.bytes));
+  weights_.embed_tokens =
+      MatrixView{memory, view.dtype, config_.vocab_size, config_.hidden_size, config_.hidden_size};
+  return {};
+}
+
+Status Loader::rope() {
+  const int64_t positions =
+      options_.max_positions > 0 ? options_.max_positions : config_.max_position_embeddings;
+  const RopeValues values = rope_values(config_, positions);
+  void* cos = NIBBLE_TRY(allocate(values.cos.size() * sizeof(float)));
+  void* sin = NIBBLE_TRY(allocate(values.sin.size() * sizeof(float)));
+  NIBBLE_TRY(kernels_.device().copy_to_device(cos, std::as_bytes(std::span(values.cos))));
+  NIBBLE_TRY(kernels_.device().copy_to_device(sin, std::as_bytes(std::span(values.sin))));
+  weights_.rope = RopeTable{static_cast<const float*>(cos), static_cast<const float*>(sin),
+                            positions, config_.qk_rope_head_dim / 2};
+  return {};
+}
+
+Status Loader::run() {
+  Progress progress("loading", jobs_.size(), Progress::Unit::kItems, options_.show_progress);
+  ThreadPool pool(std::max(1, options_.threads));
+  std::vector<Status> results(jobs_.size());
+  std::atomic<bool> failed{false};
+  pool.parallel_for(static_cast<int64_t>(jobs_.size()), 1,
+                    [&](int64_t begin, int64_t end, int /*thread_id*/) {
+                      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+                        if (failed.load(std::memory_order_relaxed)) return;
+                        results[i] = interrupted() ? check_interrupt() : run_job(jobs_[i]);
+                        if (!results[i]) failed.store(true, std::memory_order_relaxed);
+                        progress.add(1);
+                      }
+                    });
+  for (Status& result : results) {
+    if (!result) return std::move(result);
+  }
+  return {};
+}
+
+// All experts of a layer quantize their activations once, so they share the largest input_scale.
+void share_input_scales(MoeWeights& moe) {
+  float input = 0;
+  float product = 0;
+  for (const MlpWeight& expert : moe.experts) {
+    input = std::max({input, expert.gate_proj.input_scale, expert.up_proj.input_scale});
+    product = std::max(product, expert.down_proj.input_scale);
+  }
+  for (MlpWeight& expert : moe.experts) {
+    expert.gate_proj.input_scale = input;
+    expert.up_proj.input_scale = input;
+    expert.down_proj.input_scale = product;
+  }
+}
+
+}  // namespace
+
+Result<Weights> Weights::load(const CheckpointSource& source, const ModelConfig& config,
+                              const WeightsOptions& options, Kernels& kernels) {
+  Weights weights;
+  weights.mla_shape =
+      MlaShape{config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim,
+               config.qk_rope_head_dim,    config.v_head_dim,   softmax_scale(config)};
+  weights.router_shape =
+      RouterShape{config.n_routed_experts, config.num_experts_per_tok,
+                  config.n_group,          config.topk_group,
+                  config.norm_topk_prob,   static_cast<float>(config.routed_scaling_factor)};
+
+  Loader loader(source, config, options, kernels, weights);
+  NIBBLE_TRY(loader.embedding());
+  NIBBLE_TRY(loader.rope());
+  weights.layers.resize(static_cast<size_t>(config.num_hidden_layers));
+  for (int i = 0; i < config.num_hidden_layers; ++i) {
+    loader.layer(i, config.is_moe_layer(i), &weights.layers[static_cast<size_t>(i)]);
+  }
+  loader.vector("model.norm.weight", config.hidden_size, &weights.norm);
+  loader.linear(config.tie_word_embeddings ? "model.embed_tokens" : "lm_head", config.vocab_size,
+                config.hidden_size, &weights.lm_head);
+  if (options.load_mtp && config.num_nextn_predict_layers > 0) {
+    const int index = config.num_hidden_layers;
+    const std::string prefix = fmt::format("model.layers.{}", index);
+    MtpWeights& mtp = weights.mtp.emplace();
+    loader.vector(prefix + ".enorm.weight", config.hidden_size, &mtp.enorm);
+    loader.vector(prefix + ".hnorm.weight", config.hidden_size, &mtp.hnorm);
+    loader.linear(prefix + ".eh_proj", config.hidden_size, 2 * config.hidden_size, &mtp.eh_proj);
+    loader.layer(index, config.is_moe_layer(index), &mtp.layer);
+    loader.vector(prefix + ".shared_head.norm.weight", config.hidden_size, &mtp.shared_head_norm);
+  }
+  NIBBLE_TRY(loader.run());
+
+  for (LayerWeights& layer : weights.layers) {
+    if (layer.moe) share_input_scales(*layer.moe);
+  }
+  if (weights.mtp && weights.mtp->layer.moe) share_input_scales(*weights.mtp->layer.moe);
+  return weights;
+}
+
+}  // namespace nibble

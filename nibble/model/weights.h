@@ -1,0 +1,85 @@
+// The weights of a DeepSeek-V3 model, placed and packed for a backend.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "nibble/base/result.h"
+#include "nibble/checkpoint/config.h"
+#include "nibble/checkpoint/source.h"
+#include "nibble/device/device.h"
+#include "nibble/kernels/kernels.h"
+
+namespace nibble {
+
+// Norm weights are float [size] in device memory; names are the checkpoint's.
+struct AttentionWeights {
+  LinearWeight q_a_proj;
+  const float* q_a_layernorm = nullptr;
+  LinearWeight q_b_proj;
+  LinearWeight kv_a_proj_with_mqa;
+  const float* kv_a_layernorm = nullptr;
+  MlaUpWeight kv_b_proj;
+  LinearWeight o_proj;
+};
+
+struct MoeWeights {
+  LinearWeight gate;
+  const float* e_score_correction_bias = nullptr;
+  std::vector<MlpWeight> experts;
+  std::optional<MlpWeight> shared_experts;
+};
+
+struct LayerWeights {
+  const float* input_layernorm = nullptr;
+  AttentionWeights self_attn;
+  const float* post_attention_layernorm = nullptr;
+  std::optional<MlpWeight> mlp;  // dense layers
+  std::optional<MoeWeights> moe;
+};
+
+// The multi-token-prediction layer. Its embedding and head are the main model's.
+struct MtpWeights {
+  const float* enorm = nullptr;
+  const float* hnorm = nullptr;
+  LinearWeight eh_proj;  // [hidden_size, 2 * hidden_size]: the embedding's half first
+  LayerWeights layer;
+  const float* shared_head_norm = nullptr;
+};
+
+struct WeightsOptions {
+  // What NVFP4 linears do with their activations; kNvfp4 applies to those with an input_scale.
+  ActivationFormat nvfp4_activation = ActivationFormat::kUnquantized;
+  bool load_mtp = true;
+  int64_t max_positions = 0;  // rows of the rotary table; 0: max_position_embeddings
+  bool show_progress = false;
+  int threads = 1;  // that pack in parallel
+};
+
+// Move-only; owns all device memory that its members point into.
+struct Weights {
+  MatrixView embed_tokens;  // BF16 or F32 [vocab_size, hidden_size]
+  std::vector<LayerWeights> layers;
+  const float* norm = nullptr;
+  LinearWeight lm_head;
+  std::optional<MtpWeights> mtp;
+  RopeTable rope;
+  MlaShape mla_shape;
+  RouterShape router_shape;
+
+  uint64_t device_bytes = 0;
+
+  // Reads every tensor of the model, checks its shape and packs it for `kernels`, which must
+  // outlive the weights. Within a layer all experts get the largest input_scale of their projection
+  // (spec nvfp4 section 4). Errors: kNotFound, kCorrupt (shape, scale) naming the tensor;
+  // kUnsupported dtypes; kOutOfMemory; kCancelled after an interrupt.
+  static Result<Weights> load(const CheckpointSource& source, const ModelConfig& config,
+                              const WeightsOptions& options, Kernels& kernels);
+
+  std::vector<Buffer> buffers;
+};
+
+}  // namespace nibble
