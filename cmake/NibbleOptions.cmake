@@ -28,6 +28,13 @@ if(NIBBLE_WERROR OR (CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER
   target_compile_options(nibble_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
 
+if(NIBBLE_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "NIBBLE_FUZZ needs clang, this is ${CMAKE_CXX_COMPILER_ID}: configure with --preset fuzz")
+  endif()
+  target_compile_options(nibble_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link>)
+endif()
+
 if(NIBBLE_SANITIZE)
   target_compile_options(nibble_options INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${NIBBLE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer>)
