@@ -1,8 +1,10 @@
-// The tensors that make up one linear layer's weight, whatever its format.
+// The tensors of one linear layer, found by its module path and checked: what format it is in,
+// its weight and its scales.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "nibble/base/result.h"
@@ -11,26 +13,53 @@
 
 namespace nibble {
 
-enum class WeightFormat { kF32, kBf16, kFp8Block, kNvfp4 };
-
-// A weight [rows, cols] of logical shape (NVFP4 counts two columns a byte).
-struct LinearTensors {
-  WeightFormat format = WeightFormat::kBf16;
-  int64_t rows = 0;
-  int64_t cols = 0;
-  TensorView weight;                 // as stored
-  TensorView scales;                 // FP8: weight_scale_inv; NVFP4: weight_scale; else empty
-  float global_scale = 1;            // NVFP4: weight_scale_2
-  std::optional<float> input_scale;  // NVFP4, where the checkpoint has one
+enum class WeightFormat {
+  kF32,       // weight F32 [rows, cols]
+  kBf16,      // weight BF16 [rows, cols]
+  kFp8Block,  // weight F8_E4M3 [rows, cols], scales F32 [ceil(rows / 128), ceil(cols / 128)]
+  kNvfp4      // weight U8 [rows, cols / 2], scales F8_E4M3 [rows, cols / 16], global_scale
 };
 
-// Finds the format of module `module` ("model.layers.3.mlp.gate_proj") and its companions, and
-// checks them: NVFP4 iff `.weight` is U8 and `.weight_scale` exists; scalars of shape [] or [1], F32
-// or BF16. Errors name the tensor: kNotFound (missing weight or companion), kCorrupt (a shape other
-// than [rows, cols] asks for, with both; NaN, infinite, zero or negative scales; a block scale with
-// its sign bit set or 0x7F, with its place; an FP8 NaN code), kUnsupported (another dtype,
-// pre_quant_scale).
+// "F32", "BF16", "FP8 128x128", "NVFP4".
+std::string_view weight_format_name(WeightFormat format);
+
+// Views are valid as long as the source, or until release_linear for sources that make their data
+// on demand.
+struct LinearTensors {
+  WeightFormat format = WeightFormat::kBf16;
+  int64_t rows = 0;                  // out_features
+  int64_t cols = 0;                  // in_features, logical: NVFP4 packs two into a byte
+  TensorView weight;                 // as the enumerators above say
+  TensorView scales;                 // kFp8Block, kNvfp4; otherwise without bytes
+  float global_scale = 1;            // kNvfp4: weight_scale_2
+  std::optional<float> input_scale;  // kNvfp4: absent means weight-only (W4A16)
+};
+
+// The format of module's weight from dtypes and names alone; no data is read. A weight is NVFP4 iff
+// it is U8 and `module`.weight_scale exists (nvfp4.md section 5). Errors: kNotFound without
+// `module`.weight; kUnsupported naming the dtype, the layout (per-tensor FP8, compressed-tensors)
+// or a pre_quant_scale, which are not read.
+Result<WeightFormat> find_weight_format(const CheckpointSource& source, std::string_view module);
+
+// Shapes and dtypes of the weight and its companions against the logical [rows, cols]; no data is
+// read. Errors: those of find_weight_format, kCorrupt naming the tensor, what it has and what was
+// expected.
+Result<WeightFormat> check_linear_shapes(const CheckpointSource& source, std::string_view module,
+                                         int64_t expected_rows, int64_t expected_cols);
+
+// Reads and checks `module`.weight and its companions against the logical [expected_rows,
+// expected_cols]. Scalars may have the shape [] or [1] and the dtype F32 or BF16.
+// Every scale is looked at, and every FP8 weight code. Errors: those of check_linear_shapes, and
+// kCorrupt naming the tensor and the place for: a block scale with the sign bit or 0x7F (NaN);
+// weight_scale_2, input_scale or weight_scale_inv that is NaN, infinite, zero or negative; an FP8
+// weight code 0x7F or 0xFF (NaN).
 Result<LinearTensors> read_linear(const CheckpointSource& source, std::string_view module,
-                                  int64_t rows, int64_t cols);
+                                  int64_t expected_rows, int64_t expected_cols);
+
+// source.release of the weight and all companions.
+void release_linear(const CheckpointSource& source, std::string_view module);
+
+// Whether any weight is NVFP4 as find_weight_format says; load_quant_config wants to know.
+bool has_nvfp4_weights(const CheckpointSource& source);
 
 }  // namespace nibble
