@@ -152,7 +152,7 @@ Status Loader::load_linear(const Job& job) {
     *job.linear = NIBBLE_TRY(kernels_.pack(
         host, quantized ? options_.nvfp4_activation : ActivationFormat::kUnquantized, memory));
   }
-  source_.release(job.name + ".weight");
+  release_linear(source_, job.name);
   return {};
 }
 

@@ -1,0 +1,65 @@
+#include "nibble/engine/loaded_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "nibble/base/cpu_features.h"
+#include "nibble/base/error.h"
+#include "nibble/base/log.h"
+#include "nibble/checkpoint/linear_tensors.h"
+#include "nibble/checkpoint/safetensors_source.h"
+#include "nibble/kernels/registry.h"
+
+namespace nibble {
+Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::path& directory,
+                                                       const ModelOptions& options) {
+  const ModelConfig config = NIBBLE_TRY(load_config(directory));
+  if (options.max_seq_len < 0 || options.max_seq_len > config.max_position_embeddings) {
+    return invalid_argument(fmt::format("max_seq_len is {}, expected 1..{} (the model's context)",
+                                        options.max_seq_len, config.max_position_embeddings));
+  }
+  Tokenizer tokenizer = NIBBLE_TRY(Tokenizer::load(directory));
+  const auto source = NIBBLE_TRY(SafetensorsSource::open(directory));
+  for (const std::string& warning : source->warnings()) log_warning(warning);
+  const bool nvfp4 = has_nvfp4_weights(*source);
+  QuantConfig quant_config = NIBBLE_TRY(load_quant_config(directory, nvfp4));
+  for (const std::string& warning : quant_config.warnings) log_warning(warning);
+  if (options.nvfp4_activation == ActivationFormat::kNvfp4 && !nvfp4) {
+    return unsupported(fmt::format(
+        "W4A4 needs NVFP4 weights, and {} has none; quantize it first with nibble quantize",
+        directory.string()));
+  }
+  const int threads = options.threads > 0 ? options.threads : available_processors();
+  KernelOptions kernel_options;
+  kernel_options.threads = threads;
+  auto kernels = NIBBLE_TRY(make_kernels(options.backend, kernel_options));
+
+  WeightsOptions weights_options;
+  weights_options.nvfp4_activation = options.nvfp4_activation;
+  weights_options.load_mtp = options.load_mtp;
+  weights_options.max_positions =
+      options.max_seq_len > 0 ? options.max_seq_len : config.max_position_embeddings;
+  weights_options.show_progress = options.show_progress;
+  weights_options.threads = threads;
+  Weights weights = NIBBLE_TRY(Weights::load(*source, config, weights_options, *kernels));
+
+  std::unique_ptr<LoadedModel> model(new LoadedModel(std::move(tokenizer), std::move(weights)));
+  model->config = config;
+  model->quant_config = std::move(quant_config);
+  model->kernels = std::move(kernels);
+  model->max_seq_len = weights_options.max_positions;
+  model->directory = directory;
+  return model;
+}
+
+DType LoadedModel::default_kv_cache_dtype() const {
+  return quant_config.kv_cache_quant_algo == "FP8" ? DType::kF8E4m3 : DType::kBf16;
+}
+
+bool LoadedModel::is_eos(int64_t token_id) const {
+  return std::find(config.eos_token_ids.begin(), config.eos_token_ids.end(), token_id) !=
+         config.eos_token_ids.end();
+}
+
+}  // namespace nibble

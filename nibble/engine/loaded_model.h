@@ -1,0 +1,51 @@
+// A checkpoint loaded for one backend, with its tokenizer: what every way of running starts from.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "nibble/base/result.h"
+#include "nibble/checkpoint/config.h"
+#include "nibble/checkpoint/quant_config.h"
+#include "nibble/kernels/kernels.h"
+#include "nibble/model/weights.h"
+#include "nibble/tokenizer/tokenizer.h"
+
+namespace nibble {
+
+struct ModelOptions {
+  std::string backend = "auto";  // auto, cpu, reference
+  int threads = 0;               // 0: all processors that this process may use
+  ActivationFormat nvfp4_activation = ActivationFormat::kUnquantized;
+  bool load_mtp = true;
+  int64_t max_seq_len = 0;  // tokens, prompt and output; 0: the model's max_position_embeddings
+  bool show_progress = false;
+};
+
+// Not movable: the weights point into the kernels' device.
+class LoadedModel {
+ public:
+  // Errors: those of the readers, make_kernels and Weights::load; kInvalidArgument for a
+  // max_seq_len above the model's; kUnsupported for W4A4 on a checkpoint without NVFP4 weights.
+  static Result<std::unique_ptr<LoadedModel>> load(const std::filesystem::path& directory,
+                                                   const ModelOptions& options);
+
+  ModelConfig config;
+  QuantConfig quant_config;
+  std::unique_ptr<Kernels> kernels;
+  Weights weights;
+  Tokenizer tokenizer;
+  int64_t max_seq_len = 0;
+  std::filesystem::path directory;
+
+  // FP8 where the checkpoint asks for it, otherwise BF16.
+  DType default_kv_cache_dtype() const;
+
+  bool is_eos(int64_t token_id) const;
+
+ private:
+  LoadedModel(Tokenizer t, Weights w) : weights(std::move(w)), tokenizer(std::move(t)) {}
+};
+
+}  // namespace nibble
