@@ -11,9 +11,11 @@ namespace nibble {
 // std::function. The callable must outlive the call it is passed to.
 class RangeTask {
  public:
-  template <typename F>
-  requires(!std::is_same_v<std::remove_cvref_t<F>, RangeTask>) RangeTask(
-      F&& f)  // NOLINT(google-explicit-constructor): a lambda is passed where one is asked for
+  template <typename F,
+            typename = std::enable_if_t<!std::is_same_v<std::remove_cvref_t<F>, RangeTask>>>
+  // A lambda is passed where a RangeTask is asked for, so the conversion is implicit.
+  // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload)
+  RangeTask(F&& f)
       : object_(const_cast<void*>(static_cast<const void*>(&f))),
         call_([](void* object, int64_t begin, int64_t end, int thread_id) {
           (*static_cast<std::remove_reference_t<F>*>(object))(begin, end, thread_id);
