@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "nibble/base/error.h"
+#include "nibble/numeric/bf16.h"
 
 namespace nibble {
 namespace {
@@ -64,7 +64,7 @@ Result<float> read_scalar(const CheckpointSource& source, const std::string& nam
   } else {
     uint16_t half = 0;
     std::memcpy(&half, view.bytes.data(), sizeof half);
-    value = std::bit_cast<float>(static_cast<uint32_t>(half) << 16);
+    value = bf16_to_float(half);
   }
   if (!std::isfinite(value) || value <= 0) {
     return corrupt(fmt::format("{} is {}, expected a positive finite number",

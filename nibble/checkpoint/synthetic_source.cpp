@@ -3,12 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
-#include "nibble/base/check.h"
 #include "nibble/base/error.h"
+#include "nibble/numeric/bf16.h"
 
 namespace nibble {
 namespace {
@@ -42,12 +41,6 @@ uint64_t hash_name(std::string_view name) {
   uint64_t hash = 0xcbf29ce484222325;
   for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
   return hash;
-}
-
-uint16_t to_bf16(float value) {
-  // Nearest, ties to even; the values here are finite.
-  const auto bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // An E4M3 code with magnitude 0.25 .. 3.75. Squares average 2.8: mantissas 8/8 .. 15/8 (2.13) times
@@ -85,7 +78,7 @@ void fill_bf16(const TensorInfo& info, Random& random, uint16_t* out) {
                       : is_embedding ? 1.0F
                                      : 1.0F / std::sqrt(static_cast<float>(info.shape[1]));
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = to_bf16((is_norm ? 1.0F : 0.0F) + scale * random.normal());
+    out[i] = float_to_bf16((is_norm ? 1.0F : 0.0F) + scale * random.normal());
   }
 }
 
