@@ -35,7 +35,7 @@ prompts=(
   "The capital of France is"
   "The future of AI is"
 )
-printf '== four prompts (the demo is a toy of 34 million parameters: expect form, not facts)\n'
+printf '== four prompts (the demo is a toy of 31 million parameters: expect form, not facts)\n'
 for prompt in "${prompts[@]}"; do
   printf '\n> %s\n' "$prompt"
   "$nibble" run "$checkpoint" -p "$prompt" --max-tokens 32 --temperature 0
