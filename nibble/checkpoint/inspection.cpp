@@ -56,6 +56,11 @@ void summarize(Inspection& inspection, int64_t mtp_layer) {
       ++sum->formats[stored_format(source, info)];
     }
     if (is_scale_name(info.name)) ++inspection.num_scales;
+    std::string_view rest;
+    if (split_layer(info.name, &rest) >= 0 &&
+        (rest == "embed_tokens.weight" || rest == "shared_head.head.weight")) {
+      inspection.num_copied_parameters += parameters;
+    }
   }
 }
 
@@ -68,8 +73,8 @@ class Comparison {
         config_(*inspection.config),
         expected_(model_tensors(config_)),
         values_(values),
-        progress_("checking values", static_cast<uint64_t>(inspection.total.num_bytes),
-                  Progress::Unit::kBytes, show_progress && values && inspection.total.num_bytes) {}
+        progress_("checking values", std::max<uint64_t>(linear_bytes(), 1), Progress::Unit::kBytes,
+                  show_progress && values) {}
 
   Status run() {
     const bool mtp_absent = is_mtp_absent();
@@ -100,6 +105,16 @@ class Comparison {
 
  private:
   void problem(std::string text) { inspection_.problems.push_back(std::move(text)); }
+
+  // Stored bytes of all linears, scales aside: what the progress counts.
+  uint64_t linear_bytes() const {
+    int64_t bytes = 0;
+    for (const ModelTensor& tensor : expected_) {
+      const TensorInfo* info = tensor.is_linear ? source_.find(tensor.name) : nullptr;
+      if (info != nullptr) bytes += info->shape.num_elements() * dtype_size(info->dtype);
+    }
+    return static_cast<uint64_t>(bytes);
+  }
 
   bool is_mtp_absent() const {
     if (config_.num_nextn_predict_layers == 0) return false;
@@ -150,7 +165,7 @@ class Comparison {
       const auto linear = read_linear(source_, module, tensor.shape[0], tensor.shape[1]);
       if (!linear) problem(linear.error().message);
       if (linear && *format == WeightFormat::kNvfp4) global_scales_[module] = *linear;
-      progress_.add(linear ? linear->weight.bytes.size() + linear->scales.bytes.size() : 0);
+      progress_.add(linear ? linear->weight.bytes.size() : 0);
       release_linear(source_, module);
     }
   }

@@ -35,6 +35,7 @@ struct Inspection {
   ClassSummary other;  // names that no DeepSeek-V3 model has
   ClassSummary total;
   int64_t num_scales = 0;
+  int64_t num_copied_parameters = 0;  // in the MTP layer's copies of embed_tokens and lm_head
   bool values_checked = false;
   std::vector<std::string> problems;  // each one a reason why the checkpoint can't be run
   std::vector<std::string> warnings;

@@ -113,7 +113,7 @@ Result<QuantConfig> parse_hf_quant_config(const JsonValue& json, std::string_vie
                                quantization == nullptr ? "missing" : quantization->kind_name()));
   }
   QuantConfig config;
-  config.source = where;
+  config.source = "hf_quant_config.json";
   config.producer = producer_text(json);
   const std::string algo = NIBBLE_TRY(optional_string(*quantization, "quant_algo", where));
   if (algo == "MIXED_PRECISION") {
@@ -148,7 +148,7 @@ Status check_group_weights(const JsonValue& group, std::string_view where) {
 // Form (b): quantization_config with quant_method "modelopt".
 Result<QuantConfig> parse_unified(const JsonValue& json, std::string_view where) {
   QuantConfig config;
-  config.source = where;
+  config.source = "config.json";
   config.algo = QuantAlgo::kNvfp4;
   config.producer = producer_text(json);
   const std::string algo = NIBBLE_TRY(optional_string(json, "quant_algo", where));
@@ -202,7 +202,7 @@ Result<QuantConfig> parse_fp8(const JsonValue& json, std::string_view where) {
         fmt::format("{}: weight_block_size is {}; only [128, 128] is supported", where, found));
   }
   QuantConfig config;
-  config.source = where;
+  config.source = "config.json";
   config.algo = QuantAlgo::kFp8Block;
   return config;
 }

@@ -203,7 +203,13 @@ std::string text_report(const Inspection& inspection, const std::filesystem::pat
       {"files", fmt::format("{} safetensors, {} tensors, {}", source.shard_names().size(),
                             count_text(static_cast<int64_t>(source.tensors().size())),
                             bytes_text(inspection.total.num_bytes))});
-  facts.push_back({"parameters", count_text(inspection.total.num_parameters)});
+  const int64_t copied = inspection.num_copied_parameters;
+  std::string parameters = count_text(inspection.total.num_parameters - copied);
+  if (copied > 0) {
+    parameters += fmt::format(" (and {} in the MTP layer's copies of embed_tokens and lm_head)",
+                              count_text(copied));
+  }
+  facts.push_back({"parameters", std::move(parameters)});
   facts.push_back({"values", inspection.values_checked ? "every scale and FP8 code checked"
                                                        : "not checked (--values reads them)"});
   text += table(facts, {false, false});
@@ -266,6 +272,7 @@ std::string json_report(const Inspection& inspection, const std::filesystem::pat
   totals.set("weights", JsonValue::integer(inspection.total.num_weights));
   totals.set("scales", JsonValue::integer(inspection.num_scales));
   totals.set("parameters", JsonValue::integer(inspection.total.num_parameters));
+  totals.set("copied_parameters", JsonValue::integer(inspection.num_copied_parameters));
   totals.set("bytes", JsonValue::integer(inspection.total.num_bytes));
   json.set("totals", std::move(totals));
   JsonValue tensors = JsonValue::array();
