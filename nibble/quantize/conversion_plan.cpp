@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
-#include <unordered_map>
 #include <unordered_set>
 
+#include "nibble/base/check.h"
 #include "nibble/base/error.h"
+#include "nibble/checkpoint/model_tensors.h"
 #include "nibble/numeric/fp8_block.h"
 #include "nibble/numeric/nvfp4.h"
 
@@ -50,6 +51,7 @@ class Planner {
 
   Result<ConversionPlan> run(uint64_t shard_bytes) {
     NIBBLE_TRY(refuse_quantized_source());
+    NIBBLE_TRY(check_complete());
     for (LinearGroup& group : quantized_groups(config_, scheme_)) {
       NIBBLE_TRY(add_quantize_job(std::move(group)));
     }
@@ -76,19 +78,34 @@ class Planner {
     return {};
   }
 
+  // Every tensor that config.json implies has to be there in its shape. A source may come without
+  // its MTP layer, as some conversions leave it out, but not with a part of it.
+  Status check_complete() const {
+    const auto tensors = source_.tensors();
+    const bool has_mtp =
+        std::any_of(tensors.begin(), tensors.end(), [this](const TensorInfo& info) {
+          return layer_of(info.name) >= config_.num_hidden_layers;
+        });
+    for (const ModelTensor& expected : model_tensors(config_)) {
+      const TensorInfo* const found = source_.find(expected.name);
+      if (found == nullptr) {
+        if (expected.is_optional || (expected.module_class == ModuleClass::kMtp && !has_mtp))
+          continue;
+        return not_found(fmt::format("tensor {} is missing, config.json implies it with shape {}",
+                                     expected.name, expected.shape.to_string()));
+      }
+      if (found->shape != expected.shape) {
+        return corrupt(fmt::format("{} has shape {}, expected {}", describe(*found),
+                                   found->shape.to_string(), expected.shape.to_string()));
+      }
+    }
+    return {};
+  }
+
   // Checks one matrix's type and, for FP8, its scales; adds both to the job's source bytes.
   Status add_source(const LinearSpec& linear, ConversionJob* job) {
     const TensorInfo* const weight = source_.find(linear.module + std::string(kWeight));
-    if (weight == nullptr) {
-      return not_found(fmt::format("tensor {}{} is missing, config.json implies it with shape {}",
-                                   linear.module, kWeight,
-                                   Shape({linear.rows, linear.cols}).to_string()));
-    }
-    if (weight->shape != Shape({linear.rows, linear.cols})) {
-      return corrupt(fmt::format("{} has shape {}, expected {}", describe(*weight),
-                                 weight->shape.to_string(),
-                                 Shape({linear.rows, linear.cols}).to_string()));
-    }
+    NIBBLE_CHECK(weight != nullptr && weight->shape == Shape({linear.rows, linear.cols}));
     job->source_bytes += tensor_bytes(*weight);
     if (weight->dtype == DType::kBf16 || weight->dtype == DType::kF32) return {};
     if (weight->dtype != DType::kF8E4m3) {

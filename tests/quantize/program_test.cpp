@@ -1,0 +1,171 @@
+// The program itself: what it prints, what it exits with, and that a signal leaves nothing behind.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <random>
+#include <thread>
+
+#include "tests/base/temporary_folder.h"
+#include "tests/quantize/test_checkpoint.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::entries_in;
+using testing::json_file;
+using testing::TemporaryFolder;
+using testing::tiny_checkpoint;
+
+std::string text_of(const fs::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Starts "nibble ARGUMENTS...", its output in two files of `folder`.
+pid_t start_program(const fs::path& folder, std::vector<std::string> arguments) {
+  std::vector<char*> argv;
+  arguments.insert(arguments.begin(), NIBBLE_PROGRAM);
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+  const std::string out = (folder / "stdout").string();
+  const std::string err = (folder / "stderr").string();
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::dup2(::open(out.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), STDOUT_FILENO);
+    ::dup2(::open(err.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), STDERR_FILENO);
+    ::execv(NIBBLE_PROGRAM, argv.data());
+    ::_exit(127);
+  }
+  return pid;
+}
+
+// The exit code, or -signal.
+int wait_for(pid_t pid) {
+  int status = 0;
+  EXPECT_EQ(::waitpid(pid, &status, 0), pid);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+class QuantizeProgram : public ::testing::Test {
+ protected:
+  QuantizeProgram() {
+    fs::create_directory(folder_ / "logs");
+    fs::create_directory(folder_ / "results");
+    tiny_checkpoint().write(in());
+  }
+  std::string in() const { return folder_ / "in"; }
+  std::string out() const { return folder_ / "results" / "out"; }
+  int run(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "quantize");
+    return wait_for(start_program(folder_ / "logs", std::move(arguments)));
+  }
+  std::string stdout_text() const { return text_of(folder_ / "logs" / "stdout"); }
+  std::string stderr_text() const { return text_of(folder_ / "logs" / "stderr"); }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(QuantizeProgram, PrintsASummaryOfSizesRatiosAndTime) {
+  EXPECT_EQ(run({in(), out()}), 0);
+  EXPECT_THAT(stdout_text(),
+              ::testing::AllOf(::testing::HasSubstr("FP8"), ::testing::HasSubstr("nvfp4-v2"),
+                               ::testing::HasSubstr("20 linears"), ::testing::HasSubstr("GB/s"),
+                               ::testing::HasSubstr("times smaller")));
+  EXPECT_TRUE(fs::exists(fs::path(out()) / "hf_quant_config.json"));
+}
+
+TEST_F(QuantizeProgram, JsonSummaryAgreesWithTheFiles) {
+  EXPECT_EQ(run({in(), out(), "--json", "--quiet", "--threads", "2"}), 0);
+  const auto summary = nlohmann::json::parse(stdout_text());
+  EXPECT_EQ(stderr_text(), "");
+  EXPECT_EQ(summary["scheme"], "nvfp4-v2");
+  EXPECT_EQ(summary["dry_run"], false);
+  EXPECT_EQ(summary["threads"], 2);
+  EXPECT_EQ(summary["num_quantized_linears"], 20);
+  const auto index = json_file(fs::path(out()) / "model.safetensors.index.json");
+  EXPECT_EQ(summary["output_bytes"], index["metadata"]["total_size"]);
+  EXPECT_EQ(summary["num_output_tensors"], index["weight_map"].size());
+}
+
+TEST_F(QuantizeProgram, QuietPrintsNothing) {
+  EXPECT_EQ(run({in(), out(), "--quiet"}), 0);
+  EXPECT_EQ(stdout_text(), "");
+  EXPECT_EQ(stderr_text(), "");
+}
+
+TEST_F(QuantizeProgram, DryRunPrintsSizesAndWritesNothing) {
+  EXPECT_EQ(run({in(), out(), "--dry-run"}), 0);
+  EXPECT_THAT(stdout_text(), ::testing::AllOf(::testing::HasSubstr("needed"),
+                                              ::testing::HasSubstr("nothing was written")));
+  EXPECT_EQ(entries_in(folder_ / "results"), 0);
+}
+
+TEST_F(QuantizeProgram, ShardSizeTakesUnits) {
+  EXPECT_EQ(run({in(), out(), "--shard-size", "10KB", "--quiet"}), 0);
+  EXPECT_GT(entries_in(out()), 6);
+}
+
+TEST_F(QuantizeProgram, BadUseExitsWith2AndSaysWhatWouldWork) {
+  EXPECT_EQ(run({in(), out(), "--scheme", "nvfp4-turbo"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("nvfp4-v2"));
+  EXPECT_EQ(run({in()}), 2);
+  EXPECT_EQ(run({in(), out(), "--threads", "0"}), 2);
+  EXPECT_EQ(run({in(), out(), "--shard-size", "many"}), 2);
+  EXPECT_EQ(run({in(), out(), "--shard-size", "0"}), 2);
+  EXPECT_EQ(run({in(), in()}), 2);
+  EXPECT_EQ(run({in(), (folder_ / "results").string()}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("--overwrite"));
+  EXPECT_EQ(entries_in(folder_ / "results"), 0);
+}
+
+TEST_F(QuantizeProgram, AMissingSourceExitsWith1) {
+  EXPECT_EQ(run({folder_ / "none", out()}), 1);
+  EXPECT_THAT(stderr_text(), ::testing::StartsWith("nibble quantize: "));
+}
+
+TEST_F(QuantizeProgram, HelpNamesTheSchemes) {
+  EXPECT_EQ(run({"--help"}), 0);
+  EXPECT_THAT(stdout_text(),
+              ::testing::AllOf(::testing::HasSubstr("nvfp4-v2"), ::testing::HasSubstr("nvfp4-mlp"),
+                               ::testing::HasSubstr("--dry-run")));
+}
+
+TEST_F(QuantizeProgram, ASignalAtAnyMomentLeavesAWholeFolderOrNothing) {
+  std::mt19937 rng(3);
+  int stopped = 0;
+  for (int round = 0; round < 16; ++round) {
+    const int signal = round % 2 == 0 ? SIGINT : SIGTERM;
+    const pid_t pid = start_program(folder_ / "logs",
+                                    {"quantize", testing::demo_source(), out(), "--threads", "2"});
+    // The demo takes about a quarter of a second; the first milliseconds, before the program has
+    // set up its handlers, belong to the system.
+    const fs::path results = folder_ / "results";
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (entries_in(results) == 0 && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(rng() % 250'000));
+    ASSERT_EQ(::kill(pid, signal), 0);
+    const int code = wait_for(pid);
+    if (code == 0) {
+      EXPECT_EQ(entries_in(results), 1);
+      EXPECT_TRUE(fs::exists(fs::path(out()) / "model.safetensors.index.json"));
+      fs::remove_all(out());
+    } else {
+      ++stopped;
+      EXPECT_EQ(code, 130) << stderr_text();
+      EXPECT_THAT(stderr_text(), ::testing::HasSubstr("interrupted"));
+      EXPECT_EQ(entries_in(results), 0);
+    }
+  }
+  EXPECT_GT(stopped, 0);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,416 @@
+// What a conversion refuses, and that it leaves nothing behind when it does.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+
+#include "nibble/numeric/nvfp4.h"
+#include "nibble/quantize/output_directory.h"
+#include "nibble/quantize/quantize.h"
+#include "tests/base/temporary_folder.h"
+#include "tests/quantize/test_checkpoint.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using testing::entries_in;
+using ::testing::HasSubstr;
+using testing::TemporaryFolder;
+using testing::TestCheckpoint;
+using testing::TestTensor;
+using testing::tiny_checkpoint;
+
+constexpr const char* kExpert = "model.layers.1.mlp.experts.3.up_proj";
+constexpr const char* kQuantizedWeight = "model.layers.1.mlp.experts.3.up_proj.weight";
+constexpr const char* kQuantizedScale = "model.layers.1.mlp.experts.3.up_proj.weight_scale_inv";
+constexpr const char* kKeptWeight = "model.layers.1.self_attn.q_a_proj.weight";
+
+// Converts `checkpoint`, expects a refusal and an empty output folder, and gives the message.
+Error refusal(const TestCheckpoint& checkpoint, const QuantizeOptions& options = {}) {
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "results");
+  checkpoint.write(folder / "in");
+  const auto report = quantize_checkpoint(folder / "in", folder / "results" / "out", options);
+  EXPECT_EQ(entries_in(folder / "results"), 0);
+  if (report) {
+    ADD_FAILURE() << "not refused";
+    return {ErrorCode::kCancelled, ""};
+  }
+  return report.error();
+}
+
+TEST(QuantizeTiny, AWholeTinyModelIsConverted) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  const auto report = quantize_checkpoint(folder / "in", folder / "out", {});
+  ASSERT_TRUE(report.has_value()) << report.error().message;
+  // o_proj twice, one dense MLP, four experts and a shared one.
+  EXPECT_EQ(report->num_quantized_linears, 2 + 3 + 5 * 3);
+  EXPECT_EQ(folder.num_entries(), 2);
+}
+
+TEST(QuantizeTiny, ABf16SourceOfTheSameValuesGivesTheSameBytes) {
+  const TemporaryFolder folder;
+  TestCheckpoint fp8 = tiny_checkpoint();
+  TestCheckpoint bf16 = fp8;
+  for (auto& [name, tensor] : fp8.tensors) {
+    if (tensor.dtype != DType::kF8E4m3) continue;
+    // One 128 x 128 block covers each matrix of the tiny model.
+    const float scale = fp8.tensors.at(name + "_scale_inv").data<float>()[0];
+    TestTensor rounded{DType::kBf16, tensor.shape, {}};
+    rounded.bytes.resize(2 * tensor.bytes.size());
+    for (size_t i = 0; i < tensor.bytes.size(); ++i) {
+      rounded.data<uint16_t>()[i] = float_to_bf16(kE4m3Values[tensor.data<uint8_t>()[i]] * scale);
+    }
+    bf16.tensors.at(name) = rounded;
+    bf16.tensors.erase(name + "_scale_inv");
+  }
+  fp8.write(folder / "fp8");
+  bf16.write(folder / "bf16");
+  ASSERT_TRUE(quantize_checkpoint(folder / "fp8", folder / "a", {}).has_value());
+  const auto report = quantize_checkpoint(folder / "bf16", folder / "b", {});
+  ASSERT_TRUE(report.has_value()) << report.error().message;
+  EXPECT_EQ(report->source_format, "BF16");
+  const auto a = SafetensorsSource::open(folder / "a").value();
+  const auto b = SafetensorsSource::open(folder / "b").value();
+  ASSERT_EQ(a->tensors().size(), b->tensors().size());
+  for (const TensorInfo& info : a->tensors()) {
+    EXPECT_EQ(testing::tensor_bytes_of(*a, info.name), testing::tensor_bytes_of(*b, info.name))
+        << info.name;
+  }
+}
+
+TEST(QuantizeTiny, AnAllZeroMatrixGetsUnitScalesAndZeroCodes) {
+  const TemporaryFolder folder;
+  TestCheckpoint checkpoint = tiny_checkpoint();
+  for (const char* projection : {"gate_proj", "up_proj"}) {
+    const std::string module = std::string("model.layers.0.mlp.") + projection;
+    auto& bytes = checkpoint.tensors.at(module + ".weight").bytes;
+    std::fill(bytes.begin(), bytes.end(), std::byte{0});
+  }
+  checkpoint.write(folder / "in");
+  ASSERT_TRUE(quantize_checkpoint(folder / "in", folder / "out", {}).has_value());
+  const auto out = SafetensorsSource::open(folder / "out").value();
+  EXPECT_THAT(testing::tensor_bytes_of(*out, "model.layers.0.mlp.gate_proj.weight"),
+              ::testing::Each(std::byte{0}));
+  EXPECT_THAT(testing::tensor_bytes_of(*out, "model.layers.0.mlp.gate_proj.weight_scale"),
+              ::testing::Each(std::byte{0x38}));
+}
+
+TEST(QuantizeTiny, TheMlpSchemeLeavesAttentionInBf16) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  QuantizeOptions options;
+  options.scheme = QuantizeScheme::kNvfp4Mlp;
+  ASSERT_TRUE(quantize_checkpoint(folder / "in", folder / "out", options).has_value());
+  const auto out = SafetensorsSource::open(folder / "out").value();
+  EXPECT_EQ(out->find("model.layers.0.self_attn.o_proj.weight")->dtype, DType::kBf16);
+  EXPECT_EQ(out->find("model.layers.0.mlp.gate_proj.weight")->dtype, DType::kU8);
+}
+
+TEST(QuantizeRefuses, NanWeights) {
+  TestCheckpoint fp8 = tiny_checkpoint();
+  fp8.tensors.at(kQuantizedWeight).data<uint8_t>()[37] = 0x7f;
+  EXPECT_THAT(refusal(fp8).message, HasSubstr(kQuantizedWeight));
+  fp8 = tiny_checkpoint();
+  fp8.tensors.at(kKeptWeight).data<uint8_t>()[5] = 0xff;
+  EXPECT_THAT(refusal(fp8).message, HasSubstr("model.layers.1.self_attn.q_a_proj"));
+  TestCheckpoint bf16 = tiny_checkpoint(CheckpointLayout::kBf16);
+  bf16.tensors.at(kQuantizedWeight).data<uint16_t>()[37] = 0x7fc0;
+  const Error error = refusal(bf16);
+  EXPECT_THAT(error.message,
+              AllOf(HasSubstr(kQuantizedWeight), HasSubstr("row 1"), HasSubstr("nan")));
+}
+
+TEST(QuantizeRefuses, InfiniteWeights) {
+  TestCheckpoint bf16 = tiny_checkpoint(CheckpointLayout::kBf16);
+  bf16.tensors.at(kQuantizedWeight).data<uint16_t>()[0] = 0xff80;
+  EXPECT_THAT(refusal(bf16).message, AllOf(HasSubstr(kQuantizedWeight), HasSubstr("inf")));
+  TestCheckpoint fp8 = tiny_checkpoint();
+  fp8.tensors.at(kQuantizedScale).data<float>()[0] = 3e38f;  // overflows in the product
+  EXPECT_THAT(refusal(fp8).message, HasSubstr(kExpert));
+}
+
+TEST(QuantizeRefuses, ScalesThatAreNotPositiveAndFinite) {
+  for (const float bad : {std::nanf(""), HUGE_VALF, -1.0f}) {
+    TestCheckpoint fp8 = tiny_checkpoint();
+    fp8.tensors.at(kQuantizedScale).data<float>()[0] = bad;
+    EXPECT_THAT(refusal(fp8).message, HasSubstr(kQuantizedScale)) << bad;
+  }
+}
+
+TEST(QuantizeRefuses, WrongShapes) {
+  TestCheckpoint checkpoint = tiny_checkpoint();
+  TestTensor& tensor = checkpoint.tensors.at(kQuantizedWeight);
+  tensor.shape = Shape({tensor.shape[1], tensor.shape[0]});
+  const Error error = refusal(checkpoint);
+  EXPECT_EQ(error.code, ErrorCode::kCorrupt);
+  EXPECT_THAT(error.message,
+              AllOf(HasSubstr(kQuantizedWeight), HasSubstr("[32, 16]"), HasSubstr("[16, 32]")));
+
+  checkpoint = tiny_checkpoint();
+  TestTensor& scale = checkpoint.tensors.at(kQuantizedScale);
+  scale.shape = Shape({1, 2});
+  scale.bytes.resize(8);
+  EXPECT_THAT(refusal(checkpoint).message, AllOf(HasSubstr(kQuantizedScale), HasSubstr("[1, 2]")));
+}
+
+TEST(QuantizeRefuses, MissingAndSurplusTensors) {
+  TestCheckpoint missing = tiny_checkpoint();
+  missing.tensors.erase(kQuantizedWeight);
+  missing.tensors.erase(kQuantizedScale);
+  Error error = refusal(missing);
+  EXPECT_EQ(error.code, ErrorCode::kNotFound);
+  EXPECT_THAT(error.message, HasSubstr(kQuantizedWeight));
+
+  TestCheckpoint without_norm = tiny_checkpoint();
+  without_norm.tensors.erase("model.norm.weight");
+  EXPECT_THAT(refusal(without_norm).message, HasSubstr("model.norm.weight"));
+
+  TestCheckpoint without_scale = tiny_checkpoint();
+  without_scale.tensors.erase(kQuantizedScale);
+  EXPECT_THAT(refusal(without_scale).message, HasSubstr(kQuantizedScale));
+
+  TestCheckpoint orphan = tiny_checkpoint();
+  orphan.tensors["model.layers.0.mlp.nothing.weight_scale_inv"] =
+      orphan.tensors.at(kQuantizedScale);
+  EXPECT_THAT(refusal(orphan).message, HasSubstr("nothing"));
+
+  TestCheckpoint surplus = tiny_checkpoint();
+  surplus.tensors["model.layers.1.mlp.experts.4.up_proj.weight"] =
+      surplus.tensors.at(kQuantizedWeight);
+  surplus.tensors["model.layers.1.mlp.experts.4.up_proj.weight_scale_inv"] =
+      surplus.tensors.at(kQuantizedScale);
+  EXPECT_THAT(refusal(surplus).message,
+              AllOf(HasSubstr("experts.4"), HasSubstr("n_routed_experts")));
+}
+
+TEST(QuantizeRefuses, OtherTypes) {
+  TestCheckpoint checkpoint = tiny_checkpoint(CheckpointLayout::kBf16);
+  checkpoint.tensors.at(kQuantizedWeight).dtype = DType::kF16;
+  const Error error = refusal(checkpoint);
+  EXPECT_EQ(error.code, ErrorCode::kUnsupported);
+  EXPECT_THAT(error.message, AllOf(HasSubstr(kQuantizedWeight), HasSubstr("F16")));
+}
+
+TEST(QuantizeRefuses, ColumnsThatAreNoMultipleOf16) {
+  // moe_intermediate_size 24 makes down_proj [32, 24].
+  TestCheckpoint checkpoint;
+  const std::string from = "\"moe_intermediate_size\": 16";
+  std::string config(testing::kTinyConfig);
+  config.replace(config.find(from), from.size(), "\"moe_intermediate_size\": 24");
+  checkpoint.config = config;
+  const auto parsed = parse_config(config, "config.json").value();
+  const auto stored = stored_tensors(parsed, CheckpointLayout::kBf16).value();
+  for (const TensorInfo& info : stored) {
+    TestTensor tensor{info.dtype, info.shape, {}};
+    tensor.bytes.resize(static_cast<size_t>(info.shape.num_elements() * dtype_size(info.dtype)));
+    checkpoint.tensors.emplace(info.name, tensor);
+  }
+  const Error error = refusal(checkpoint);
+  EXPECT_THAT(error.message, AllOf(HasSubstr("down_proj"), HasSubstr("24"), HasSubstr("16")));
+}
+
+TEST(QuantizeRefuses, ASourceThatIsNvfp4Already) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  ASSERT_TRUE(quantize_checkpoint(folder / "in", folder / "once", {}).has_value());
+  const auto twice = quantize_checkpoint(folder / "once", folder / "twice", {});
+  ASSERT_FALSE(twice.has_value());
+  EXPECT_EQ(twice.error().code, ErrorCode::kUnsupported);
+  EXPECT_FALSE(fs::exists(folder / "twice"));
+}
+
+TEST(QuantizeRefuses, ATruncatedShard) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  const fs::path shard = folder / "in" / "model.safetensors";
+  fs::resize_file(shard, fs::file_size(shard) - 1);
+  const auto report = quantize_checkpoint(folder / "in", folder / "out", {});
+  ASSERT_FALSE(report.has_value());
+  EXPECT_EQ(report.error().code, ErrorCode::kCorrupt);
+  EXPECT_THAT(report.error().message, HasSubstr("model.safetensors"));
+  EXPECT_EQ(folder.num_entries(), 1);
+}
+
+TEST(QuantizeRefuses, SourcesThatAreNoCheckpoint) {
+  const TemporaryFolder folder;
+  EXPECT_EQ(quantize_checkpoint(folder / "none", folder / "out", {}).error().code,
+            ErrorCode::kNotFound);
+  fs::create_directory(folder / "empty");
+  EXPECT_FALSE(quantize_checkpoint(folder / "empty", folder / "out", {}).has_value());
+  tiny_checkpoint().write(folder / "no-config");
+  fs::remove(folder / "no-config" / "config.json");
+  EXPECT_THAT(quantize_checkpoint(folder / "no-config", folder / "out", {}).error().message,
+              HasSubstr("config.json"));
+}
+
+TEST(QuantizeRefuses, OutputAndSourceInsideEachOther) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  QuantizeOptions options;
+  options.overwrite = true;
+  fs::create_directory_symlink(folder / "in", folder / "link");
+  for (const fs::path& out : {folder / "in", folder / "in" / "out", folder / "in" / ".." / "in",
+                              folder / "link", folder / "link" / "out", folder.path()}) {
+    const auto report = quantize_checkpoint(folder / "in", out, options);
+    ASSERT_FALSE(report.has_value()) << out;
+    EXPECT_EQ(report.error().code, ErrorCode::kInvalidArgument) << out;
+  }
+  EXPECT_EQ(entries_in(folder / "in"), 3);
+}
+
+TEST(QuantizeRefuses, AFolderWhoseNameOnlyStartsLikeTheSourcesIsFine) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  EXPECT_TRUE(quantize_checkpoint(folder / "in", folder / "in-nvfp4", {}).has_value());
+}
+
+TEST(QuantizeRefuses, AnExistingOutputUnlessToldToOverwrite) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  tiny_checkpoint(CheckpointLayout::kBf16, 2).write(folder / "out");
+  std::ofstream(folder / "out" / "old-file") << "old";
+  const auto refused = quantize_checkpoint(folder / "in", folder / "out", {});
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_THAT(refused.error().message, HasSubstr("--overwrite"));
+  EXPECT_TRUE(fs::exists(folder / "out" / "old-file"));
+
+  QuantizeOptions options;
+  options.overwrite = true;
+  // A trailing slash is how shells complete folders.
+  const fs::path with_slash = (folder / "out").string() + "/";
+  const auto report = quantize_checkpoint(folder / "in", with_slash, options);
+  ASSERT_TRUE(report.has_value()) << report.error().message;
+  EXPECT_FALSE(fs::exists(folder / "out" / "old-file"));
+  EXPECT_TRUE(fs::exists(folder / "out" / "hf_quant_config.json"));
+  EXPECT_EQ(folder.num_entries(), 2);
+}
+
+TEST(QuantizeRefuses, AFailedOverwriteLeavesTheOldFolderAsItWas) {
+  const TemporaryFolder folder;
+  TestCheckpoint broken = tiny_checkpoint();
+  broken.tensors.at(kQuantizedWeight).data<uint8_t>()[0] = 0x7f;
+  broken.write(folder / "in");
+  tiny_checkpoint(CheckpointLayout::kBf16, 2).write(folder / "out");
+  QuantizeOptions options;
+  options.overwrite = true;
+  EXPECT_FALSE(quantize_checkpoint(folder / "in", folder / "out", options).has_value());
+  EXPECT_TRUE(fs::exists(folder / "out" / "model.safetensors"));
+  EXPECT_EQ(folder.num_entries(), 2);
+}
+
+TEST(QuantizeRefuses, ToOverwriteAFolderThatIsNoCheckpoint) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  fs::create_directory(folder / "home");
+  std::ofstream(folder / "home" / "letter.txt") << "dear";
+  QuantizeOptions options;
+  options.overwrite = true;
+  EXPECT_FALSE(quantize_checkpoint(folder / "in", folder / "home", options).has_value());
+  EXPECT_TRUE(fs::exists(folder / "home" / "letter.txt"));
+  std::ofstream(folder / "file") << "x";
+  EXPECT_FALSE(quantize_checkpoint(folder / "in", folder / "file", options).has_value());
+}
+
+TEST(QuantizeRefuses, AnOutputInAFolderThatIsMissing) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  const auto report = quantize_checkpoint(folder / "in", folder / "no" / "out", {});
+  ASSERT_FALSE(report.has_value());
+  EXPECT_EQ(report.error().code, ErrorCode::kNotFound);
+}
+
+TEST(QuantizeRefuses, OptionsOutOfRange) {
+  const TemporaryFolder folder;
+  QuantizeOptions options;
+  options.threads = -1;
+  EXPECT_FALSE(quantize_checkpoint(folder / "in", folder / "out", options).has_value());
+  options.threads = 1;
+  options.shard_bytes = 0;
+  EXPECT_FALSE(quantize_checkpoint(folder / "in", folder / "out", options).has_value());
+}
+
+// A small file system of its own; needs the right to mount.
+class TinyDisk {
+ public:
+  TinyDisk(const fs::path& path, const char* options) : path_(path) {
+    fs::create_directory(path);
+    mounted_ = ::mount("tmpfs", path.c_str(), "tmpfs", 0, options) == 0;
+  }
+  ~TinyDisk() {
+    if (mounted_) (void)::umount2(path_.c_str(), MNT_DETACH);
+  }
+  TinyDisk(const TinyDisk&) = delete;
+  TinyDisk& operator=(const TinyDisk&) = delete;
+  bool mounted() const { return mounted_; }
+
+ private:
+  fs::path path_;
+  bool mounted_ = false;
+};
+
+TEST(QuantizeDiskFull, TooLittleRoomIsSeenBeforehand) {
+  const TemporaryFolder folder;
+  const TinyDisk disk(folder / "disk", "size=1M");
+  if (!disk.mounted()) GTEST_SKIP() << "mounting a tmpfs is not permitted here";
+  const auto report = quantize_checkpoint(testing::demo_source(), folder / "disk" / "out", {});
+  ASSERT_FALSE(report.has_value());
+  EXPECT_EQ(report.error().code, ErrorCode::kUnavailable);
+  EXPECT_THAT(report.error().message, AllOf(HasSubstr("needs 44."), HasSubstr("1.0 MB are free")));
+  EXPECT_EQ(entries_in(folder / "disk"), 0);
+}
+
+TEST(QuantizeDiskFull, ADiskThatFillsUpMeanwhileIsReportedWithTheFileAndCleanedUp) {
+  const TemporaryFolder folder;
+  const TinyDisk disk(folder / "disk", "size=46M");
+  if (!disk.mounted()) GTEST_SKIP() << "mounting a tmpfs is not permitted here";
+  // Someone else takes 20 MB of 46 as soon as the conversion has begun.
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    while (!done && entries_in(folder / "disk") == 0) std::this_thread::yield();
+    const int fd = ::open((folder / "disk" / "other").c_str(), O_CREAT | O_WRONLY, 0600);
+    EXPECT_EQ(::posix_fallocate(fd, 0, 20'000'000), 0);
+    ::close(fd);
+  });
+  const auto report = quantize_checkpoint(testing::demo_source(), folder / "disk" / "out", {});
+  done = true;
+  other.join();
+  ASSERT_FALSE(report.has_value());
+  EXPECT_EQ(report.error().code, ErrorCode::kUnavailable);
+  EXPECT_THAT(report.error().message,
+              AllOf(HasSubstr("model-00001-of-00001.safetensors"), HasSubstr("No space left")));
+  EXPECT_EQ(entries_in(folder / "disk"), 1);  // the other's file
+}
+
+TEST(OutputDirectories, AFolderThatAppearsMeanwhileIsNotReplaced) {
+  const TemporaryFolder folder;
+  auto directory = OutputDirectory::create(folder / "out", false).value();
+  std::ofstream(directory.partial_path() / "file") << "new";
+  fs::create_directory(folder / "out");
+  std::ofstream(folder / "out" / "file") << "theirs";
+  EXPECT_FALSE(directory.commit().has_value());
+  std::ifstream file(folder / "out" / "file");
+  std::string text;
+  file >> text;
+  EXPECT_EQ(text, "theirs");
+}
+
+TEST(OutputDirectories, GoWithoutATraceWhenNotCommitted) {
+  const TemporaryFolder folder;
+  {
+    const auto directory = OutputDirectory::create(folder / "out", false).value();
+    std::ofstream(directory.partial_path() / "file") << "x";
+    EXPECT_EQ(folder.num_entries(), 1);
+  }
+  EXPECT_EQ(folder.num_entries(), 0);
+}
+
+}  // namespace
+}  // namespace nibble
