@@ -1,0 +1,70 @@
+// The part of attention that both forms of MLA share: many query rows against one block of 128
+// context positions, with a running softmax (Milakov and Gimelshein, arXiv 1805.02867).
+//
+// Blocks start at multiples of 128 positions whatever the batch, a row's sums run over positions in
+// rising order, and positions it may not see add exact zeros: a token's bits depend on its own
+// context alone.
+#pragma once
+
+#include <cstdint>
+
+#include "nibble/kernels/attention_view.h"
+#include "nibble/kernels/cpu/panel_layout.h"
+#include "nibble/kernels/cpu/scratch.h"
+
+namespace nibble {
+
+inline constexpr int64_t kContextBlock = kSliceCols;  // positions: one slice of the value product
+inline constexpr int64_t kQueryTile = 64;             // rows whose scores stay in L1 and L2
+
+// Query rows of one task: `per_token` rows for each token; row m belongs to token m / per_token.
+struct AttentionRows {
+  int64_t rows = 0;
+  int64_t per_token = 1;
+  const float* q =
+      nullptr;  // row m at q + (m / per_token) * token_stride + (m % per_token) * row_stride
+  int64_t token_stride = 0;
+  int64_t row_stride = 0;
+  int64_t dim = 0;            // of q and of the keys
+  int64_t first_visible = 0;  // positions that token 0 sees; token i sees i more
+  int64_t value_panels = 0;   // panels of 16 value columns
+  float softmax_scale = 1;
+
+  float* sums = nullptr;   // [rows, value_panels * 16], sum of exp(score - max) * value
+  float* max = nullptr;    // [rows]
+  float* total = nullptr;  // [rows], sum of exp(score - max)
+
+  const float* query(int64_t m) const {
+    return q + m / per_token * token_stride + m % per_token * row_stride;
+  }
+  int64_t visible(int64_t m) const { return first_visible + m / per_token; }
+
+  // Floats of the three outputs for `rows` rows.
+  static int64_t scratch_floats(int64_t rows, int64_t value_panels) {
+    return rows * value_panels * kPanelRows + 2 * ScratchCursor::padded(rows);
+  }
+  // Points the outputs into scratch and prepares them for the first block.
+  void start(ScratchCursor& scratch);
+};
+
+// Scratch floats of attend_block for keys of `dim`.
+int64_t attend_block_floats(int64_t dim);
+
+// Adds one block to all rows that see any of it.
+//   block_start  its first position, a multiple of kContextBlock; the first call has 0
+//   keys         [slices of dim, 8, 128, 16]: position panels, dim by position
+//   values       [value_panels, 128, 16]: value panels, position by column
+void attend_block(const PanelIsa& isa, const AttentionRows& rows, int64_t block_start,
+                  const float* keys, const float* values, float* scratch);
+
+// keys[., d, position] for the positions [first, first + 16) of a block and dims [first_dim,
+// first_dim + count): from rows of `source` (position p at source + p * stride); positions from
+// `valid` on become zeros.
+void fill_keys(const float* source, int64_t stride, int64_t first, int64_t valid, int64_t first_dim,
+               int64_t count, float* keys);
+
+// `count` elements of the cache from element `first` of the entry at `position`, as binary32.
+void read_cache(const PanelIsa& isa, const KvCacheView& cache, const int32_t* block_table,
+                int64_t position, int64_t first, int64_t count, float* out);
+
+}  // namespace nibble

@@ -1,0 +1,131 @@
+// The cpu backend: all cores, vectors chosen at run time (panel_isa.h).
+//
+// Activations and accumulation are binary32. Weights are packed at load into panels of 16 rows and
+// stay quantized; they are dequantized in registers (few tokens) or slice by slice into a buffer
+// that fits the cache (many). Both ways add in the same order, so an output has the same bits in
+// any batch and with any number of threads; between instruction sets bits may differ.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nibble/base/cpu_features.h"
+#include "nibble/base/thread_pool.h"
+#include "nibble/kernels/cpu/panel_isa.h"
+#include "nibble/kernels/cpu/panel_layout.h"
+#include "nibble/kernels/cpu/scratch.h"
+#include "nibble/kernels/kernels.h"
+
+namespace nibble {
+
+// The operations are called by one thread at a time; pack() by any number. Scratch memory is kept
+// between calls; when it can't grow, an operation throws std::bad_alloc.
+class CpuKernels final : public Kernels {
+ public:
+  // isa must be one that this machine has, threads >= 1.
+  CpuKernels(Isa isa, int threads);
+  ~CpuKernels() override;
+
+  std::string_view name() const override { return name_; }
+  DType activation_dtype() const override { return DType::kF32; }
+  Device& device() override { return *device_; }
+
+  size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const override;
+  // Errors: kCorrupt for an NVFP4 block scale that is negative or NaN.
+  Result<LinearWeight> pack(const HostLinear& source, ActivationFormat activation,
+                            void* destination) const override;
+  size_t packed_mla_up_bytes(LinearFormat format, const MlaShape& shape) const override;
+  Result<MlaUpWeight> pack_mla_up(const HostLinear& kv_b_proj, const MlaShape& shape,
+                                  void* destination) const override;
+
+  void embed(const MatrixView& table, std::span<const int32_t> token_ids,
+             const MatrixView& out) override;
+  void rms_norm(const MatrixView& x, const float* weight, float epsilon,
+                const MatrixView& out) override;
+  void linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) override;
+  void add(const MatrixView& x, const MatrixView& y) override;
+  void rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
+                    const AttentionBatch& batch) override;
+  void mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
+                       const MlaShape& shape, const RopeTable& rope, const AttentionBatch& batch,
+                       const KvCacheView& cache) override;
+  void mla_attention(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
+                     const AttentionBatch& batch, const KvCacheView& cache,
+                     const MatrixView& out) override;
+  void mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) override;
+  void route(const MatrixView& x, const LinearWeight& gate, const float* bias,
+             const RouterShape& shape, int32_t* expert_ids, float* weights) override;
+  void moe(const MatrixView& x, std::span<const MlpWeight> experts, const MlpWeight* shared,
+           const RouterShape& shape, const int32_t* expert_ids, const float* weights,
+           const MatrixView& out) override;
+
+ private:
+  // Tokens that take one MLP, and where their rows are. Buffers are sliced, [slices, tokens, 128].
+  struct MlpRun {
+    const MlpWeight* weight;
+    int64_t first_row;  // in the list of source rows
+    int64_t tokens;
+    float* gate_input;
+    float* up_input;  // gate_input, unless up_proj quantizes its input differently
+    float* product;
+    float* out;  // row t at out + t * out_stride
+    int64_t out_stride;
+  };
+
+  // A part of a run: the outputs of one group of panels.
+  struct RunTask {
+    int32_t run;
+    int32_t group;
+  };
+
+  // c[t, p] = sum over all columns, for up to kGroupPanels panels; scales not yet applied.
+  //   a  sliced [slices, tokens, 128];  weights  kGroupFloats of scratch
+  void multiply_panels(const PanelMatrix& matrix, int64_t first_panel, int64_t panels,
+                       const float* a, int64_t tokens, float* c, int64_t c_row, int64_t c_panel,
+                       float* weights) const;
+
+  // Performs runs_ on rows_ (one pointer for each row, in the order of the runs).
+  void perform_runs();
+
+  void attend_expanded(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
+                       const AttentionBatch& batch, const KvCacheView& cache,
+                       const MatrixView& out);
+  void attend_absorbed(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
+                       const AttentionBatch& batch, const KvCacheView& cache,
+                       const MatrixView& out);
+  // One pass of attend_absorbed over absorbed_, at most kAbsorbedTokens tokens.
+  void attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
+                              const KvCacheView& cache, int64_t tokens, const MatrixView& out);
+
+  // Makes every thread's scratch at least `count` floats; then thread_scratch is valid for it.
+  void reserve_thread_scratch(int64_t count);
+  ScratchCursor thread_scratch(int thread_id) {
+    return ScratchCursor(thread_bases_[static_cast<size_t>(thread_id)]);
+  }
+
+  const PanelIsa* isa_;
+  std::string name_;
+  std::unique_ptr<Device> device_;
+  ThreadPool pool_;
+
+  Scratch activations_;
+  Scratch products_;
+  Scratch outputs_;
+  std::vector<Scratch> thread_scratch_;
+  std::vector<float*> thread_bases_;
+
+  // Lists that keep their memory from call to call.
+  std::vector<MlpRun> runs_;
+  std::vector<RunTask> tasks_;
+  std::vector<const float*> rows_;
+  std::vector<int32_t> row_run_;
+  std::vector<int64_t> expert_count_;
+  std::vector<int64_t> expert_rows_;
+  std::vector<int64_t> slot_rows_;
+  std::vector<AttentionSegment> segments_;
+  std::vector<int64_t> segment_rows_;
+  std::vector<int64_t> batch_rows_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,249 @@
+// Checkpoint layout to panels: transposing 16 rows at a time.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "nibble/base/check.h"
+#include "nibble/base/error.h"
+#include "nibble/kernels/cpu/cpu_kernels.h"
+#include "nibble/kernels/reference/dequantize.h"
+#include "nibble/numeric/nvfp4.h"
+
+namespace nibble {
+namespace {
+
+// out[k * 16 + r] = rows[r][k]; a null row is zeros.
+template <typename T>
+void transpose_panel(const T* const* rows, int64_t cols, T* out) {
+  // A few lines of each row at a time, so that source lines and destination stay in L1.
+  constexpr int64_t kStep = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t first = 0; first < cols; first += kStep) {
+    const int64_t end = first + kStep < cols ? first + kStep : cols;
+    for (int r = 0; r < kPanelRows; ++r) {
+      const T* const row = rows[r];
+      if (row == nullptr) {
+        for (int64_t k = first; k < end; ++k) out[k * kPanelRows + r] = T{};
+      } else {
+        for (int64_t k = first; k < end; ++k) out[k * kPanelRows + r] = row[k];
+      }
+    }
+  }
+}
+
+// One panel from 16 source rows; a negative row is padding.
+void pack_panel(const HostLinear& source, const int64_t* rows, uint8_t* out, float* scales) {
+  const int64_t cols = source.cols;
+  const auto pointers = [&]<typename T>(const T* data, int64_t stride, const T** result) {
+    for (int r = 0; r < kPanelRows; ++r) {
+      result[r] = rows[r] < 0 ? nullptr : data + rows[r] * stride;
+    }
+  };
+  switch (source.format) {
+    case LinearFormat::kF32: {
+      const uint32_t* panel[kPanelRows];
+      pointers(static_cast<const uint32_t*>(source.data), cols, panel);
+      transpose_panel(panel, cols, reinterpret_cast<uint32_t*>(out));
+      return;
+    }
+    case LinearFormat::kBf16: {
+      const uint16_t* panel[kPanelRows];
+      pointers(static_cast<const uint16_t*>(source.data), cols, panel);
+      transpose_panel(panel, cols, reinterpret_cast<uint16_t*>(out));
+      return;
+    }
+    case LinearFormat::kFp8Block: {
+      const uint8_t* panel[kPanelRows];
+      pointers(static_cast<const uint8_t*>(source.data), cols, panel);
+      transpose_panel(panel, cols, out);
+      const int64_t blocks = slices_of(cols);
+      const int64_t block_row = rows[0] < 0 ? 0 : rows[0] / kFp8BlockSize;
+      std::memcpy(scales, static_cast<const float*>(source.scales) + block_row * blocks,
+                  static_cast<size_t>(blocks) * sizeof(float));
+      return;
+    }
+    case LinearFormat::kNvfp4: {
+      const uint8_t* codes[kPanelRows];
+      const uint8_t* block_scales[kPanelRows];
+      pointers(static_cast<const uint8_t*>(source.data), cols / 2, codes);
+      pointers(static_cast<const uint8_t*>(source.scales), cols / kNvfp4BlockSize, block_scales);
+      for (int64_t u = 0; u < cols / kNvfp4BlockSize; ++u, out += kNvfp4UnitBytes) {
+        for (int r = 0; r < kPanelRows; ++r) {
+          uint64_t eight = 0;
+          if (codes[r] != nullptr) std::memcpy(&eight, codes[r] + 8 * u, 8);
+          for (int j = 0; j < 8; ++j) {
+            out[16 * j + r] = static_cast<uint8_t>(eight >> (8 * j));
+          }
+          out[128 + r] = block_scales[r] == nullptr ? uint8_t{0} : block_scales[r][u];
+        }
+      }
+      return;
+    }
+  }
+}
+
+Status check_scales(const HostLinear& source) {
+  if (source.format != LinearFormat::kNvfp4) return {};
+  const int64_t blocks = source.cols / kNvfp4BlockSize;
+  const auto* scales = static_cast<const uint8_t*>(source.scales);
+  const auto bad = find_bad_block_scale({scales, static_cast<size_t>(source.rows * blocks)});
+  if (!bad) return {};
+  const auto i = static_cast<int64_t>(*bad);
+  return corrupt(fmt::format("block scale [{}, {}] is 0x{:02x}, expected 0x00 to 0x7e", i / blocks,
+                             i % blocks, scales[i]));
+}
+
+LinearWeight packed_weight(const HostLinear& source, ActivationFormat activation, int64_t rows,
+                           void* destination) {
+  const PackedSize size = packed_size(source.format, panels_of(rows), source.cols);
+  LinearWeight weight;
+  weight.format = source.format;
+  weight.activation = activation;
+  weight.rows = rows;
+  weight.cols = source.cols;
+  weight.data = destination;
+  if (source.format == LinearFormat::kFp8Block) {
+    weight.scales = static_cast<std::byte*>(destination) + size.scales_offset;
+  }
+  weight.global_scale = source.global_scale;
+  weight.input_scale = source.input_scale;
+  return weight;
+}
+
+// Packs panel p of a matrix of `panels` panels.
+void pack_into(const HostLinear& source, int64_t panels, const int64_t* rows, int64_t p,
+               void* destination) {
+  auto* const bytes = static_cast<uint8_t*>(destination);
+  const PackedSize size = packed_size(source.format, panels, source.cols);
+  float* const scales =
+      reinterpret_cast<float*>(bytes + size.scales_offset) + p * slices_of(source.cols);
+  pack_panel(source, rows, bytes + p * panel_bytes(source.format, source.cols), scales);
+}
+
+// The source's values as binary32, rows after each other.
+std::vector<float> dequantized(const HostLinear& source) {
+  LinearWeight plain;
+  plain.format = source.format;
+  plain.rows = source.rows;
+  plain.cols = source.cols;
+  plain.data = source.data;
+  plain.scales = source.scales;
+  plain.global_scale = source.global_scale;
+  std::vector<float> values(static_cast<size_t>(source.rows * source.cols));
+  for (int64_t r = 0; r < source.rows; ++r) {
+    dequantize_row(plain, r, values.data() + r * source.cols);
+  }
+  return values;
+}
+
+// kv_b_proj keeps its format where heads fall on whole panels (they do in every published model);
+// otherwise a panel could need two FP8 scales, and the matrix becomes F32.
+LinearFormat mla_up_format(LinearFormat format, const MlaShape& shape) {
+  const bool whole_panels =
+      shape.qk_nope_head_dim % kPanelRows == 0 && shape.v_head_dim % kPanelRows == 0;
+  if (format == LinearFormat::kFp8Block && !whole_panels) return LinearFormat::kF32;
+  return format;
+}
+
+// W_UK^T is BF16 where the source is, else F32: quantized blocks don't run along its columns.
+LinearFormat mla_trans_format(LinearFormat format) {
+  return format == LinearFormat::kBf16 ? LinearFormat::kBf16 : LinearFormat::kF32;
+}
+
+}  // namespace
+
+size_t CpuKernels::packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const {
+  return static_cast<size_t>(packed_size(format, panels_of(rows), cols).bytes);
+}
+
+Result<LinearWeight> CpuKernels::pack(const HostLinear& source, ActivationFormat activation,
+                                      void* destination) const {
+  NIBBLE_CHECK(source.format != LinearFormat::kNvfp4 || source.cols % kNvfp4BlockSize == 0);
+  NIBBLE_TRY(check_scales(source));
+  const LinearWeight weight = packed_weight(source, activation, source.rows, destination);
+  for (int64_t p = 0; p < panels_of(source.rows); ++p) {
+    int64_t rows[kPanelRows];
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      const int64_t row = p * kPanelRows + r;
+      rows[r] = row < source.rows ? row : -1;
+    }
+    pack_into(source, panels_of(source.rows), rows, p, destination);
+  }
+  return weight;
+}
+
+size_t CpuKernels::packed_mla_up_bytes(LinearFormat format, const MlaShape& shape) const {
+  const MlaPanels panels(shape);
+  const PackedSize up = packed_size(mla_up_format(format, shape), shape.num_heads * panels.head(),
+                                    shape.kv_lora_rank);
+  const PackedSize trans = packed_size(mla_trans_format(format), shape.num_heads * panels.latent,
+                                       shape.qk_nope_head_dim);
+  return static_cast<size_t>(ceil_div(up.bytes, 64) * 64 + trans.bytes);
+}
+
+Result<MlaUpWeight> CpuKernels::pack_mla_up(const HostLinear& kv_b_proj, const MlaShape& shape,
+                                            void* destination) const {
+  const int64_t nope = shape.qk_nope_head_dim;
+  const int64_t head_rows = nope + shape.v_head_dim;
+  NIBBLE_CHECK(kv_b_proj.rows == shape.num_heads * head_rows);
+  NIBBLE_CHECK(kv_b_proj.cols == shape.kv_lora_rank);
+  NIBBLE_TRY(check_scales(kv_b_proj));
+
+  std::vector<float> values;
+  HostLinear as_float = kv_b_proj;
+  if (kv_b_proj.format != LinearFormat::kBf16 && kv_b_proj.format != LinearFormat::kF32) {
+    values = dequantized(kv_b_proj);
+    as_float.format = LinearFormat::kF32;
+    as_float.data = values.data();
+    as_float.scales = nullptr;
+    as_float.global_scale = 1;
+  }
+  const HostLinear& up_source =
+      mla_up_format(kv_b_proj.format, shape) == kv_b_proj.format ? kv_b_proj : as_float;
+
+  const MlaPanels panels(shape);
+  MlaUpWeight result;
+  result.kv_b_proj = packed_weight(up_source, ActivationFormat::kUnquantized,
+                                   shape.num_heads * panels.head() * kPanelRows, destination);
+  for (int64_t p = 0; p < shape.num_heads * panels.head(); ++p) {
+    const int64_t head = p / panels.head();
+    const int64_t part = p % panels.head();
+    int64_t rows[kPanelRows];
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      if (part < panels.nope) {
+        const int64_t i = part * kPanelRows + r;
+        rows[r] = i < nope ? head * head_rows + i : -1;
+      } else {
+        const int64_t i = (part - panels.nope) * kPanelRows + r;
+        rows[r] = i < shape.v_head_dim ? head * head_rows + nope + i : -1;
+      }
+    }
+    pack_into(up_source, shape.num_heads * panels.head(), rows, p, destination);
+  }
+
+  const PackedSize up_size =
+      packed_size(up_source.format, shape.num_heads * panels.head(), shape.kv_lora_rank);
+  auto* const trans = static_cast<uint8_t*>(destination) + ceil_div(up_size.bytes, 64) * 64;
+  const int64_t element = as_float.format == LinearFormat::kBf16 ? 2 : 4;
+  result.kv_b_k_trans.format = as_float.format;
+  result.kv_b_k_trans.rows = shape.num_heads * panels.latent * kPanelRows;
+  result.kv_b_k_trans.cols = nope;
+  result.kv_b_k_trans.data = trans;
+  // Panel p of W_UK^T holds 16 neighbouring columns of W_UK: plain pieces of its rows.
+  const auto* const source = static_cast<const uint8_t*>(as_float.data);
+  for (int64_t p = 0; p < shape.num_heads * panels.latent; ++p) {
+    const int64_t head = p / panels.latent;
+    const int64_t col = p % panels.latent * kPanelRows;
+    const int64_t count = std::min<int64_t>(kPanelRows, shape.kv_lora_rank - col);
+    for (int64_t d = 0; d < nope; ++d) {
+      uint8_t* const out = trans + (p * nope + d) * kPanelRows * element;
+      std::memset(out, 0, static_cast<size_t>(kPanelRows * element));
+      std::memcpy(out, source + ((head * head_rows + d) * shape.kv_lora_rank + col) * element,
+                  static_cast<size_t>(count * element));
+    }
+  }
+  return result;
+}
+
+}  // namespace nibble

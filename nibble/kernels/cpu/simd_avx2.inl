@@ -1,0 +1,90 @@
+// V16, sixteen floats, on AVX2: two registers.
+#include <immintrin.h>
+
+namespace nibble {
+namespace {
+
+struct V16 {
+  __m256 lo;
+  __m256 hi;
+};
+
+constexpr int kTileTokens = 6;  // 6 x 1 accumulators are 12 of 16 registers
+constexpr int kTilePanels = 1;
+constexpr int kFusedTokens = 4;
+constexpr int fused_panels(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 2 : 1; }
+
+inline V16 v_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void v_store(float* p, V16 v) {
+  _mm256_storeu_ps(p, v.lo);
+  _mm256_storeu_ps(p + 8, v.hi);
+}
+inline V16 v_set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline V16 v_zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline V16 v_fma(V16 a, V16 b, V16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+inline V16 v_mul(V16 a, V16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline V16 v_add(V16 a, V16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline V16 v_sub(V16 a, V16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline V16 v_div(V16 a, V16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+// b where either is NaN.
+inline V16 v_max(V16 a, V16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+inline V16 v_min(V16 a, V16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+inline V16 v_round(V16 a) {
+  return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+          _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline __m256 half_exp2i(__m256 n) {
+  const __m256i i = _mm256_cvtps_epi32(n);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(i, _mm256_set1_epi32(127)), 23));
+}
+// 2^n for whole n in -126 .. 127.
+inline V16 v_exp2i(V16 n) { return {half_exp2i(n.lo), half_exp2i(n.hi)}; }
+
+inline __m256 half_bf16(const uint16_t* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline V16 v_load_bf16(const uint16_t* p) { return {half_bf16(p), half_bf16(p + 8)}; }
+
+// Exponent and fraction of E4M3 moved into a binary32's place, subnormals included, are the value
+// times 2^-120.
+inline __m256 half_e4m3(const uint8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m256i wide = _mm256_slli_epi32(_mm256_cvtepi8_epi32(bytes), 20);
+  const __m256i bits = _mm256_and_si256(wide, _mm256_set1_epi32(static_cast<int>(0x87f00000u)));
+  const __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi32(0x07f00000));
+  const __m256i nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x07f00000));
+  const __m256 value = _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
+  return _mm256_or_ps(value, _mm256_castsi256_ps(nan));
+}
+inline V16 v_load_e4m3(const uint8_t* p) { return {half_e4m3(p), half_e4m3(p + 8)}; }
+
+// NVFP4's block scales: never negative, never NaN.
+inline __m256 half_scale(const uint8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 20);
+  return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
+}
+inline V16 v_load_scale(const uint8_t* p) { return {half_scale(p), half_scale(p + 8)}; }
+
+inline __m256 half_from_int8(__m128i doubled) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(doubled));
+}
+
+// 16 bytes of two codes: even column and odd column, each times the row's scale. Twice a value is a
+// small integer, which a byte shuffle finds for 16 codes at once; half the scale is exact too.
+inline void v_load_e2m1(const uint8_t* p, V16 scale, V16* even, V16* odd) {
+  const __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+  const __m128i nibble = _mm_set1_epi8(0x0f);
+  const V16 half = v_mul(scale, v_set(0.5f));
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i low = _mm_shuffle_epi8(table, _mm_and_si128(bytes, nibble));
+  const __m128i high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble));
+  *even = v_mul({half_from_int8(low), half_from_int8(_mm_srli_si128(low, 8))}, half);
+  *odd = v_mul({half_from_int8(high), half_from_int8(_mm_srli_si128(high, 8))}, half);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,69 @@
+// V16, sixteen floats, on AVX-512: one register.
+#include <immintrin.h>
+
+namespace nibble {
+namespace {
+
+using V16 = __m512;
+
+constexpr int kTileTokens = 6;  // 6 x 4 accumulators of 32 registers
+constexpr int kTilePanels = 4;
+constexpr int kFusedTokens = 4;
+constexpr int fused_panels(int tokens) { return tokens == 1 ? 8 : 4; }
+
+inline V16 v_load(const float* p) { return _mm512_loadu_ps(p); }
+inline void v_store(float* p, V16 v) { _mm512_storeu_ps(p, v); }
+inline V16 v_set(float x) { return _mm512_set1_ps(x); }
+inline V16 v_zero() { return _mm512_setzero_ps(); }
+inline V16 v_fma(V16 a, V16 b, V16 c) { return _mm512_fmadd_ps(a, b, c); }
+inline V16 v_mul(V16 a, V16 b) { return _mm512_mul_ps(a, b); }
+inline V16 v_add(V16 a, V16 b) { return _mm512_add_ps(a, b); }
+inline V16 v_sub(V16 a, V16 b) { return _mm512_sub_ps(a, b); }
+inline V16 v_div(V16 a, V16 b) { return _mm512_div_ps(a, b); }
+// b where either is NaN.
+inline V16 v_max(V16 a, V16 b) { return _mm512_max_ps(a, b); }
+inline V16 v_min(V16 a, V16 b) { return _mm512_min_ps(a, b); }
+inline V16 v_round(V16 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | 8); }
+// 2^n for whole n in -126 .. 127.
+inline V16 v_exp2i(V16 n) {
+  const __m512i i = _mm512_cvtps_epi32(n);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(127)), 23));
+}
+
+inline V16 v_load_bf16(const uint16_t* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// Exponent and fraction of E4M3 moved into a binary32's place, subnormals included, are the value
+// times 2^-120.
+inline V16 v_load_e4m3(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m512i wide = _mm512_slli_epi32(_mm512_cvtepi8_epi32(bytes), 20);
+  const __m512i bits = _mm512_and_si512(wide, _mm512_set1_epi32(static_cast<int>(0x87f00000u)));
+  const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi32(0x07f00000));
+  const __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x07f00000));
+  const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f));
+  return _mm512_castsi512_ps(
+      _mm512_mask_mov_epi32(_mm512_castps_si512(value), nan, _mm512_set1_epi32(0x7fc00000)));
+}
+
+// NVFP4's block scales: never negative, never NaN.
+inline V16 v_load_scale(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 20);
+  return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f));
+}
+
+// 16 bytes of two codes: even column and odd column, each times the row's scale.
+inline void v_load_e2m1(const uint8_t* p, V16 scale, V16* even, V16* odd) {
+  const __m512 table = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
+                                      -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+  const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  // The permutation reads 4 bits of each index, so the other nibble needs no masking.
+  *even = _mm512_mul_ps(_mm512_permutexvar_ps(codes, table), scale);
+  *odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), table), scale);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,96 @@
+// V16, sixteen floats, in plain C++ that any compiler turns into whatever vectors it has. v_fma
+// rounds twice: a fused one in software would be a hundred times slower.
+#include <cmath>
+#include <cstring>
+
+#include "nibble/numeric/fp4.h"
+#include "nibble/numeric/fp8.h"
+
+namespace nibble {
+namespace {
+
+struct V16 {
+  float v[16];
+};
+
+constexpr int kTileTokens = 2;
+constexpr int kTilePanels = 1;
+constexpr int kFusedTokens = 2;
+constexpr int fused_panels(int) { return 1; }
+
+template <typename F>
+inline V16 v_make(F f) {
+  V16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = f(i);
+  return r;
+}
+
+inline V16 v_load(const float* p) {
+  return v_make([&](int i) { return p[i]; });
+}
+inline void v_store(float* p, const V16& v) {
+  for (int i = 0; i < 16; ++i) p[i] = v.v[i];
+}
+inline V16 v_set(float x) {
+  return v_make([&](int) { return x; });
+}
+inline V16 v_zero() { return v_set(0); }
+inline V16 v_fma(const V16& a, const V16& b, const V16& c) {
+  return v_make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+inline V16 v_mul(const V16& a, const V16& b) {
+  return v_make([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline V16 v_add(const V16& a, const V16& b) {
+  return v_make([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline V16 v_sub(const V16& a, const V16& b) {
+  return v_make([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline V16 v_div(const V16& a, const V16& b) {
+  return v_make([&](int i) { return a.v[i] / b.v[i]; });
+}
+// b where either is NaN.
+inline V16 v_max(const V16& a, const V16& b) {
+  return v_make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline V16 v_min(const V16& a, const V16& b) {
+  return v_make([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+// To nearest even, for |a| < 2^22: the sum's last place is 1.
+inline V16 v_round(const V16& a) {
+  return v_make([&](int i) { return a.v[i] + 0x1.8p23f - 0x1.8p23f; });
+}
+// 2^n for whole n in -126 .. 127.
+inline V16 v_exp2i(const V16& n) {
+  return v_make([&](int i) {
+    // NaN may not be converted to an integer.
+    const int32_t e = n.v[i] >= -126 && n.v[i] <= 127 ? static_cast<int32_t>(n.v[i]) : 0;
+    const uint32_t bits = static_cast<uint32_t>(e + 127) << 23;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  });
+}
+
+inline V16 v_load_bf16(const uint16_t* p) {
+  return v_make([&](int i) {
+    const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  });
+}
+inline V16 v_load_e4m3(const uint8_t* p) {
+  return v_make([&](int i) { return kE4m3Values[p[i]]; });
+}
+inline V16 v_load_scale(const uint8_t* p) { return v_load_e4m3(p); }
+inline void v_load_e2m1(const uint8_t* p, const V16& scale, V16* even, V16* odd) {
+  for (int i = 0; i < 16; ++i) {
+    even->v[i] = kE2m1Values[p[i] & 0xf] * scale.v[i];
+    odd->v[i] = kE2m1Values[p[i] >> 4] * scale.v[i];
+  }
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,47 @@
+#include "nibble/kernels/registry.h"
+
+#include <fmt/format.h>
+
+#include <string>
+#include <vector>
+
+#include "nibble/base/error.h"
+#include "nibble/base/text.h"
+#include "nibble/kernels/cpu/cpu_kernels.h"
+#include "nibble/kernels/reference/reference_kernels.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+Result<std::unique_ptr<Kernels>> make_cpu_kernels(const KernelOptions& options) {
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    return invalid_argument(fmt::format("{} threads asked for, expected 1 to {}, or 0 for all",
+                                        options.threads, kMaxThreads));
+  }
+  const Isa isa = options.isa ? *options.isa : NIBBLE_TRY(selected_isa());
+  if (isa > detected_isa()) {
+    return unsupported(fmt::format("instruction set {} asked for, but this processor has only {}",
+                                   isa_name(isa), isa_name(detected_isa())));
+  }
+  const int threads = options.threads == 0 ? available_processors() : options.threads;
+  return std::make_unique<CpuKernels>(isa, threads);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Kernels>> make_kernels(std::string_view backend,
+                                              const KernelOptions& options) {
+  if (backend == "reference") return std::make_unique<ReferenceKernels>();
+  if (backend == "cpu" || backend == "auto") return make_cpu_kernels(options);
+  if (backend == "cuda") {
+    return unsupported("backend cuda is not part of this build, which has cpu and reference");
+  }
+  const std::vector<std::string> known = {"auto", "cpu", "cuda", "reference"};
+  return invalid_argument(
+      fmt::format("unknown backend '{}', expected auto, cpu, cuda or reference{}", backend,
+                  did_you_mean(backend, known)));
+}
+
+}  // namespace nibble

@@ -1,0 +1,27 @@
+// The backends of this build, by name.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "nibble/base/cpu_features.h"
+#include "nibble/base/result.h"
+#include "nibble/kernels/kernels.h"
+
+namespace nibble {
+
+struct KernelOptions {
+  int threads = 0;         // of the cpu backend; 0: one for each available processor
+  std::optional<Isa> isa;  // of the cpu backend; by default selected_isa()
+};
+
+// "reference", "cpu", or "auto" for the fastest that this machine has.
+//
+// Errors: kUnsupported for "cuda" in a build without it and for an instruction set that this
+// machine lacks; kInvalidArgument for an unknown backend, a negative or absurd number of threads,
+// or a bad NIBBLE_ISA.
+Result<std::unique_ptr<Kernels>> make_kernels(std::string_view backend,
+                                              const KernelOptions& options = {});
+
+}  // namespace nibble

@@ -1,0 +1,427 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <thread>
+
+#include "nibble/kernels/reference/reference_kernels.h"
+#include "tests/kernels/backends.h"
+#include "tests/kernels/kernel_test_helpers.h"
+
+namespace nibble {
+namespace {
+
+constexpr LinearFormat kAllFormats[] = {LinearFormat::kF32, LinearFormat::kBf16,
+                                        LinearFormat::kFp8Block, LinearFormat::kNvfp4};
+
+TestMatrix linear_of(Kernels& kernels, TestMatrix& x, const LinearWeight& weight) {
+  TestMatrix out(x.rows(), weight.rows);
+  kernels.linear(x.view(), weight, out.view());
+  return out;
+}
+
+// Leaves NaN wherever a backend keeps scratch memory.
+void poison_scratch(Kernels& kernels, int64_t tokens, const LinearWeight& weight) {
+  TestMatrix nan(tokens, weight.cols);
+  linear_of(kernels, nan, weight);
+}
+
+// Worked by hand: the codes 0..15 in column order, block scale 0x38 = 1, global scale 2. Unit
+// vectors as tokens read out the columns.
+TEST(Linear, DecodesEveryE2m1Code) {
+  TestWeight weight;
+  weight.host.format = LinearFormat::kNvfp4;
+  weight.host.rows = 1;
+  weight.host.cols = 16;
+  weight.host.global_scale = 2;
+  weight.data = {0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe};
+  weight.scales = {0x38};
+  const std::vector<float> expected = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  for (const auto& [name, kernels] : all_backends()) {
+    SCOPED_TRACE(name);
+    const PackedWeight packed = pack_weight(*kernels, weight);
+    TestMatrix many = TestMatrix::identity(16);
+    EXPECT_THAT(linear_of(*kernels, many, packed.weight).values(),
+                testing::Pointwise(testing::Eq(), expected));
+    for (int64_t k = 0; k < 16; ++k) {  // one token takes another path
+      TestMatrix one = TestMatrix::of({many.row(k)});
+      EXPECT_EQ(linear_of(*kernels, one, packed.weight).at(0, 0), expected[static_cast<size_t>(k)]);
+    }
+  }
+}
+
+// E4M3 from its definition: (-1)^s * 2^(e - 7) * (1 + m / 8), or 2^-6 * m / 8 for e = 0.
+float e4m3_by_definition(int code) {
+  const int exponent = code >> 3 & 15;
+  const int fraction = code & 7;
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 10);
+  return static_cast<float>(code & 0x80 ? -magnitude : magnitude);
+}
+
+TEST(Linear, DecodesEveryE4m3CodeAndMultipliesByTheBlocksScale) {
+  TestWeight weight;
+  weight.host.format = LinearFormat::kFp8Block;
+  weight.host.rows = 1;
+  weight.host.cols = 256;
+  for (int code = 0; code < 256; ++code) {
+    weight.data.push_back((code & 0x7f) == 0x7f ? uint8_t{0} : static_cast<uint8_t>(code));
+  }
+  const float scales[2] = {0.5f, 3.0f};  // of columns 0-127 and 128-255
+  weight.scales.resize(sizeof(scales));
+  std::memcpy(weight.scales.data(), scales, sizeof(scales));
+  for (const auto& [name, kernels] : all_backends()) {
+    SCOPED_TRACE(name);
+    const PackedWeight packed = pack_weight(*kernels, weight);
+    TestMatrix x = TestMatrix::identity(256);
+    TestMatrix out = linear_of(*kernels, x, packed.weight);
+    for (int code = 0; code < 256; ++code) {
+      const float scale = code < 128 ? 0.5f : 3.0f;
+      const float want = (code & 0x7f) == 0x7f ? 0 : e4m3_by_definition(code) * scale;
+      EXPECT_EQ(out.at(code, 0), want) << code;
+    }
+  }
+}
+
+TEST(Linear, ANanInAnFp8WeightIsNotHidden) {
+  TestWeight weight = TestWeight::random(LinearFormat::kFp8Block, 20, 40, 3);
+  weight.data[3 * 40 + 7] = 0x7f;
+  weight.data[5 * 40 + 39] = 0xff;
+  for (const auto& [name, kernels] : all_backends()) {
+    SCOPED_TRACE(name);
+    const PackedWeight packed = pack_weight(*kernels, weight);
+    for (const int64_t tokens : {1, 9}) {
+      TestMatrix x = TestMatrix::random(tokens, 40, 4);
+      TestMatrix out = linear_of(*kernels, x, packed.weight);
+      for (int64_t n = 0; n < 20; ++n) {
+        EXPECT_EQ(std::isnan(out.at(0, n)), n == 3 || n == 5) << n;
+      }
+    }
+  }
+}
+
+// Every E4M3 scale that a checkpoint may hold, subnormals and 0 included, times code 1.5.
+TEST(Linear, DecodesEveryBlockScale) {
+  TestWeight weight;
+  weight.host.format = LinearFormat::kNvfp4;
+  weight.host.rows = 127;
+  weight.host.cols = 16;
+  weight.data.assign(127 * 8, 0x33);
+  for (int code = 0; code < 127; ++code) weight.scales.push_back(static_cast<uint8_t>(code));
+  for (const auto& [name, kernels] : all_backends()) {
+    SCOPED_TRACE(name);
+    const PackedWeight packed = pack_weight(*kernels, weight);
+    TestMatrix x = TestMatrix::identity(16);
+    TestMatrix out = linear_of(*kernels, x, packed.weight);
+    for (int code = 0; code < 127; ++code) {
+      EXPECT_EQ(out.at(5, code), 1.5f * e4m3_by_definition(code)) << code;
+    }
+  }
+}
+
+TEST(Linear, EveryBackendAgreesWithTheReference) {
+  struct Case {
+    int64_t rows, cols;
+  };
+  ReferenceKernels reference;
+  const auto backends = available_backends();
+  for (const LinearFormat format : kAllFormats) {
+    for (const auto& [rows, cols] :
+         {Case{1, 16}, {15, 48}, {16, 128}, {17, 144}, {130, 208}, {300, 1040}}) {
+      const TestWeight weight = TestWeight::random(format, rows, cols, 11);
+      const PackedWeight plain = pack_weight(reference, weight);
+      for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 13, 70}) {
+        TestMatrix x = TestMatrix::random(tokens, cols, 12);
+        const TestMatrix want = linear_of(reference, x, plain.weight);
+        for (const auto& [name, kernels] : backends) {
+          SCOPED_TRACE(testing::Message() << name << " " << format_name(format) << " [" << rows
+                                          << ", " << cols << "] x " << tokens);
+          const PackedWeight packed = pack_weight(*kernels, weight);
+          poison_scratch(*kernels, tokens + 1, packed.weight);
+          const TestMatrix got = linear_of(*kernels, x, packed.weight);
+          EXPECT_LE(nmse(got.values(), want.values()), 1e-12);
+          EXPECT_TRUE(got.padding_intact());
+        }
+      }
+    }
+  }
+}
+
+// Widths that only unquantized formats and FP8 allow.
+TEST(Linear, ColumnsNeedNotBeAMultipleOfSixteen) {
+  ReferenceKernels reference;
+  const auto backends = available_backends();
+  for (const LinearFormat format :
+       {LinearFormat::kF32, LinearFormat::kBf16, LinearFormat::kFp8Block}) {
+    for (const int64_t cols : {1, 7, 129, 255}) {
+      const TestWeight weight = TestWeight::random(format, 33, cols, 13);
+      const PackedWeight plain = pack_weight(reference, weight);
+      for (const int64_t tokens : {1, 11}) {
+        TestMatrix x = TestMatrix::random(tokens, cols, 14);
+        const TestMatrix want = linear_of(reference, x, plain.weight);
+        for (const auto& [name, kernels] : backends) {
+          SCOPED_TRACE(testing::Message() << name << " " << format_name(format) << " " << cols);
+          const PackedWeight packed = pack_weight(*kernels, weight);
+          poison_scratch(*kernels, tokens, packed.weight);
+          EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()), 1e-12);
+        }
+      }
+    }
+  }
+}
+
+// More tokens than one chunk of the cpu backend.
+TEST(Linear, AgreesForManyTokens) {
+  ReferenceKernels reference;
+  const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 40, 32, 15);
+  const PackedWeight plain = pack_weight(reference, weight);
+  TestMatrix x = TestMatrix::random(1100, 32, 16);
+  const TestMatrix want = linear_of(reference, x, plain.weight);
+  for (const auto& [name, kernels] : available_backends()) {
+    SCOPED_TRACE(name);
+    const PackedWeight packed = pack_weight(*kernels, weight);
+    EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()), 1e-12);
+  }
+}
+
+TEST(Linear, NoTokensAreNoWork) {
+  for (const auto& [name, kernels] : all_backends()) {
+    SCOPED_TRACE(name);
+    const PackedWeight packed =
+        pack_weight(*kernels, TestWeight::random(LinearFormat::kBf16, 8, 8, 1));
+    TestMatrix x(0, 8);
+    EXPECT_EQ(linear_of(*kernels, x, packed.weight).values().size(), 0u);
+  }
+}
+
+// The exact W4A4 sum in integers (spec nvfp4 section 8.5), written out here once more: twice a
+// code, and 2^9 times a scale, are integers.
+struct ExactW4A4 {
+  static int64_t twice_e2m1(int code) {
+    constexpr int64_t kTwice[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+    return code & 8 ? -kTwice[code & 7] : kTwice[code & 7];
+  }
+  static int64_t scaled_e4m3(int code) {
+    return static_cast<int64_t>(std::ldexp(e4m3_by_definition(code), 9));
+  }
+  // The nearest code to x, ties to the even one.
+  static int nearest_e2m1(float x) {
+    constexpr double kValues[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    int best = 0;
+    for (int code = 1; code < 8; ++code) {
+      const double now = std::fabs(kValues[code] - std::fabs(static_cast<double>(x)));
+      const double then = std::fabs(kValues[best] - std::fabs(static_cast<double>(x)));
+      if (now < then || (now == then && code % 2 == 0)) best = code;
+    }
+    return x < 0 ? best | 8 : best;
+  }
+  static int nearest_e4m3(float x) {
+    int best = 0;
+    for (int code = 1; code < 127; ++code) {
+      const double now =
+          std::fabs(static_cast<double>(e4m3_by_definition(code)) - static_cast<double>(x));
+      const double then =
+          std::fabs(static_cast<double>(e4m3_by_definition(best)) - static_cast<double>(x));
+      if (now < then || (now == then && code % 2 == 0)) best = code;
+    }
+    return best;
+  }
+
+  static double dot(const std::vector<float>& x, const TestWeight& weight, int64_t row) {
+    const auto cols = static_cast<int64_t>(x.size());
+    int64_t sum = 0;
+    for (int64_t b = 0; b < cols / 16; ++b) {
+      float amax = 0;
+      for (int64_t i = 0; i < 16; ++i)
+        amax = std::max(amax, std::fabs(x[static_cast<size_t>(16 * b + i)]));
+      const int a_scale = nearest_e4m3(std::min(amax / (6 * weight.host.input_scale), 448.0f));
+      const float divisor = e4m3_by_definition(a_scale) * weight.host.input_scale;
+      int64_t block = 0;
+      for (int64_t i = 0; i < 16; ++i) {
+        const int64_t k = 16 * b + i;
+        const int byte = weight.data[static_cast<size_t>((row * cols + k) / 2)];
+        const int w = k % 2 == 0 ? byte & 15 : byte >> 4;
+        const int a = divisor == 0 ? 0 : nearest_e2m1(x[static_cast<size_t>(k)] / divisor);
+        block += twice_e2m1(a) * twice_e2m1(w);
+      }
+      const int w_scale = weight.scales[static_cast<size_t>(row * cols / 16 + b)];
+      sum += block * scaled_e4m3(a_scale) * scaled_e4m3(w_scale);
+    }
+    const float alpha = weight.host.input_scale * weight.host.global_scale;
+    return std::ldexp(static_cast<double>(sum), -20) * static_cast<double>(alpha);
+  }
+};
+
+TEST(Linear, QuantizedActivationsMatchAnExactIntegerSum) {
+  for (const auto& [name, kernels] : all_backends()) {
+    for (const int64_t tokens : {1, 4, 21}) {
+      SCOPED_TRACE(testing::Message() << name << " " << tokens);
+      const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 37, 416, 17);
+      const PackedWeight packed = pack_weight(*kernels, weight, kW4A4);
+      TestMatrix x = TestMatrix::random(tokens, 416, 18);
+      for (int64_t c = 0; c < 16; ++c) {
+        x.at(0, c) = 0;            // a zero block
+        x.at(0, 16 + c) *= 100;    // above the calibrated range: saturates
+        x.at(0, 32 + c) *= 1e-6f;  // its scale rounds to zero
+        x.at(0, 48 + c) = 0.25f * static_cast<float>(c - 8);  // ties between codes
+      }
+      TestMatrix got = linear_of(*kernels, x, packed.weight);
+      std::vector<float> want;
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t n = 0; n < 37; ++n) {
+          want.push_back(static_cast<float>(ExactW4A4::dot(x.row(t), weight, n)));
+        }
+      }
+      EXPECT_LE(nmse(got.values(), want), 1e-12);
+    }
+  }
+}
+
+TEST(Linear, ANanActivationSpoilsItsRowAndNoOther) {
+  for (const auto& [name, kernels] : all_backends()) {
+    for (const ActivationFormat activation : {kAsIs, kW4A4}) {
+      SCOPED_TRACE(name);
+      const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 20, 64, 19);
+      const PackedWeight packed = pack_weight(*kernels, weight, activation);
+      TestMatrix x = TestMatrix::random(9, 64, 20);
+      x.at(4, 33) = NAN;
+      TestMatrix out = linear_of(*kernels, x, packed.weight);
+      for (int64_t t = 0; t < 9; ++t) EXPECT_EQ(std::isnan(out.at(t, 3)), t == 4) << t;
+    }
+  }
+}
+
+TEST(Linear, ARowHasTheSameBitsInAnyBatchAndWithAnyNumberOfThreads) {
+  for (const int threads : {1, 2, 3}) {
+    for (const auto& [name, kernels] : cpu_backends(threads)) {
+      const auto lone = cpu_backends(1);
+      Kernels& single = *std::find_if(lone.begin(), lone.end(), [&](const TestBackend& b) {
+                           return b.name == name;
+                         })->kernels;
+      for (const LinearFormat format : kAllFormats) {
+        for (const ActivationFormat activation : {kAsIs, kW4A4}) {
+          if (activation == kW4A4 && format != LinearFormat::kNvfp4) continue;
+          SCOPED_TRACE(testing::Message() << name << " " << threads << " " << format_name(format));
+          const TestWeight weight = TestWeight::random(format, 150, 304, 21);
+          const PackedWeight packed = pack_weight(*kernels, weight, activation);
+          TestMatrix x = TestMatrix::random(23, 304, 22);
+          std::vector<std::vector<float>> alone;
+          for (int64_t t = 0; t < 23; ++t) {
+            TestMatrix one = TestMatrix::of({x.row(t)});
+            alone.push_back(linear_of(single, one, packed.weight).row(0));
+          }
+          for (const int64_t tokens : {1, 2, 3, 4, 5, 8, 12, 23}) {
+            // The last rows, in reverse order: other neighbours, other places in a tile.
+            TestMatrix batch(tokens, 304);
+            for (int64_t i = 0; i < tokens; ++i) {
+              for (int64_t c = 0; c < 304; ++c) batch.at(i, c) = x.at(22 - i, c);
+            }
+            const TestMatrix out = linear_of(*kernels, batch, packed.weight);
+            for (int64_t i = 0; i < tokens; ++i) {
+              EXPECT_TRUE(same_bits(out.row(i), alone[static_cast<size_t>(22 - i)]))
+                  << tokens << " tokens, row " << i;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear, IsExactlyLinearInPowersOfTwoOfTheGlobalScale) {
+  for (const auto& [name, kernels] : all_backends()) {
+    for (const ActivationFormat activation : {kAsIs, kW4A4}) {
+      SCOPED_TRACE(name);
+      TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 24, 160, 23);
+      TestMatrix x = TestMatrix::random(7, 160, 24);
+      const PackedWeight packed = pack_weight(*kernels, weight, activation);
+      std::vector<float> want = linear_of(*kernels, x, packed.weight).values();
+      for (float& v : want) v *= 0.125f;
+      weight.host.global_scale *= 0.125f;
+      const PackedWeight smaller = pack_weight(*kernels, weight, activation);
+      EXPECT_TRUE(same_bits(linear_of(*kernels, x, smaller.weight).values(), want));
+    }
+  }
+}
+
+// One rounding of each product and sum, in rising order of k: the promise that makes batches and
+// machines with the same instruction set agree.
+TEST(Linear, VectorBackendsAddInRisingOrderWithOneRoundingEach) {
+  const TestWeight weight = TestWeight::random(LinearFormat::kF32, 18, 777, 25);
+  TestMatrix x = TestMatrix::random(9, 777, 26);
+  const auto* w = reinterpret_cast<const float*>(weight.data.data());
+  for (const auto& [name, kernels] : available_backends()) {
+    if (name == "cpu portable") continue;
+    SCOPED_TRACE(name);
+    const PackedWeight packed = pack_weight(*kernels, weight);
+    TestMatrix out = linear_of(*kernels, x, packed.weight);
+    for (int64_t t = 0; t < 9; ++t) {
+      for (int64_t n = 0; n < 18; ++n) {
+        float sum = 0;
+        for (int64_t k = 0; k < 777; ++k) sum = std::fma(x.at(t, k), w[n * 777 + k], sum);
+        EXPECT_EQ(out.at(t, n), sum);
+      }
+    }
+  }
+}
+
+TEST(Pack, RefusesBlockScalesThatNoCheckpointMayHold) {
+  for (const uint8_t bad : std::initializer_list<uint8_t>{0x7f, 0x80, 0xb8, 0xff}) {
+    for (const auto& [name, kernels] : available_backends()) {
+      SCOPED_TRACE(name);
+      TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 3, 48, 27);
+      weight.scales[5] = bad;
+      weight.bind();
+      std::vector<std::byte> memory(kernels->packed_bytes(LinearFormat::kNvfp4, 3, 48) + 64);
+      const auto packed = kernels->pack(weight.host, kAsIs, memory.data());
+      ASSERT_FALSE(packed.has_value());
+      EXPECT_EQ(packed.error().code, ErrorCode::kCorrupt);
+      EXPECT_THAT(packed.error().message, testing::HasSubstr("[1, 2]"));
+    }
+  }
+}
+
+TEST(Pack, WritesOnlyTheBytesItAskedFor) {
+  for (const auto& [name, kernels] : all_backends()) {
+    for (const LinearFormat format : kAllFormats) {
+      SCOPED_TRACE(testing::Message() << name << " " << format_name(format));
+      const TestWeight weight = TestWeight::random(format, 130, 144, 28);
+      const size_t bytes = kernels->packed_bytes(format, 130, 144);
+      Buffer buffer = kernels->device().allocate(bytes + 256).value();
+      std::memset(buffer.data(), 0xa5, buffer.size());
+      ASSERT_TRUE(kernels->pack(weight.host, kAsIs, buffer.data()).has_value());
+      for (size_t i = bytes; i < buffer.size(); ++i) ASSERT_EQ(buffer.as<uint8_t>()[i], 0xa5) << i;
+    }
+  }
+}
+
+TEST(Pack, TakesAboutTheCheckpointsOwnSize) {
+  for (const auto& [name, kernels] : available_backends()) {
+    EXPECT_EQ(kernels->packed_bytes(LinearFormat::kNvfp4, 2048, 7168), 2048u * 7168 * 9 / 16);
+    EXPECT_EQ(kernels->packed_bytes(LinearFormat::kBf16, 2048, 7168), 2048u * 7168 * 2);
+    // FP8's scales are kept once for each panel of 16 rows: 56 * 128 floats.
+    EXPECT_EQ(kernels->packed_bytes(LinearFormat::kFp8Block, 2048, 7168),
+              2048u * 7168 + 56 * 128 * 4);
+  }
+}
+
+TEST(Pack, MayRunOnSeveralThreadsAtOnce) {
+  for (const auto& [name, kernels] : available_backends()) {
+    SCOPED_TRACE(name);
+    const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 200, 256, 29);
+    std::vector<PackedWeight> packed(3);
+    std::vector<std::thread> threads;
+    for (PackedWeight& one : packed) {
+      threads.emplace_back([&one, &weight, k = kernels.get()] { one = pack_weight(*k, weight); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const PackedWeight& one : packed) {
+      EXPECT_EQ(0, std::memcmp(one.weight.data, packed[0].weight.data, 200 * 256 * 9 / 16));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
