@@ -1,0 +1,242 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "nibble/kernels/reference/reference_kernels.h"
+#include "tests/kernels/backends.h"
+#include "tests/kernels/mla_helpers.h"
+
+namespace nibble {
+namespace {
+
+constexpr MlaForm kBothForms[] = {MlaForm::kExpanded, MlaForm::kAbsorbed};
+
+TestMatrix attend(Kernels& kernels, TestMatrix& q, const MlaUpWeight& weight, const MlaShape& shape,
+                  std::vector<AttentionSegment> segments, TestCache& cache) {
+  TestMatrix out(q.rows(), shape.num_heads * shape.v_head_dim);
+  kernels.mla_attention(q.view(), weight, shape, {q.rows(), segments}, cache.view(), out.view());
+  return out;
+}
+
+// One head, latent width 2, W_UK = (1, 0), W_UV = (0, 10): the first latent element is the key, ten
+// times the second the value. By hand:
+//   token 0 sees position 0 alone: its value, 10
+//   token 1, q = 0: the mean of 10 and 30
+//   token 2, q_nope = ln 3, keys 0, 1, 1: weights 1, 3, 3; (10 + 3 * 30 + 3 * 50) / 7
+//   token 3, q_rope = (0, ln 2), rope keys 0, 0, 0, 1: (10 + 30 + 50 + 2 * 70) / 5
+TEST(MlaAttention, WeighsValuesBySoftmaxOfKeysAndRopeKeys) {
+  const MlaShape shape{1, 2, 1, 2, 1, 1.0f};
+  const float ln2 = std::log(2.0f);
+  const float ln3 = std::log(3.0f);
+  const std::vector<std::vector<float>> entries = {
+      {0, 1, 0, 0}, {1, 3, 0, 0}, {1, 5, 0, 0}, {0, 7, 5, 1}};
+  for (const auto& [name, kernels] : all_backends()) {
+    for (const MlaForm form : kBothForms) {
+      SCOPED_TRACE(testing::Message() << name << " " << static_cast<int>(form));
+      const PackedMlaUp weight = pack_mla_up_weight(
+          *kernels, TestWeight::of(LinearFormat::kBf16, {{1, 0}, {0, 10}}), shape);
+      TestCache cache(DType::kF32, 4, 3, {4});
+      for (int64_t p = 0; p < 4; ++p) {
+        std::memcpy(static_cast<float*>(cache.view().data) +
+                        cache.view().entry_offset(cache.block_table(0), p),
+                    entries[static_cast<size_t>(p)].data(), 16);
+      }
+      TestMatrix q = TestMatrix::of({{5, 5, 5}, {0, 0, 0}, {ln3, 0, 0}, {0, 0, ln2}});
+      TestMatrix out =
+          attend(*kernels, q, weight.weight, shape, {{0, 4, 0, cache.block_table(0), form}}, cache);
+      EXPECT_FLOAT_EQ(out.at(0, 0), 10);
+      EXPECT_FLOAT_EQ(out.at(1, 0), 20);
+      EXPECT_FLOAT_EQ(out.at(2, 0), 250.0f / 7);
+      EXPECT_FLOAT_EQ(out.at(3, 0), 46);
+    }
+  }
+}
+
+TEST(MlaAttention, TheTwoFormsAgreeInTheReference) {
+  ReferenceKernels reference;
+  const MlaShape shape = odd_mla_shape(3);
+  const PackedMlaUp weight =
+      pack_mla_up_weight(reference, random_kv_b_proj(LinearFormat::kBf16, shape, 61), shape);
+  TestCache cache(DType::kF32, shape.entry_size(), 16, {150});
+  cache.fill(62);
+  TestMatrix q = TestMatrix::random(20, shape.num_heads * shape.qk_head_dim(), 63);
+  const TestMatrix expanded = attend(reference, q, weight.weight, shape,
+                                     {{0, 20, 130, cache.block_table(0), kBothForms[0]}}, cache);
+  const TestMatrix absorbed = attend(reference, q, weight.weight, shape,
+                                     {{0, 20, 130, cache.block_table(0), kBothForms[1]}}, cache);
+  EXPECT_LE(nmse(absorbed.values(), expanded.values()), 1e-12);
+}
+
+struct MlaCase {
+  MlaShape shape;
+  LinearFormat format;
+  DType cache;
+};
+
+void PrintTo(const MlaCase& c, std::ostream* out) {
+  *out << c.shape.kv_lora_rank << " " << format_name(c.format) << " " << dtype_name(c.cache);
+}
+
+std::vector<MlaCase> mla_cases() {
+  std::vector<MlaCase> cases = {
+      {real_mla_shape(2), LinearFormat::kBf16, DType::kBf16},
+      {odd_mla_shape(3), LinearFormat::kF32, DType::kF32},
+      {odd_mla_shape(3), LinearFormat::kBf16, DType::kF8E4m3},
+      {odd_mla_shape(5), LinearFormat::kFp8Block, DType::kBf16},
+      {{2, 48, 32, 8, 16, 0.2f}, LinearFormat::kFp8Block, DType::kBf16},
+      {{3, 48, 20, 8, 12, 0.2f}, LinearFormat::kNvfp4, DType::kF32},
+      {{9, 144, 128, 2, 144, 0.1f}, LinearFormat::kNvfp4, DType::kF8E4m3},
+  };
+  return cases;
+}
+
+// Prompts, continued prompts and generated tokens of several sequences in one batch, around the
+// cpu backend's blocks of 128 positions.
+struct MlaBatch {
+  explicit MlaBatch(const MlaCase& c)
+      : cache(c.cache, c.shape.entry_size(), 16, {70, 200, 129, 300, 1}) {
+    cache.fill(71);
+    segments = {{0, 70, 0, cache.block_table(0), MlaForm::kExpanded},
+                {70, 1, 128, cache.block_table(2), MlaForm::kAbsorbed},
+                {71, 75, 125, cache.block_table(1), MlaForm::kExpanded},
+                {146, 3, 297, cache.block_table(3), MlaForm::kAbsorbed},
+                {149, 1, 127, cache.block_table(2), MlaForm::kExpanded},
+                {150, 1, 0, cache.block_table(4), MlaForm::kAbsorbed},
+                {151, 66, 100, cache.block_table(1), MlaForm::kAbsorbed}};
+  }
+  static constexpr int64_t kTokens = 217;
+  TestCache cache;
+  std::vector<AttentionSegment> segments;
+};
+
+TEST(MlaAttention, EveryBackendAgreesWithTheReference) {
+  ReferenceKernels reference;
+  const auto backends = available_backends();
+  for (const MlaCase& c : mla_cases()) {
+    const TestWeight kv_b_proj = random_kv_b_proj(c.format, c.shape, 72);
+    MlaBatch batch(c);
+    TestMatrix q =
+        TestMatrix::random(MlaBatch::kTokens, c.shape.num_heads * c.shape.qk_head_dim(), 73);
+    const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, c.shape);
+    const TestMatrix want =
+        attend(reference, q, plain.weight, c.shape, batch.segments, batch.cache);
+    for (const auto& [name, kernels] : backends) {
+      SCOPED_TRACE(testing::Message() << name << " " << testing::PrintToString(c));
+      const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, c.shape);
+      {  // leave NaN in scratch
+        TestMatrix nan(MlaBatch::kTokens, q.cols());
+        attend(*kernels, nan, packed.weight, c.shape, batch.segments, batch.cache);
+      }
+      const TestMatrix got =
+          attend(*kernels, q, packed.weight, c.shape, batch.segments, batch.cache);
+      EXPECT_LE(nmse(got.values(), want.values()), 1e-11);
+      EXPECT_TRUE(got.padding_intact());
+    }
+  }
+}
+
+// A token's result may depend on its own context only: neither on how its prompt is cut, nor on
+// what else is in the batch, nor on the threads.
+TEST(MlaAttention, ATokensBitsDependOnItsContextAlone) {
+  for (const MlaCase& c : mla_cases()) {
+    const TestWeight kv_b_proj = random_kv_b_proj(c.format, c.shape, 74);
+    TestCache cache(c.cache, c.shape.entry_size(), 16, {200, 40});
+    cache.fill(75);
+    TestMatrix q = TestMatrix::random(240, c.shape.num_heads * c.shape.qk_head_dim(), 76);
+    const auto single = cpu_backends(1);
+    const auto pair = cpu_backends(2);
+    const auto many = cpu_backends(5);
+    for (size_t b = 0; b < single.size(); ++b) {
+      for (const MlaForm form : kBothForms) {
+        SCOPED_TRACE(testing::Message() << single[b].name << " " << testing::PrintToString(c) << " "
+                                        << static_cast<int>(form));
+        const PackedMlaUp packed = pack_mla_up_weight(*single[b].kernels, kv_b_proj, c.shape);
+        TestMatrix prompt = TestMatrix(200, q.cols());
+        for (int64_t t = 0; t < 200; ++t) {
+          for (int64_t i = 0; i < q.cols(); ++i) prompt.at(t, i) = q.at(t, i);
+        }
+        const TestMatrix whole = attend(*single[b].kernels, prompt, packed.weight, c.shape,
+                                        {{0, 200, 0, cache.block_table(0), form}}, cache);
+
+        // The same prompt in pieces that straddle blocks, beside another sequence.
+        for (const auto* backends : {&pair, &many}) {
+          std::vector<AttentionSegment> segments;
+          int64_t first = 0;
+          for (const int64_t count : {1, 126, 2, 60, 11}) {
+            segments.push_back({first, count, first, cache.block_table(0), form});
+            first += count;
+          }
+          segments.push_back({200, 40, 0, cache.block_table(1), MlaForm::kAbsorbed});
+          const TestMatrix cut =
+              attend(*(*backends)[b].kernels, q, packed.weight, c.shape, segments, cache);
+          for (int64_t t = 0; t < 200; ++t) {
+            ASSERT_TRUE(same_bits(cut.row(t), whole.row(t))) << "token " << t;
+          }
+        }
+        // One call for each piece, later positions not yet in the cache.
+        for (const int64_t t : {0, 63, 127, 128, 199}) {
+          TestCache young(c.cache, c.shape.entry_size(), 16, {200, 40});
+          for (int64_t p = 0; p <= t; ++p) {
+            const int64_t bytes = c.shape.entry_size() * dtype_size(c.cache);
+            const int64_t offset =
+                young.view().entry_offset(young.block_table(0), p) * dtype_size(c.cache);
+            std::memcpy(static_cast<char*>(young.view().data) + offset,
+                        cache.bytes().data() + offset, static_cast<size_t>(bytes));
+          }
+          TestMatrix one = TestMatrix::of({q.row(t)});
+          const TestMatrix lone = attend(*pair[b].kernels, one, packed.weight, c.shape,
+                                         {{0, 1, t, young.block_table(0), form}}, young);
+          EXPECT_TRUE(same_bits(lone.row(0), whole.row(t))) << "token " << t;
+        }
+      }
+    }
+  }
+}
+
+// Longer than the runs of query tokens that share an expansion.
+TEST(MlaAttention, LongPromptsAreCutWithoutATrace) {
+  const MlaShape shape{1, 16, 16, 2, 16, 0.25f};
+  TestCache cache(DType::kF32, shape.entry_size(), 64, {1300});
+  cache.fill(77);
+  TestMatrix q = TestMatrix::random(1300, shape.qk_head_dim(), 78);
+  ReferenceKernels reference;
+  const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kF32, shape, 79);
+  for (const MlaForm form : kBothForms) {
+    const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
+    const TestMatrix want = attend(reference, q, plain.weight, shape,
+                                   {{0, 1300, 0, cache.block_table(0), form}}, cache);
+    for (const auto& [name, kernels] : available_backends()) {
+      SCOPED_TRACE(name);
+      const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
+      const TestMatrix got = attend(*kernels, q, packed.weight, shape,
+                                    {{0, 1300, 0, cache.block_table(0), form}}, cache);
+      EXPECT_LE(nmse(got.values(), want.values()), 1e-11);
+    }
+  }
+}
+
+// Scores of +-1e4 overflow exp without the running maximum.
+TEST(MlaAttention, LargeScoresDoNotOverflow) {
+  const MlaShape shape = odd_mla_shape(2);
+  TestCache cache(DType::kF32, shape.entry_size(), 16, {260});
+  cache.fill(80);
+  TestMatrix q = TestMatrix::random(260, shape.num_heads * shape.qk_head_dim(), 81, 1e4f);
+  ReferenceKernels reference;
+  const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kF32, shape, 82);
+  const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
+  const std::vector<AttentionSegment> segments = {
+      {0, 260, 0, cache.block_table(0), MlaForm::kExpanded}};
+  const TestMatrix want = attend(reference, q, plain.weight, shape, segments, cache);
+  for (const auto& [name, kernels] : available_backends()) {
+    SCOPED_TRACE(name);
+    const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
+    const TestMatrix got = attend(*kernels, q, packed.weight, shape, segments, cache);
+    // Scores near 1e4 carry an absolute rounding of 1e-3.
+    EXPECT_LE(nmse(got.values(), want.values()), 1e-5);
+  }
+}
+
+}  // namespace
+}  // namespace nibble
