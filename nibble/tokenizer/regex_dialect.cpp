@@ -2,10 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <array>
 #include <cctype>
 
 #include "nibble/base/error.h"
+#include "nibble/tokenizer/unicode_additions.h"
 
 namespace nibble {
 namespace {
@@ -14,11 +14,6 @@ namespace {
 constexpr std::string_view kWhiteSpace =
     "\\t-\\r\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"
     "\\x{3000}";
-
-constexpr std::array<std::string_view, 37> kCategories = {
-    "L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N",  "Nd", "Nl",
-    "No", "P",  "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S",  "Sm", "Sc", "Sk",
-    "So", "Z",  "Zs", "Zl", "Zp", "C",  "Cc", "Cf", "Cs", "Co", "Cn"};
 
 bool is_hex(char c) { return std::isxdigit(static_cast<unsigned char>(c)) != 0; }
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
@@ -147,20 +142,11 @@ class Translator {
     switch (kind) {
       case 'p':
       case 'P':
-        return property();
+        return property(in_class);
       case 's':
-        out_ += in_class ? std::string(kWhiteSpace) : fmt::format("[{}]", kWhiteSpace);
-        position_ += 2;
-        return true;
+        return set(kWhiteSpace, false, in_class, 2);
       case 'S':
-        if (in_class) return refuse("\\S inside a class");
-        out_ += fmt::format("[^{}]", kWhiteSpace);
-        position_ += 2;
-        return true;
-      case 'd':
-      case 'D':
-        copy(2);
-        return true;
+        return set(kWhiteSpace, true, in_class, 2);
       case 'r':
       case 'n':
       case 't':
@@ -178,18 +164,27 @@ class Translator {
     }
   }
 
-  Result<bool> property() {
+  // Writes the escape of `length` bytes here as a set of characters: a class of its own, or, in a
+  // class, a part of that one, which can't be negated.
+  Result<bool> set(std::string_view members, bool negated, bool in_class, size_t length) {
+    if (in_class && negated) {
+      return refuse(fmt::format("the negation '\\{}' inside a class", peek(1)));
+    }
+    out_ += in_class ? std::string(members) : fmt::format("[{}{}]", negated ? "^" : "", members);
+    position_ += length;
+    return true;
+  }
+
+  Result<bool> property(bool in_class) {
     const size_t close = pattern_.find('}', position_);
     if (peek(2) != '{' || close == std::string_view::npos) return refuse("\\p without {name}");
     const std::string_view name = pattern_.substr(position_ + 3, close - position_ - 3);
-    for (const std::string_view category : kCategories) {
-      if (name == category) {
-        copy(close + 1 - position_);
-        return true;
-      }
+    const auto additions = name.size() == 1 ? unicode16_additions(name[0]) : std::nullopt;
+    if (!additions) {
+      return refuse(fmt::format("the property '{}' (L, M, N, P, S and Z are)", printable(name)));
     }
-    return refuse(
-        fmt::format("the property '{}' (general categories like L or Nd are)", printable(name)));
+    return set(fmt::format("\\p{{{}}}{}", name, *additions), peek(1) == 'P', in_class,
+               close + 1 - position_);
   }
 
   Result<bool> code_point() {

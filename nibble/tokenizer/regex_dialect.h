@@ -14,13 +14,12 @@ namespace nibble {
 //
 // Admitted: literal characters; `.`; alternation; the groups (...) (?:...) (?=...) (?!...) (?<=...)
 // (?<!...); the repeats * + ? (also lazy `?`, possessive `+`) and {n} {n,} {n,m}; classes [...] and
-// [^...] of characters, ranges and escapes; the escapes \p{X} \P{X} for a general category X of one
-// or two letters, \s \S \d \D, \r \n \t \f, \xHH, \x{H...}, \uHHHH and a backslash before
-// punctuation. \S may not stand in a class.
+// [^...] of characters, ranges and escapes; the escapes \p{X} and \P{X} for X one of L, M, N, P, S
+// and Z, \s \S, \r \n \t \f, \xHH, \x{H...}, \uHHHH and a backslash before punctuation. \P{X} and
+// \S may not stand in a class.
 //
 // \s is spelled out as Unicode's White_Space, which is Oniguruma's meaning; PCRE2's has U+180E too.
-// General categories are those of PCRE2's Unicode version (14 in PCRE2 10.42; Oniguruma 6.9.10 has
-// 16): they differ for characters that Unicode has added in between.
+// \p{X} is that of Unicode 16 (see unicode_additions.h).
 //
 // Errors: kUnsupported naming the construct and its byte offset in the pattern.
 Result<std::string> to_pcre2(std::string_view pattern);

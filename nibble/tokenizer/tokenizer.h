@@ -25,8 +25,7 @@ struct EncodeOptions {
 
 // Immutable once loaded; every function may be called from many threads at once. Movable.
 //
-// encode() gives the ids of Hugging Face tokenizers for the same file, but for characters that are
-// newer than PCRE2's Unicode tables (see regex_dialect.h).
+// encode() gives the ids of Hugging Face tokenizers for the same file.
 class Tokenizer {
  public:
   // Reads DIRECTORY/tokenizer.json and, when it is there, DIRECTORY/tokenizer_config.json.
