@@ -109,9 +109,9 @@ Result<std::vector<std::string>> check_arguments(const CLI::App& app,
       if (current != &app) continue;  // a positional argument of the command
       const std::vector<std::string> commands = command_names(app);
       if (std::find(commands.begin(), commands.end(), argument) == commands.end()) {
-        return invalid_argument(fmt::format("unknown command '{}'{}{}", argument,
-                                            did_you_mean(argument, commands),
-                                            "; nibble --help lists the commands"));
+        std::string hint = did_you_mean(argument, commands);
+        if (hint.empty()) hint = "; nibble --help lists the commands";
+        return invalid_argument(fmt::format("unknown command '{}'{}", argument, hint));
       }
       current = app.get_subcommand(argument);
       *command = argument;

@@ -28,6 +28,9 @@ struct InspectOptions {
 };
 
 Result<int> inspect(const InspectOptions& options) {
+  if (options.values && options.no_values) {
+    return invalid_argument("--values and --no-values exclude each other");
+  }
   const auto path = NIBBLE_TRY(resolve_model(options.model));
   if (!options.tensor.empty()) {
     const auto source = NIBBLE_TRY(SafetensorsSource::open(path));
@@ -59,10 +62,9 @@ void add_inspect_command(CLI::App& app, int* exit_code) {
                     "List every tensor instead of one line per pattern");
   command->add_option("--tensor", options->tensor, "Show one tensor: place, shape, statistics")
       ->type_name("NAME");
-  CLI::Option* values = command->add_flag("--values", options->values,
-                                          "Read every scale and FP8 code [up to 4 GiB of tensors]");
-  command->add_flag("--no-values", options->no_values, "Read only headers and small files")
-      ->excludes(values);
+  command->add_flag("--values", options->values,
+                    "Read every scale and FP8 code [for up to 4 GiB of tensors]");
+  command->add_flag("--no-values", options->no_values, "Read only headers and small files");
   command->add_flag("--json", options->json, "Print JSON");
   command->add_flag("-q,--quiet", options->quiet, "No progress line");
   command->footer(

@@ -55,12 +55,16 @@ int run_program(int argc, char** argv) {
   app.footer("nibble COMMAND --help explains a command.");
   app.set_version_flag("--version", "nibble " NIBBLE_VERSION, "Print the version and exit");
   app.set_help_flag("-h,--help", "Print this help and exit");
+  app.get_formatter()->label("SUBCOMMAND", "COMMAND");
   app.require_subcommand(1);
   int code = 0;
   add_commands(app, &code);
   // --log-level may stand before the command or among its options.
   add_log_level_option(app);
-  for (CLI::App* command : app.get_subcommands({})) add_log_level_option(*command);
+  for (CLI::App* command : app.get_subcommands({})) {
+    command->group("Commands");
+    add_log_level_option(*command);
+  }
 
   std::string command;
   if (argc < 2) {
@@ -86,6 +90,11 @@ int run_program(int argc, char** argv) {
   } catch (const CLI::ExtrasError&) {
     const std::vector<std::string> extra = app.remaining(true);
     return usage_error(fmt::format("unexpected argument '{}'", extra.empty() ? "" : extra.front()),
+                       command);
+  } catch (const CLI::RequiredError& error) {
+    return usage_error(fmt::format("{}; nibble{}{} --help explains",
+                                   command.empty() ? "a command is missing" : error.what(),
+                                   command.empty() ? "" : " ", command),
                        command);
   } catch (const CLI::ParseError& error) {
     return usage_error(error.what(), command);
