@@ -44,6 +44,7 @@ inline void take_value(Status&&) {}
 }  // namespace nibble
 
 // auto config = NIBBLE_TRY(load_config(path));  // or returns the Error from this function
+// One inside the other shadows a name, which the warnings refuse: use two lines.
 #define NIBBLE_TRY(expression)                                               \
   __extension__({                                                            \
     auto nibble_try_ = (expression);                                         \

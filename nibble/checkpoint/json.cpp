@@ -111,7 +111,7 @@ void append_json(const JsonValue& value, int indent, int level, std::string& out
   const auto new_line = [&](int at_level) {
     if (indent < 0) return;
     out += '\n';
-    out.append(static_cast<size_t>(indent * at_level), ' ');
+    out.append(static_cast<size_t>(indent) * static_cast<size_t>(at_level), ' ');
   };
   if (const auto* members = value.as_object()) {
     out += '{';

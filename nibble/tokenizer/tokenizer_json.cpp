@@ -108,6 +108,7 @@ Status check_model_settings(const json& model) {
   NIBBLE_TRY(expect_bool(model, "byte_fallback", false, false));
   NIBBLE_TRY(expect_bool(model, "ignore_merges", false, false));
   for (const std::string_view affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    // The empty text, not an empty value. NOLINTNEXTLINE(readability-container-size-empty)
     if (field(model, affix) != "") NIBBLE_TRY(expect_null(model, affix));
   }
   return {};
