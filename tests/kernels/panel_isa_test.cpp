@@ -134,6 +134,21 @@ TEST(PanelIsa, SoftmaxBlockNeverReadsHiddenScores) {
   }
 }
 
+TEST(PanelIsa, BothE4m3NansOfACacheStayNan) {
+  std::vector<uint8_t> codes(40, 0x38);
+  codes[3] = 0x7f;
+  codes[29] = 0xff;
+  codes[39] = 0x7f;
+  for (const auto& [name, isa] : panel_tables()) {
+    SCOPED_TRACE(name);
+    std::vector<float> out(40);
+    isa->to_float(PanelFormat::kFp8, codes.data(), 40, out.data());
+    for (size_t i = 0; i < 40; ++i) {
+      EXPECT_EQ(std::isnan(out[i]), i == 3 || i == 29 || i == 39) << i;
+    }
+  }
+}
+
 TEST(PanelIsa, ConversionsAreExactAtEveryLength) {
   std::vector<uint8_t> codes;
   std::vector<uint16_t> halves;

@@ -32,7 +32,8 @@ class CpuKernels final : public Kernels {
   Device& device() override { return *device_; }
 
   size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const override;
-  // Errors: kCorrupt for an NVFP4 block scale that is negative or NaN.
+  // Errors, also of pack_mla_up: kCorrupt for an FP8 weight that is NaN, and for an NVFP4 block
+  // scale that is negative or NaN; both with their place.
   Result<LinearWeight> pack(const HostLinear& source, ActivationFormat activation,
                             void* destination) const override;
   size_t packed_mla_up_bytes(LinearFormat format, const MlaShape& shape) const override;

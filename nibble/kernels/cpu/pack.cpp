@@ -70,11 +70,10 @@ void pack_panel(const HostLinear& source, const int64_t* rows, uint8_t* out, flo
       pointers(static_cast<const uint8_t*>(source.scales), cols / kNvfp4BlockSize, block_scales);
       for (int64_t u = 0; u < cols / kNvfp4BlockSize; ++u, out += kNvfp4UnitBytes) {
         for (int r = 0; r < kPanelRows; ++r) {
-          uint64_t eight = 0;
-          if (codes[r] != nullptr) std::memcpy(&eight, codes[r] + 8 * u, 8);
-          for (int j = 0; j < 8; ++j) {
-            out[16 * j + r] = static_cast<uint8_t>(eight >> (8 * j));
-          }
+          uint32_t halves[2] = {};
+          if (codes[r] != nullptr) std::memcpy(halves, codes[r] + 8 * u, sizeof(halves));
+          std::memcpy(out + 4 * r, &halves[0], 4);
+          std::memcpy(out + 64 + 4 * r, &halves[1], 4);
           out[128 + r] = block_scales[r] == nullptr ? uint8_t{0} : block_scales[r][u];
         }
       }
@@ -83,15 +82,31 @@ void pack_panel(const HostLinear& source, const int64_t* rows, uint8_t* out, flo
   }
 }
 
-Status check_scales(const HostLinear& source) {
-  if (source.format != LinearFormat::kNvfp4) return {};
-  const int64_t blocks = source.cols / kNvfp4BlockSize;
-  const auto* scales = static_cast<const uint8_t*>(source.scales);
-  const auto bad = find_bad_block_scale({scales, static_cast<size_t>(source.rows * blocks)});
-  if (!bad) return {};
-  const auto i = static_cast<int64_t>(*bad);
-  return corrupt(fmt::format("block scale [{}, {}] is 0x{:02x}, expected 0x00 to 0x7e", i / blocks,
-                             i % blocks, scales[i]));
+// Codes that the inner loops don't decode and no sound checkpoint holds.
+Status check_codes(const HostLinear& source) {
+  if (source.format == LinearFormat::kFp8Block) {
+    const auto* const codes = static_cast<const uint8_t*>(source.data);
+    for (int64_t r = 0; r < source.rows; ++r) {
+      const uint8_t* const row = codes + r * source.cols;
+      bool any = false;  // without an early exit the loop becomes vectors
+      for (int64_t k = 0; k < source.cols; ++k) any |= (row[k] & 0x7f) == 0x7f;
+      if (!any) continue;
+      const uint8_t* const bad =
+          std::find_if(row, row + source.cols, [](uint8_t code) { return (code & 0x7f) == 0x7f; });
+      return corrupt(fmt::format("weight [{}, {}] is 0x{:02x}, an E4M3 NaN, expected a number", r,
+                                 bad - row, *bad));
+    }
+  }
+  if (source.format == LinearFormat::kNvfp4) {
+    const int64_t blocks = source.cols / kNvfp4BlockSize;
+    const auto* scales = static_cast<const uint8_t*>(source.scales);
+    const auto bad = find_bad_block_scale({scales, static_cast<size_t>(source.rows * blocks)});
+    if (!bad) return {};
+    const auto i = static_cast<int64_t>(*bad);
+    return corrupt(fmt::format("block scale [{}, {}] is 0x{:02x}, expected 0x00 to 0x7e",
+                               i / blocks, i % blocks, scales[i]));
+  }
+  return {};
 }
 
 LinearWeight packed_weight(const HostLinear& source, ActivationFormat activation, int64_t rows,
@@ -160,7 +175,7 @@ size_t CpuKernels::packed_bytes(LinearFormat format, int64_t rows, int64_t cols)
 Result<LinearWeight> CpuKernels::pack(const HostLinear& source, ActivationFormat activation,
                                       void* destination) const {
   NIBBLE_CHECK(source.format != LinearFormat::kNvfp4 || source.cols % kNvfp4BlockSize == 0);
-  NIBBLE_TRY(check_scales(source));
+  NIBBLE_TRY(check_codes(source));
   const LinearWeight weight = packed_weight(source, activation, source.rows, destination);
   for (int64_t p = 0; p < panels_of(source.rows); ++p) {
     int64_t rows[kPanelRows];
@@ -188,7 +203,7 @@ Result<MlaUpWeight> CpuKernels::pack_mla_up(const HostLinear& kv_b_proj, const M
   const int64_t head_rows = nope + shape.v_head_dim;
   NIBBLE_CHECK(kv_b_proj.rows == shape.num_heads * head_rows);
   NIBBLE_CHECK(kv_b_proj.cols == shape.kv_lora_rank);
-  NIBBLE_TRY(check_scales(kv_b_proj));
+  NIBBLE_TRY(check_codes(kv_b_proj));
 
   std::vector<float> values;
   HostLinear as_float = kv_b_proj;

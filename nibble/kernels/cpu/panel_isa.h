@@ -26,9 +26,10 @@ inline constexpr int kNvfp4UnitBytes = 144;
 enum class PanelFormat : int32_t {
   kF32,    // float [cols, 16]
   kBf16,   // uint16 [cols, 16]
-  kFp8,    // E4M3 [cols, 16]; scales float [panels, ceil(cols / 128)]
-  kNvfp4,  // units of 144 bytes for 16 columns: 128 code bytes, byte 16 j + r holding the codes of
-           // row r and columns 2 j (bits 0-3) and 2 j + 1; then 16 E4M3 scales, one for each row
+  kFp8,    // finite E4M3 [cols, 16]; scales float [panels, ceil(cols / 128)]
+  kNvfp4,  // units of 144 bytes for 16 columns: bytes 64 h + 4 r .. + 3 are the checkpoint's own
+           // four of row r and columns 8 h .. 8 h + 7, the even column in bits 0-3; then 16 E4M3
+           // scales, one for each row
 };
 
 // A packed matrix. Rows are padded to whole panels with zeros.
@@ -71,7 +72,7 @@ struct PanelIsa {
   // x[i] *= factor
   void (*scale)(float* x, int64_t count, float factor);
 
-  // Exact conversions: format kF32 (copy), kBf16 or kFp8 (E4M3 with scale 1).
+  // Exact conversions: format kF32 (copy), kBf16 or kFp8 (E4M3 with scale 1, NaN codes to NaN).
   void (*to_float)(PanelFormat format, const void* source, int64_t count, float* out);
 
   // out[i] = exp(x[i]), within 2 units of binary32; 0 below -104, infinity above 88.73.

@@ -112,7 +112,7 @@ void dequantize(const PanelMatrix* matrix, int64_t first_panel, int64_t panels, 
         const uint8_t* const w = data + first_col * kPanelRows;
         const V16 scale = v_set(matrix->scales[p * matrix->panel_scales + slice]);
         for (int k = 0; k < depth; ++k) {
-          v_store(out + k * kPanelRows, v_mul(v_load_e4m3(w + k * kPanelRows), scale));
+          v_store(out + k * kPanelRows, v_mul(v_load_e4m3_finite(w + k * kPanelRows), scale));
         }
         break;
       }
@@ -120,11 +120,11 @@ void dequantize(const PanelMatrix* matrix, int64_t first_panel, int64_t panels, 
         const uint8_t* unit = data + first_col / 16 * kNvfp4UnitBytes;
         for (int k = 0; k < depth; k += 16, unit += kNvfp4UnitBytes) {
           const V16 scale = v_load_scale(unit + 128);
-          NIBBLE_UNROLL for (int j = 0; j < 8; ++j) {
-            V16 even, odd;
-            v_load_e2m1(unit + 16 * j, scale, &even, &odd);
-            v_store(out + (k + 2 * j) * kPanelRows, even);
-            v_store(out + (k + 2 * j + 1) * kPanelRows, odd);
+          for (int half = 0; half < 2; ++half) {
+            Codes codes = v_load_codes(unit + 64 * half);
+            NIBBLE_UNROLL for (int i = 0; i < 8; ++i) {
+              v_store(out + (k + 8 * half + i) * kPanelRows, v_next_column(&codes, scale));
+            }
           }
         }
         break;
@@ -159,14 +159,21 @@ void multiply_fused_tile(const PanelMatrix* matrix, int64_t first_panel, const f
           __builtin_prefetch(u + kPrefetchBytes + 64);
           scale[p] = v_load_scale(u + 128);
         }
-        NIBBLE_UNROLL for (int j = 0; j < 8; ++j) {
+        for (int half = 0; half < 2; ++half) {
+          Codes codes[kPanels];
           NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-            V16 even, odd;
-            v_load_e2m1(unit + p * panel_bytes + 16 * j, scale[p], &even, &odd);
+            codes[p] = v_load_codes(unit + p * panel_bytes + 64 * half);
+          }
+          NIBBLE_UNROLL for (int i = 0; i < 8; ++i) {
+            V16 xk[kTokens];
             NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
-              const float* const xt = x + t * kSliceCols + k + 2 * j;
-              sum[t][p] = v_fma(v_set(xt[0]), even, sum[t][p]);
-              sum[t][p] = v_fma(v_set(xt[1]), odd, sum[t][p]);
+              xk[t] = v_set(x[t * kSliceCols + k + 8 * half + i]);
+            }
+            NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+              const V16 weight = v_next_column(&codes[p], scale[p]);
+              NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+                sum[t][p] = v_fma(xk[t], weight, sum[t][p]);
+              }
             }
           }
         }
@@ -194,7 +201,7 @@ void multiply_fused_tile(const PanelMatrix* matrix, int64_t first_panel, const f
             weight = v_load_bf16(reinterpret_cast<const uint16_t*>(wp));
           } else {
             if (k % 4 == 0) __builtin_prefetch(wp + kPrefetchBytes);
-            weight = v_mul(v_load_e4m3(wp), scale[p]);
+            weight = v_mul(v_load_e4m3_finite(wp), scale[p]);
           }
           NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
             sum[t][p] = v_fma(v_set(x[t * kSliceCols + k]), weight, sum[t][p]);

@@ -48,18 +48,24 @@ inline __m256 half_bf16(const uint16_t* p) {
 }
 inline V16 v_load_bf16(const uint16_t* p) { return {half_bf16(p), half_bf16(p + 8)}; }
 
-// Exponent and fraction of E4M3 moved into a binary32's place, subnormals included, are the value
-// times 2^-120.
+// Finite E4M3 codes. Exponent and fraction moved into a binary32's place, subnormals included, are
+// the value times 2^-120.
 inline __m256 half_e4m3(const uint8_t* p) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   const __m256i wide = _mm256_slli_epi32(_mm256_cvtepi8_epi32(bytes), 20);
   const __m256i bits = _mm256_and_si256(wide, _mm256_set1_epi32(static_cast<int>(0x87f00000u)));
-  const __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi32(0x07f00000));
-  const __m256i nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x07f00000));
-  const __m256 value = _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
-  return _mm256_or_ps(value, _mm256_castsi256_ps(nan));
+  return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
 }
-inline V16 v_load_e4m3(const uint8_t* p) { return {half_e4m3(p), half_e4m3(p + 8)}; }
+inline V16 v_load_e4m3_finite(const uint8_t* p) { return {half_e4m3(p), half_e4m3(p + 8)}; }
+
+// All E4M3 codes: 0x7f and 0xff are NaN, whose place in a binary32 is all ones.
+inline __m256 half_e4m3_nan(const uint8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i magnitude = _mm_and_si128(bytes, _mm_set1_epi8(0x7f));
+  const __m128i nan = _mm_cmpeq_epi8(magnitude, _mm_set1_epi8(0x7f));
+  return _mm256_or_ps(half_e4m3(p), _mm256_castsi256_ps(_mm256_cvtepi8_epi32(nan)));
+}
+inline V16 v_load_e4m3(const uint8_t* p) { return {half_e4m3_nan(p), half_e4m3_nan(p + 8)}; }
 
 // NVFP4's block scales: never negative, never NaN.
 inline __m256 half_scale(const uint8_t* p) {
@@ -69,21 +75,29 @@ inline __m256 half_scale(const uint8_t* p) {
 }
 inline V16 v_load_scale(const uint8_t* p) { return {half_scale(p), half_scale(p + 8)}; }
 
-inline __m256 half_from_int8(__m128i doubled) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(doubled));
+// Eight columns of 16 rows of NVFP4 codes: a lane is a row, its nibbles from the lowest up the
+// columns.
+struct Codes {
+  __m256i lo;
+  __m256i hi;
+};
+inline Codes v_load_codes(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
 }
 
-// 16 bytes of two codes: even column and odd column, each times the row's scale. Twice a value is a
-// small integer, which a byte shuffle finds for 16 codes at once; half the scale is exact too.
-inline void v_load_e2m1(const uint8_t* p, V16 scale, V16* even, V16* odd) {
-  const __m128i table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
-  const __m128i nibble = _mm_set1_epi8(0x0f);
-  const V16 half = v_mul(scale, v_set(0.5f));
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m128i low = _mm_shuffle_epi8(table, _mm_and_si128(bytes, nibble));
-  const __m128i high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble));
-  *even = v_mul({half_from_int8(low), half_from_int8(_mm_srli_si128(low, 8))}, half);
-  *odd = v_mul({half_from_int8(high), half_from_int8(_mm_srli_si128(high, 8))}, half);
+// The permutation reads 3 bits of each index, the magnitude; the sign is bit 3.
+inline __m256 half_column(__m256i codes) {
+  const __m256 magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+  const __m256i sign = _mm256_and_si256(_mm256_slli_epi32(codes, 28), _mm256_set1_epi32(INT32_MIN));
+  return _mm256_xor_ps(_mm256_permutevar8x32_ps(magnitudes, codes), _mm256_castsi256_ps(sign));
+}
+
+// The next column's values times the rows' scales.
+inline V16 v_next_column(Codes* codes, V16 scale) {
+  const V16 values = {half_column(codes->lo), half_column(codes->hi)};
+  *codes = {_mm256_srli_epi32(codes->lo, 4), _mm256_srli_epi32(codes->hi, 4)};
+  return v_mul(values, scale);
 }
 
 }  // namespace

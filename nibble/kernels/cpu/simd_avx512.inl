@@ -35,17 +35,21 @@ inline V16 v_load_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-// Exponent and fraction of E4M3 moved into a binary32's place, subnormals included, are the value
-// times 2^-120.
-inline V16 v_load_e4m3(const uint8_t* p) {
+// Finite E4M3 codes. Exponent and fraction moved into a binary32's place, subnormals included, are
+// the value times 2^-120.
+inline V16 v_load_e4m3_finite(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m512i wide = _mm512_slli_epi32(_mm512_cvtepi8_epi32(bytes), 20);
   const __m512i bits = _mm512_and_si512(wide, _mm512_set1_epi32(static_cast<int>(0x87f00000u)));
-  const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi32(0x07f00000));
-  const __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x07f00000));
-  const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f));
-  return _mm512_castsi512_ps(
-      _mm512_mask_mov_epi32(_mm512_castps_si512(value), nan, _mm512_set1_epi32(0x7fc00000)));
+  return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f));
+}
+
+// All E4M3 codes: 0x7f and 0xff are NaN.
+inline V16 v_load_e4m3(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i magnitude = _mm_and_si128(bytes, _mm_set1_epi8(0x7f));
+  const __mmask16 nan = _mm_cmpeq_epi8_mask(magnitude, _mm_set1_epi8(0x7f));
+  return _mm512_mask_blend_ps(nan, v_load_e4m3_finite(p), _mm512_set1_ps(__builtin_nanf("")));
 }
 
 // NVFP4's block scales: never negative, never NaN.
@@ -55,14 +59,19 @@ inline V16 v_load_scale(const uint8_t* p) {
   return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f));
 }
 
-// 16 bytes of two codes: even column and odd column, each times the row's scale.
-inline void v_load_e2m1(const uint8_t* p, V16 scale, V16* even, V16* odd) {
+// Eight columns of 16 rows of NVFP4 codes: a lane is a row, its nibbles from the lowest up the
+// columns.
+using Codes = __m512i;
+inline Codes v_load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+
+// The next column's values times the rows' scales. The permutation reads 4 bits of each index, so
+// the nibbles above need no masking.
+inline V16 v_next_column(Codes* codes, V16 scale) {
   const __m512 table = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
                                       -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
-  const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  // The permutation reads 4 bits of each index, so the other nibble needs no masking.
-  *even = _mm512_mul_ps(_mm512_permutexvar_ps(codes, table), scale);
-  *odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), table), scale);
+  const __m512 values = _mm512_permutexvar_ps(*codes, table);
+  *codes = _mm512_srli_epi32(*codes, 4);
+  return _mm512_mul_ps(values, scale);
 }
 
 }  // namespace

@@ -84,12 +84,31 @@ inline V16 v_load_bf16(const uint16_t* p) {
 inline V16 v_load_e4m3(const uint8_t* p) {
   return v_make([&](int i) { return kE4m3Values[p[i]]; });
 }
+inline V16 v_load_e4m3_finite(const uint8_t* p) { return v_load_e4m3(p); }
 inline V16 v_load_scale(const uint8_t* p) { return v_load_e4m3(p); }
-inline void v_load_e2m1(const uint8_t* p, const V16& scale, V16* even, V16* odd) {
+
+// Eight columns of 16 rows of NVFP4 codes: a word is a row, its nibbles from the lowest up the
+// columns.
+struct Codes {
+  uint32_t row[16];
+};
+inline Codes v_load_codes(const uint8_t* p) {
+  Codes codes;
   for (int i = 0; i < 16; ++i) {
-    even->v[i] = kE2m1Values[p[i] & 0xf] * scale.v[i];
-    odd->v[i] = kE2m1Values[p[i] >> 4] * scale.v[i];
+    const uint8_t* const b = p + 4 * i;
+    codes.row[i] = static_cast<uint32_t>(b[0]) | static_cast<uint32_t>(b[1]) << 8 |
+                   static_cast<uint32_t>(b[2]) << 16 | static_cast<uint32_t>(b[3]) << 24;
   }
+  return codes;
+}
+
+// The next column's values times the rows' scales.
+inline V16 v_next_column(Codes* codes, const V16& scale) {
+  return v_make([&](int i) {
+    const float value = kE2m1Values[codes->row[i] & 0xf];
+    codes->row[i] >>= 4;
+    return value * scale.v[i];
+  });
 }
 
 }  // namespace
