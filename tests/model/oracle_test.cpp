@@ -161,10 +161,14 @@ TEST(DemoOracle, CpuAgreesInFp32AndWithinOnePercentWithItsDefaultCache) {
     EXPECT_LE(exact.logits, 1e-5);
     EXPECT_LE(exact.mtp, 1e-5);
   }
+  // A BF16 cache rounds every latent to 8 bits, whatever the backend: the reference with the same
+  // cache differs from this backend by no more than with the exact one.
   const Worst worst = run_prompts(*model, DType::kBf16, MlaForm::kExpanded);
+  auto reference = testing::load_model(testing::demo_checkpoint(), "reference");
+  const Worst rounded = run_prompts(*reference, DType::kBf16, MlaForm::kExpanded);
   EXPECT_LE(worst.logits, 1e-2);
-  EXPECT_LE(worst.hidden, 1e-2);
   EXPECT_LE(worst.mtp, 1e-2);
+  EXPECT_LE(worst.hidden, 1.05 * rounded.hidden);
   EXPECT_GE(static_cast<double>(worst.same_top1), 0.995 * static_cast<double>(worst.rows));
   EXPECT_LE(target_logprob_error(*model), 1e-4);
 }
