@@ -1,5 +1,6 @@
-// The cpu backend's inner loops for AVX2; the only code built with its flags beside its like.
-#define NIBBLE_PANEL_WIDE 1
+// The inner loops of the cpu backend for AVX2 and FMA.
+#define NIBBLE_TILE_TOKENS 6   // of a tile of multiply
+#define NIBBLE_FUSED_TOKENS 4  // up to so many take multiply_fused
 #include "nibble/kernels/cpu/panel_isa.h"
 // After the declarations, in this order.
 #include "nibble/kernels/cpu/simd_avx2.inl"

@@ -1,5 +1,6 @@
-// The cpu backend's inner loops for AVX512; the only code built with its flags beside its like.
-#define NIBBLE_PANEL_WIDE 1
+// The inner loops of the cpu backend for AVX-512 (F, BW, DQ, VL).
+#define NIBBLE_TILE_TOKENS 6   // of a tile of multiply
+#define NIBBLE_FUSED_TOKENS 8  // up to so many take multiply_fused
 #include "nibble/kernels/cpu/panel_isa.h"
 // After the declarations, in this order.
 #include "nibble/kernels/cpu/simd_avx512.inl"

@@ -1,10 +1,15 @@
 // The inner loops, written once over V16 (simd_*.inl) and built once for each instruction set. All
 // functions have internal linkage, so that no other file can be linked with these copies.
 //
-// multiply is bound by FMAs: a tile of kTileTokens x kTilePanels accumulators stays in registers,
-// its slice of weights (32 KB) in L1. multiply_fused is bound by memory: several panels are walked
-// at once, because one sequential stream does not reach the memory's rate and one chain of FMAs
-// would wait for its own latency.
+// multiply is bound by FMAs: a tile of NIBBLE_TILE_TOKENS x kTilePanels accumulators stays in
+// registers, its slice of weights (32 KB) in L1. multiply_fused is bound by memory for one token:
+// several panels are walked at once, because one sequential stream does not reach the memory's rate
+// and one chain of FMAs would wait for its own latency; from a few tokens on it too is bound by
+// FMAs.
+//
+// Reached by one thread of a Zen 5 EPYC with AVX-512 on NVFP4, 7168 -> 2048, November 2026, beside
+// other work (bench/kernels/linear_bench.cpp): 45 % of the read bandwidth for 1 token, 75 % of the
+// FMA peak for 8, 73 % for 64.
 
 namespace nibble {
 namespace {
@@ -40,7 +45,7 @@ template <int kPanels>
 void multiply_tokens(const float* a, int64_t tokens, const float* b, int depth, float* c,
                      int64_t c_row, int64_t c_panel, bool accumulate) {
   // Tiles of nearly equal height: 8 tokens are 4 + 4, not 6 + 2.
-  int64_t tiles = (tokens + kTileTokens - 1) / kTileTokens;
+  int64_t tiles = (tokens + NIBBLE_TILE_TOKENS - 1) / NIBBLE_TILE_TOKENS;
   while (tokens > 0) {
     const int64_t height = (tokens + tiles - 1) / tiles;
     switch (height) {
@@ -50,7 +55,7 @@ void multiply_tokens(const float* a, int64_t tokens, const float* b, int depth, 
       case 2:
         multiply_tile<2, kPanels>(a, b, depth, c, c_row, c_panel, accumulate);
         break;
-#if NIBBLE_PANEL_WIDE
+#if NIBBLE_TILE_TOKENS >= 6
       case 3:
         multiply_tile<3, kPanels>(a, b, depth, c, c_row, c_panel, accumulate);
         break;
@@ -65,7 +70,7 @@ void multiply_tokens(const float* a, int64_t tokens, const float* b, int depth, 
         break;
 #else
       default:
-        break;  // kTileTokens is 2
+        break;  // NIBBLE_TILE_TOKENS is 2
 #endif
     }
     a += height * kSliceCols;
@@ -256,11 +261,21 @@ void multiply_fused(const PanelMatrix* matrix, int64_t first_panel, int64_t pane
       return multiply_fused_tokens<1>(matrix, first_panel, panels, a, c, c_row, c_panel);
     case 2:
       return multiply_fused_tokens<2>(matrix, first_panel, panels, a, c, c_row, c_panel);
-#if NIBBLE_PANEL_WIDE
+#if NIBBLE_FUSED_TOKENS >= 4
     case 3:
       return multiply_fused_tokens<3>(matrix, first_panel, panels, a, c, c_row, c_panel);
     case 4:
       return multiply_fused_tokens<4>(matrix, first_panel, panels, a, c, c_row, c_panel);
+#endif
+#if NIBBLE_FUSED_TOKENS >= 8
+    case 5:
+      return multiply_fused_tokens<5>(matrix, first_panel, panels, a, c, c_row, c_panel);
+    case 6:
+      return multiply_fused_tokens<6>(matrix, first_panel, panels, a, c, c_row, c_panel);
+    case 7:
+      return multiply_fused_tokens<7>(matrix, first_panel, panels, a, c, c_row, c_panel);
+    case 8:
+      return multiply_fused_tokens<8>(matrix, first_panel, panels, a, c, c_row, c_panel);
 #endif
     default:
       __builtin_trap();  // the caller asks for 1 .. fused_tokens
@@ -408,9 +423,9 @@ void to_float(PanelFormat format, const void* source, int64_t count, float* out)
 }  // namespace
 }  // namespace nibble
 
-#define NIBBLE_PANEL_ISA_TABLE                                                          \
-  {                                                                                     \
-    nibble::kFusedTokens, nibble::multiply, nibble::dequantize, nibble::multiply_fused, \
-        nibble::swiglu, nibble::softmax_block, nibble::scale_all, nibble::to_float,     \
-        nibble::exp_all                                                                 \
+#define NIBBLE_PANEL_ISA_TABLE                                                         \
+  {                                                                                    \
+    NIBBLE_FUSED_TOKENS, nibble::multiply, nibble::dequantize, nibble::multiply_fused, \
+        nibble::swiglu, nibble::softmax_block, nibble::scale_all, nibble::to_float,    \
+        nibble::exp_all                                                                \
   }

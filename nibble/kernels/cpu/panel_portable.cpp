@@ -1,5 +1,6 @@
-// The cpu backend's inner loops for any machine.
-#define NIBBLE_PANEL_WIDE 0
+// The inner loops of the cpu backend for any machine.
+#define NIBBLE_TILE_TOKENS 2   // of a tile of multiply
+#define NIBBLE_FUSED_TOKENS 2  // up to so many take multiply_fused
 #include "nibble/kernels/cpu/panel_isa.h"
 // After the declarations, in this order.
 #include "nibble/kernels/cpu/simd_portable.inl"

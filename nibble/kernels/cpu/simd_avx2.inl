@@ -9,9 +9,7 @@ struct V16 {
   __m256 hi;
 };
 
-constexpr int kTileTokens = 6;  // 6 x 1 accumulators are 12 of 16 registers
-constexpr int kTilePanels = 1;
-constexpr int kFusedTokens = 4;
+constexpr int kTilePanels = 1;  // times 6 tokens: 12 accumulators of 16 registers
 constexpr int fused_panels(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 2 : 1; }
 
 inline V16 v_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

@@ -6,10 +6,8 @@ namespace {
 
 using V16 = __m512;
 
-constexpr int kTileTokens = 6;  // 6 x 4 accumulators of 32 registers
-constexpr int kTilePanels = 4;
-constexpr int kFusedTokens = 4;
-constexpr int fused_panels(int tokens) { return tokens == 1 ? 8 : 4; }
+constexpr int kTilePanels = 4;  // times 6 tokens: 24 accumulators of 32 registers
+constexpr int fused_panels(int tokens) { return tokens == 1 ? 8 : tokens <= 4 ? 4 : 2; }
 
 inline V16 v_load(const float* p) { return _mm512_loadu_ps(p); }
 inline void v_store(float* p, V16 v) { _mm512_storeu_ps(p, v); }

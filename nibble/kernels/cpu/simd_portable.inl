@@ -13,9 +13,7 @@ struct V16 {
   float v[16];
 };
 
-constexpr int kTileTokens = 2;
 constexpr int kTilePanels = 1;
-constexpr int kFusedTokens = 2;
 constexpr int fused_panels(int) { return 1; }
 
 template <typename F>
