@@ -140,14 +140,15 @@ Result<std::vector<SmallFile>> small_files(const fs::path& in, const ModelConfig
                                            const ConversionPlan& plan, QuantizeScheme scheme) {
   std::vector<SmallFile> files;
   for (const std::string& name : NIBBLE_TRY(companion_files(in))) {
-    files.push_back({name, NIBBLE_TRY(read_text_file(in / name))});
+    std::string text = NIBBLE_TRY(read_text_file(in / name));
+    files.push_back({name, std::move(text)});
   }
   const auto excluded = excluded_modules(config, scheme);
   const fs::path config_path = in / "config.json";
   const std::string config_text = NIBBLE_TRY(read_text_file(config_path));
-  files.push_back(
-      {"config.json", NIBBLE_TRY(quantized_config_json(config_text, config_path.string(), excluded,
-                                                       NIBBLE_VERSION))});
+  std::string new_config = NIBBLE_TRY(
+      quantized_config_json(config_text, config_path.string(), excluded, NIBBLE_VERSION));
+  files.push_back({"config.json", std::move(new_config)});
   files.push_back({"hf_quant_config.json", hf_quant_config_json(excluded, NIBBLE_VERSION)});
   files.push_back({"model.safetensors.index.json", index_json(plan)});
   return files;

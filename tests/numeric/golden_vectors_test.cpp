@@ -180,7 +180,8 @@ Result<Json> run_exact_dot(const Json& in) {
 
 Result<Json> run_vector(const std::string& op, const Json& in) {
   if (op == "e2m1_encode") {
-    return Json{{"code", NIBBLE_TRY(checked_float_to_e2m1(float_of(in["x"])))}};
+    const uint8_t code = NIBBLE_TRY(checked_float_to_e2m1(float_of(in["x"])));
+    return Json{{"code", code}};
   }
   if (op == "e4m3_encode") return Json{{"code", float_to_e4m3(float_of(in["x"]))}};
   if (op == "e4m3_decode_all") {
