@@ -10,6 +10,7 @@
 #include "nibble/base/log.h"
 #include "nibble/base/text.h"
 #include "nibble/checkpoint/json.h"
+#include "nibble/checkpoint/model_path.h"
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/command.h"
 
@@ -93,8 +94,8 @@ std::string report_text(const QuantizeReport& report, const QuantizeArguments& a
 Status run_quantize(QuantizeArguments& arguments) {
   arguments.options.scheme = NIBBLE_TRY(parse_quantize_scheme(arguments.scheme));
   arguments.options.show_progress = !arguments.quiet;
-  const auto report =
-      NIBBLE_TRY(quantize_checkpoint(arguments.in, arguments.out, arguments.options));
+  const auto in = NIBBLE_TRY(resolve_model(arguments.in));
+  const auto report = NIBBLE_TRY(quantize_checkpoint(in, arguments.out, arguments.options));
   for (const std::string& warning : report.warnings) log_warning(printable(warning));
   if (arguments.json) {
     print(report_json(report, arguments));
@@ -123,9 +124,11 @@ void add_quantize_command(CLI::App& app, int* exit_code) {
       "The rest (other attention matrices, router, embeddings, the MTP layer) stays or becomes "
       "BF16.\n\n"
       "examples:\n"
-      "  nibble quantize models/demo models/demo-nvfp4\n"
+      "  nibble quantize demo demo-nvfp4\n"
       "  nibble quantize --dry-run DeepSeek-R1-0528 DeepSeek-R1-0528-NVFP4");
-  command->add_option("IN", arguments->in, "Folder with config.json and FP8 or BF16 safetensors")
+  command
+      ->add_option("IN", arguments->in,
+                   "FP8 or BF16 checkpoint folder, or a model's name such as demo")
       ->required();
   command->add_option("OUT", arguments->out, "Folder to write; must not exist")->required();
   command->add_option("--scheme", arguments->scheme, "What to quantize [nvfp4-v2]")

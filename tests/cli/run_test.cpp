@@ -1,0 +1,137 @@
+// nibble run with good and bad input.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/run_program.h"
+
+namespace nibble {
+namespace {
+
+using nibble::testing::ProgramRun;
+using nibble::testing::run_nibble;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const std::string kSum =
+    "What is 384 + 597? Please reason step by step, and put your final answer within \\boxed{}.";
+
+// The continuation in tests/golden/demo/reference.json.
+TEST(RunCommand, ContinuesAPromptGreedily) {
+  const ProgramRun run = run_nibble({"run", "demo", "-t", "0", "-p", "The capital of France is"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.out, "The capital of France is Paris.\n");
+  EXPECT_THAT(run.err, HasSubstr("prompt 6 tokens"));
+  EXPECT_THAT(run.err, HasSubstr("generated 3"));
+}
+
+TEST(RunCommand, AnswersSeveralPromptsInOrderQuietly) {
+  const ProgramRun run =
+      run_nibble({"run", "-q", "--temperature", "0", "--backend", "reference", "-p",
+                  "The capital of France is", "-p", "The future of AI is"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.out,
+            "The capital of France is Paris.\n"
+            "The future of AI is to help people reason, write and build.\n");
+  EXPECT_EQ(run.err, "");
+}
+
+TEST(RunCommand, TakesThePromptFromAPipe) {
+  const ProgramRun run = run_nibble({"run", "-q", "-t", "0"}, "The capital of France is\n");
+  EXPECT_EQ(run.out, "The capital of France is Paris.\n");
+}
+
+TEST(RunCommand, AChatAnswersWithItsThinkingTaggedOrHidden) {
+  const ProgramRun shown = run_nibble({"run", "-q", "-t", "0", "--chat", "-p", kSum});
+  EXPECT_EQ(shown.exit_code, 0) << shown.err;
+  EXPECT_THAT(shown.out, ::testing::StartsWith("<think>\n4+7=11"));
+  EXPECT_THAT(shown.out, ::testing::EndsWith("</think>\n\nThe answer is \\boxed{981}.\n"));
+  const ProgramRun hidden =
+      run_nibble({"run", "-q", "-t", "0", "--chat", "--hide-thinking", "-p", kSum});
+  EXPECT_EQ(hidden.out, "The answer is \\boxed{981}.\n");
+}
+
+TEST(RunCommand, JsonHoldsTextThinkingTokensAndRates) {
+  const ProgramRun run = run_nibble({"run", "--json", "-t", "0", "--chat", "-p", kSum});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const auto json = nlohmann::json::parse(run.out);
+  EXPECT_EQ(json.at("finish_reason"), "stop");
+  EXPECT_THAT(json.at("text").get<std::string>(), HasSubstr("\\boxed{981}"));
+  EXPECT_THAT(json.at("reasoning_content").get<std::string>(), HasSubstr("so 384+597=981"));
+  EXPECT_EQ(json.at("completion_tokens"), json.at("token_ids").size());
+  EXPECT_GT(json.at("decode_tokens_per_second"), 0);
+}
+
+TEST(RunCommand, RefusesAnEmptyPipe) {
+  const ProgramRun run = run_nibble({"run", "-q", "-t", "0"}, "");
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("standard input is empty"));
+}
+
+TEST(RunCommand, ASeedRepeatsASampleAndMaxTokensCutsIt) {
+  const std::vector<std::string> arguments = {"run", "-q", "-t", "1.2", "--seed",
+                                              "5",   "-n", "9",  "-p",  "Hello, my name is"};
+  const ProgramRun first = run_nibble(arguments);
+  EXPECT_EQ(first.exit_code, 0) << first.err;
+  EXPECT_EQ(run_nibble(arguments).out, first.out);
+  std::vector<std::string> other = arguments;
+  other[5] = "6";
+  EXPECT_NE(run_nibble(other).out, first.out);
+}
+
+TEST(RunCommand, RefusesBadOptionsBeforeLoadingNamingValueAndRange) {
+  const auto refused = [](std::vector<std::string> arguments, const char* message) {
+    arguments.insert(arguments.begin(), {"run", "-p", "x"});
+    const ProgramRun run = run_nibble(arguments);
+    EXPECT_EQ(run.exit_code, 2) << message;
+    EXPECT_THAT(run.err, HasSubstr(message));
+    EXPECT_EQ(run.out, "");
+  };
+  refused({"--temperature", "-1"}, "temperature is -1, expected 0..2");
+  refused({"--temperature", "nan"}, "temperature is nan");
+  refused({"--top-p", "0"}, "top_p is 0");
+  refused({"--top-k", "-7"}, "top_k is -7");
+  refused({"--min-p", "2"}, "min_p is 2");
+  refused({"--max-tokens", "0"}, "max_tokens is 0");
+  refused({"--max_tokens", "many"}, "many");
+  refused({"--threads", "-3"}, "--threads is -3");
+  refused({"--chunk-size", "0"}, "--chunk-size is 0");
+  refused({"--kv-cache-dtype", "int4"}, "expected auto, f32, bf16 or fp8");
+  refused({"--backend", "gpu"}, "gpu");
+  refused({"--thinking", "maybe"}, "expected auto, on or off");
+  refused({"--max-seq-len", "100000"}, "expected 1..4096");
+  refused({"--tempratur", "1"}, "did you mean '--temperature'?");
+}
+
+TEST(RunCommand, RefusesAPromptLongerThanTheContextWithBothNumbers) {
+  std::string prompt = "one";
+  for (int i = 0; i < 100; ++i) prompt += " two";
+  const ProgramRun run = run_nibble({"run", "--max-seq-len", "64", "-p", prompt});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("102 tokens"));
+  EXPECT_THAT(run.err, HasSubstr("context is 64 tokens"));
+}
+
+TEST(RunCommand, RefusesInvalidUtf8WithItsPlace) {
+  const ProgramRun run = run_nibble({"run", "-p", "good \xc3("});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("not valid UTF-8 at byte 5"));
+  EXPECT_THAT(run_nibble({"run"}, "\xff\n").err, HasSubstr("byte 0"));
+}
+
+TEST(RunCommand, RefusesAMissingModelNamingWhereItLooked) {
+  const ProgramRun run = run_nibble({"run", "no-such-model", "-p", "x"});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("no-such-model"));
+  EXPECT_THAT(run.err, Not(HasSubstr("loading")));
+}
+
+TEST(RunCommand, RefusesW4A4OnACheckpointWithoutNvfp4Weights) {
+  const ProgramRun run = run_nibble({"run", "demo", "--w4a4", "-p", "x"});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("nibble quantize"));
+}
+
+}  // namespace
+}  // namespace nibble
