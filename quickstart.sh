@@ -29,15 +29,10 @@ else
   printf '== %s is up to date\n' "$checkpoint"
 fi
 
-prompts=(
-  "Hello, my name is"
-  "The president of the United States is"
-  "The capital of France is"
-  "The future of AI is"
-)
 printf '== four prompts (the demo is a toy of 31 million parameters: expect form, not facts)\n'
-for prompt in "${prompts[@]}"; do
-  printf '\n> %s\n' "$prompt"
-  "$nibble" run "$checkpoint" -p "$prompt" --max-tokens 32 --temperature 0
-done
+"$nibble" run "$checkpoint" --max-tokens 32 --temperature 0 --quiet \
+  -p "Hello, my name is" \
+  -p "The president of the United States is" \
+  -p "The capital of France is" \
+  -p "The future of AI is"
 printf '\n== next: build/cpu/bin/nibble --help, ./test.sh\n'
