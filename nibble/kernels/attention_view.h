@@ -18,10 +18,10 @@ struct KvCacheView {
   int64_t block_size = 0;  // tokens
   int64_t entry_size = 0;  // elements
 
-  // Element index of the entry of `position`, given its sequence's block table.
-  int64_t entry_offset(const int32_t* block_table, int64_t position) const {
-    const int64_t block = block_table[position / block_size];
-    return (block * block_size + position % block_size) * entry_size;
+  // Element index of an entry, given its sequence's block table and AttentionSegment::slot().
+  int64_t entry_offset(const int32_t* block_table, int64_t slot) const {
+    const int64_t block = block_table[slot / block_size];
+    return (block * block_size + slot % block_size) * entry_size;
   }
 };
 
@@ -37,8 +37,14 @@ struct AttentionSegment {
   int64_t first_token = 0;  // row in the batch
   int64_t num_tokens = 0;   // >= 1
   int64_t first_position = 0;
-  const int32_t* block_table = nullptr;  // of the sequence; covers all positions up to the last one
+  const int32_t* block_table = nullptr;  // of the sequence; covers the slots of all positions
   MlaForm form = MlaForm::kExpanded;
+  // The entry of a position lies slot_offset slots behind the position itself. 1 for the MTP layer,
+  // whose entry for position t depends on token t + 1: so a block depends on no token behind it, and
+  // two sequences may share it.
+  int64_t slot_offset = 0;
+
+  int64_t slot(int64_t position) const { return position + slot_offset; }
 };
 
 // The segments cover rows 0 .. num_tokens - 1 of the batch, each once, in order.

@@ -74,8 +74,8 @@ void fill_keys(const float* source, int64_t stride, int64_t first, int64_t valid
 }
 
 void read_cache(const PanelIsa& isa, const KvCacheView& cache, const int32_t* block_table,
-                int64_t position, int64_t first, int64_t count, float* out) {
-  const int64_t element = cache.entry_offset(block_table, position) + first;
+                int64_t slot, int64_t first, int64_t count, float* out) {
+  const int64_t element = cache.entry_offset(block_table, slot) + first;
   const auto* const bytes = static_cast<const std::byte*>(cache.data);
   switch (cache.dtype) {
     case DType::kF32:

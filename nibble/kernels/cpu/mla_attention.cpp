@@ -85,11 +85,11 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
         const int64_t valid = std::min(kContextBlock, context - start);
         for (int64_t p = 0; p < valid; ++p) {
           for (int64_t c = 0; c < shape.kv_lora_rank; c += kSliceCols) {
-            read_cache(*isa_, cache, segment.block_table, start + p, c,
+            read_cache(*isa_, cache, segment.block_table, segment.slot(start + p), c,
                        std::min<int64_t>(kSliceCols, shape.kv_lora_rank - c),
                        latents + c * valid + p * kSliceCols);
           }
-          read_cache(*isa_, cache, segment.block_table, start + p, shape.kv_lora_rank,
+          read_cache(*isa_, cache, segment.block_table, segment.slot(start + p), shape.kv_lora_rank,
                      shape.qk_rope_head_dim, rope + p * shape.qk_rope_head_dim);
         }
         // expanded [panels of K, then of V][128 positions, 16]

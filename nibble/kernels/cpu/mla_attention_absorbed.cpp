@@ -137,7 +137,8 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
         const int64_t valid = std::min(kContextBlock, context - start);
         for (int64_t p = 0; p < valid; ++p) {
           float* const entry = entries + p * shape.entry_size();
-          read_cache(*isa_, cache, segment.block_table, start + p, 0, shape.entry_size(), entry);
+          read_cache(*isa_, cache, segment.block_table, segment.slot(start + p), 0,
+                     shape.entry_size(), entry);
           for (int64_t c = 0; c < latent; c += kPanelRows) {
             float* const value = values + c / kPanelRows * kPanelFloats + p * kPanelRows;
             const int64_t count = std::min<int64_t>(kPanelRows, shape.kv_lora_rank - c);

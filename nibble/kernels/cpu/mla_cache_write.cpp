@@ -21,7 +21,8 @@ void CpuKernels::mla_cache_write(const MatrixView& kv_a, const float* kv_a_layer
         std::copy(row + shape.kv_lora_rank, row + shape.entry_size(), entry + shape.kv_lora_rank);
         const int64_t position = segment.first_position + i;
         rotate_row(entry + shape.kv_lora_rank, rope, position);
-        write_cache_entry(cache, cache.entry_offset(segment.block_table, position), entry);
+        write_cache_entry(cache, cache.entry_offset(segment.block_table, segment.slot(position)),
+                          entry);
       }
     };
     pool_.parallel_for(segment.num_tokens, 8, write);

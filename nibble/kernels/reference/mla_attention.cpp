@@ -121,7 +121,7 @@ void ReferenceKernels::mla_attention(const MatrixView& q, const MlaUpWeight& wei
     std::vector<Row> entries(static_cast<size_t>(context),
                              Row(static_cast<size_t>(shape.entry_size())));
     for (int64_t p = 0; p < context; ++p) {
-      read_cache_entry(cache, cache.entry_offset(segment.block_table, p),
+      read_cache_entry(cache, cache.entry_offset(segment.block_table, segment.slot(p)),
                        entries[static_cast<size_t>(p)].data());
     }
     for (int64_t h = 0; h < shape.num_heads; ++h) {

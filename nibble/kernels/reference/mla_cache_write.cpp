@@ -48,7 +48,8 @@ void ReferenceKernels::mla_cache_write(const MatrixView& kv_a, const float* kv_a
                 entry.begin() + shape.kv_lora_rank);
       const int64_t position = segment.first_position + i;
       rotate_row(entry.data() + shape.kv_lora_rank, rope, position);
-      write_cache_entry(cache, cache.entry_offset(segment.block_table, position), entry.data());
+      write_cache_entry(cache, cache.entry_offset(segment.block_table, segment.slot(position)),
+                        entry.data());
     }
   }
 }
