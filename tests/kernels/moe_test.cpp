@@ -6,6 +6,7 @@
 #include <numeric>
 #include <random>
 
+#include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/reference/reference_kernels.h"
 #include "tests/kernels/backends.h"
 #include "tests/kernels/kernel_test_helpers.h"
@@ -167,6 +168,21 @@ TEST(Moe, ATokensBitsDoNotDependOnTheBatchOrTheThreads) {
         }
       }
     }
+  }
+}
+
+// With little scratch memory the tokens go in many passes, at worst one by one.
+TEST(Moe, PassesLeaveNoTrace) {
+  TestMoe moe(LinearFormat::kNvfp4, 8, 3, 80, 144, 48);
+  moe.choose(50, 118);
+  TestMatrix x = TestMatrix::random(50, 80, 119);
+  CpuKernels whole(detected_isa(), 2);
+  const PackedMoe packed = moe.pack(whole);
+  const TestMatrix want = moe.run(whole, x, packed, true);
+  for (const int64_t scratch_floats : {1, 5000, 30000}) {
+    SCOPED_TRACE(scratch_floats);
+    CpuKernels passes(detected_isa(), 2, scratch_floats);
+    EXPECT_TRUE(same_bits(moe.run(passes, x, packed, true).values(), want.values()));
   }
 }
 

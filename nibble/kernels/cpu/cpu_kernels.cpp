@@ -18,8 +18,9 @@ const PanelIsa* panel_isa(Isa isa) {
 
 }  // namespace
 
-CpuKernels::CpuKernels(Isa isa, int threads)
+CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats)
     : isa_(panel_isa(isa)),
+      moe_scratch_floats_(moe_scratch_floats),
       name_(fmt::format("cpu {}", isa_name(isa))),
       device_(make_host_device()),
       pool_(threads),

@@ -23,8 +23,12 @@ namespace nibble {
 // between calls; when it can't grow, an operation throws std::bad_alloc.
 class CpuKernels final : public Kernels {
  public:
+  // What a mixture of experts may use for the rows of one pass: 512 MiB. More tokens are done in
+  // several passes.
+  static constexpr int64_t kMoeScratchFloats = int64_t{128} << 20;
+
   // isa must be one that this machine has, threads >= 1.
-  CpuKernels(Isa isa, int threads);
+  CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats = kMoeScratchFloats);
   ~CpuKernels() override;
 
   std::string_view name() const override { return name_; }
@@ -106,6 +110,7 @@ class CpuKernels final : public Kernels {
   }
 
   const PanelIsa* isa_;
+  int64_t moe_scratch_floats_;
   std::string name_;
   std::unique_ptr<Device> device_;
   ThreadPool pool_;

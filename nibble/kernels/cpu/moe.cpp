@@ -11,7 +11,6 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kRunTokens = 512;
-constexpr int64_t kScratchFloats = int64_t{128} << 20;  // 512 MiB, reached by long prompts only
 
 }  // namespace
 
@@ -36,7 +35,7 @@ void CpuKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
   const int64_t row_floats = input_floats * (shared_input ? 1 : 2) + product_floats + x.cols;
   const int64_t rows_per_token = slots + (shared != nullptr ? 1 : 0);
   const int64_t chunk =
-      std::clamp<int64_t>(kScratchFloats / (row_floats * rows_per_token), 1, x.rows);
+      std::clamp<int64_t>(moe_scratch_floats_ / (row_floats * rows_per_token), 1, x.rows);
   const int64_t max_rows = chunk * rows_per_token;
   float* const inputs =
       activations_.reserve(*device_, max_rows * input_floats * (shared_input ? 1 : 2));
