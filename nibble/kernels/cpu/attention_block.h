@@ -63,8 +63,8 @@ void attend_block(const PanelIsa& isa, const AttentionRows& rows, int64_t block_
 void fill_keys(const float* source, int64_t stride, int64_t first, int64_t valid, int64_t first_dim,
                int64_t count, float* keys);
 
-// `count` elements of the cache from element `first` of the entry at `position`, as binary32.
+// `count` elements of the cache from element `first` of the entry in `slot`, as binary32.
 void read_cache(const PanelIsa& isa, const KvCacheView& cache, const int32_t* block_table,
-                int64_t position, int64_t first, int64_t count, float* out);
+                int64_t slot, int64_t first, int64_t count, float* out);
 
 }  // namespace nibble
