@@ -45,14 +45,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (text) {
       NIBBLE_CHECK(text->size() <= options.limits.max_output_bytes);
       NIBBLE_CHECK(is_valid_utf8(*text));
-      NIBBLE_CHECK(program->render(variables->as_dict(), options) == text);
+      NIBBLE_CHECK(program->render(variables->as_dict(), options).value() == *text);
     }
   }
   if (variables) {
     jinja::Budget budget{jinja::Limits{}};
     const auto text = jinja::to_json(*variables, {}, budget);
-    NIBBLE_CHECK(text);
-    NIBBLE_CHECK(jinja::to_json(*jinja::parse_json(*text), {}, budget) == text);
+    NIBBLE_CHECK(text.has_value());
+    NIBBLE_CHECK(jinja::to_json(jinja::parse_json(*text).value(), {}, budget).value() == *text);
   }
 
   // A conversation: what is read is written and read back, and every built-in takes it.
@@ -60,10 +60,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!request) return 0;
   const std::string written = chat_messages_to_json(request->messages);
   const auto read = parse_chat_messages(written);
-  NIBBLE_CHECK(read);
+  NIBBLE_CHECK(read.has_value());
   NIBBLE_CHECK(chat_messages_to_json(*read) == written);
   const auto chat = ChatTemplate::builtin("deepseek_r1", "<s>", "</s>");
-  NIBBLE_CHECK(chat);
+  NIBBLE_CHECK(chat.has_value());
   const auto prompt = chat->render(*request);
   NIBBLE_CHECK(!prompt || is_valid_utf8(*prompt));
 
