@@ -9,7 +9,7 @@ namespace nibble::jinja {
 
 struct Limits {
   // Expressions, statements, items walked, and every 64 bytes looked at. A render of a thousand
-  // messages takes about 100,000; 10 million take about a second.
+  // messages takes about 50,000; 10 million take about a second.
   size_t max_steps = 10'000'000;
   // All strings and lists made on the way, in bytes, whether still alive or not.
   size_t max_bytes = size_t{1} << 30;
