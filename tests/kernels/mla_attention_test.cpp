@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -191,6 +192,35 @@ TEST(MlaAttention, ATokensBitsDependOnItsContextAlone) {
           EXPECT_TRUE(same_bits(lone.row(0), whole.row(t))) << "token " << t;
         }
       }
+    }
+  }
+}
+
+// The MTP layer's entries lie one slot behind their positions: the same entries, moved by one, give
+// the same bits; slot 0 is never read.
+TEST(MlaAttention, EntriesMayLieBehindTheirPositions) {
+  const MlaShape shape = odd_mla_shape(3);
+  const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 83);
+  TestCache plain(DType::kF32, shape.entry_size(), 16, {150});
+  TestCache moved(DType::kF32, shape.entry_size(), 16, {151});
+  plain.fill(84);
+  for (int64_t p = 0; p < 150; ++p) {
+    const std::vector<float> entry = plain.entry(0, p);
+    std::copy(entry.begin(), entry.end(),
+              static_cast<float*>(moved.view().data) +
+                  moved.view().entry_offset(moved.block_table(0), p + 1));
+  }
+  TestMatrix q = TestMatrix::random(20, shape.num_heads * shape.qk_head_dim(), 85);
+  for (const auto& [name, kernels] : all_backends()) {
+    const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
+    for (const MlaForm form : kBothForms) {
+      SCOPED_TRACE(testing::Message() << name << " " << static_cast<int>(form));
+      AttentionSegment segment{0, 20, 130, plain.block_table(0), form};
+      const TestMatrix want = attend(*kernels, q, packed.weight, shape, {segment}, plain);
+      segment.block_table = moved.block_table(0);
+      segment.slot_offset = 1;
+      const TestMatrix got = attend(*kernels, q, packed.weight, shape, {segment}, moved);
+      EXPECT_TRUE(same_bits(got.values(), want.values()));
     }
   }
 }

@@ -34,6 +34,26 @@ TEST(MlaCacheWrite, WritesTheNormedLatentAndTheRotatedKey) {
   }
 }
 
+// The MTP layer: position 1, with its angle, in slot 2.
+TEST(MlaCacheWrite, TheSlotMayLieBehindThePosition) {
+  const float cos[] = {1, 0};
+  const float sin[] = {0, 1};
+  const RopeTable rope{cos, sin, 2, 1};
+  const MlaShape shape{1, 1, 1, 2, 1, 1};
+  const float layernorm[] = {3};
+  for (const auto& [name, kernels] : all_backends()) {
+    SCOPED_TRACE(name);
+    TestCache cache(DType::kF32, 3, 2, {4});
+    AttentionSegment segment{0, 1, 1, cache.block_table(0), MlaForm::kExpanded};
+    segment.slot_offset = 1;
+    TestMatrix kv_a = TestMatrix::of({{5, 2, 3}});
+    kernels->mla_cache_write(kv_a.view(), layernorm, 0, shape, rope, {1, {&segment, 1}},
+                             cache.view());
+    EXPECT_THAT(cache.entry(0, 2), testing::ElementsAre(3, -3, 2));
+    EXPECT_TRUE(std::isnan(cache.entry(0, 1)[0]));
+  }
+}
+
 TEST(MlaCacheWrite, EveryBackendAgreesWithTheReference) {
   ReferenceKernels reference;
   const MlaShape shape = real_mla_shape(1);
