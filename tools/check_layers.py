@@ -27,8 +27,9 @@ LAYERS = {
     "plan": ["base", "tensor", "checkpoint", "model(config.h)"],
     "quantize": ["base", "numeric", "tensor", "device", "checkpoint", "kernels", "model"],
     "offload": ["base", "tensor", "device", "checkpoint", "model(expert_store.h)"],
+    "grammar": ["base", "tokenizer"],
     "engine": ["base", "numeric", "tensor", "device", "checkpoint", "tokenizer", "kernels", "comm",
-               "model", "offload"],
+               "model", "offload", "grammar"],
     "eval": ["base", "tokenizer", "engine"],
     "server": ["base", "tokenizer", "engine"],
     "cli": [ALL],
@@ -36,7 +37,7 @@ LAYERS = {
 
 SOURCE = {".cpp", ".cu", ".c"}
 HEADER = {".h", ".cuh", ".hpp"}
-JSON_FOLDERS = ("checkpoint", "tokenizer", "eval", "server", "quantize", "cli")
+JSON_FOLDERS = ("checkpoint", "tokenizer", "grammar", "eval", "server", "quantize", "cli")
 
 
 def in_folders(*folders):

@@ -1,105 +1,176 @@
 #include "nibble/engine/sampler.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <numeric>
-#include <vector>
+#include <bit>
 
-#include "nibble/base/error.h"
-#include "nibble/engine/philox.h"
+#include "nibble/base/check.h"
 
 namespace nibble {
 namespace {
 
-// Keeps the first `keep` of `order` in p and sets the rest to zero.
-void keep_first(std::vector<double>& p, const std::vector<int32_t>& order, size_t keep) {
-  for (size_t i = keep; i < order.size(); ++i) p[static_cast<size_t>(order[i])] = 0;
-}
+// The order is made in bands of falling weight, each sorted when it is needed: a trained model's
+// top_p is nearly always inside the first two, a few dozen tokens of 129,280.
+constexpr float kFirstBand = 1.0F / 16;
+constexpr float kBandRatio = 1.0F / 64;
+constexpr float kLastBand = 1e-12F;  // below this the rest is one band
 
-void normalise(std::vector<double>& p) {
-  const double sum = std::accumulate(p.begin(), p.end(), 0.0);
-  for (double& value : p) value /= sum;
+uint64_t order_key(float weight, size_t id) {
+  return uint64_t{std::bit_cast<uint32_t>(weight)} << 32 | (0xFFFFFFFF - id);
 }
+float key_weight(uint64_t key) { return std::bit_cast<float>(static_cast<uint32_t>(key >> 32)); }
+int32_t key_id(uint64_t key) { return static_cast<int32_t>(0xFFFFFFFF - (key & 0xFFFFFFFF)); }
 
 }  // namespace
 
-Result<int32_t> argmax(std::span<const float> logits) {
-  size_t best = logits.size();
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (std::isnan(logits[i]) || logits[i] == std::numeric_limits<float>::infinity()) {
-      return corrupt(fmt::format("the logit of token {} is {}", i, logits[i]));
+Status Sampler::compute_weights(std::span<const float> logits, const SamplingParams& params) {
+  NIBBLE_CHECK(!is_greedy(params));
+  const float peak = logits[static_cast<size_t>(NIBBLE_TRY(argmax(logits)))];
+  weights_.resize(logits.size());
+  total_ = softmax_weights(logits, peak, static_cast<float>(params.temperature), weights_);
+  if (params.min_p > 0) {  // the largest weight is 1
+    total_ = 0;
+    for (float& weight : weights_) {
+      if (static_cast<double>(weight) < params.min_p) weight = 0;
+      total_ += static_cast<double>(weight);
     }
-    if (std::isfinite(logits[i]) && (best == logits.size() || logits[i] > logits[best])) best = i;
   }
-  if (best == logits.size()) return corrupt("no token has a finite logit");
-  return static_cast<int32_t>(best);
+  select(params);
+  return {};
 }
 
-Result<std::vector<double>> sampling_distribution(std::span<const float> logits,
-                                                  const SamplingParams& params) {
-  const float peak = logits[static_cast<size_t>(NIBBLE_TRY(argmax(logits)))];
-  const auto temperature = static_cast<float>(params.temperature);
-  std::vector<double> p(logits.size());
-  for (size_t i = 0; i < p.size(); ++i) {
-    p[i] = std::exp(static_cast<double>((logits[i] - peak) / temperature));
-  }
-  // The largest p is 1 before normalising.
-  if (params.min_p > 0) {
-    for (double& value : p) {
-      if (value < params.min_p) value = 0;
+// Adds the next band to order_; false when every weight above 0 is in it.
+bool Sampler::extend_order() {
+  if (order_floor_ <= 0) return false;
+  const float ceiling = order_floor_;
+  const bool is_first = order_.empty() && ceiling > 1;
+  float floor = is_first ? kFirstBand : ceiling * kBandRatio;
+  if (floor < kLastBand) floor = 0;
+  const size_t before = order_.size();
+  constexpr size_t kStride = 16;
+  for (size_t start = 0; start < weights_.size(); start += kStride) {
+    const size_t end = std::min(start + kStride, weights_.size());
+    // One test for a stride, since nearly all hold nothing.
+    unsigned any = 0;
+    for (size_t i = start; i < end; ++i) {
+      any |= static_cast<unsigned>(weights_[i] >= floor) &
+             static_cast<unsigned>(weights_[i] < ceiling);
+    }
+    if (any == 0) continue;
+    for (size_t i = start; i < end; ++i) {
+      const float weight = weights_[i];
+      if (weight >= floor && weight < ceiling && weight > 0) order_.push_back(order_key(weight, i));
     }
   }
-  normalise(p);
+  std::sort(order_.begin() + static_cast<ptrdiff_t>(before), order_.end(), std::greater<>());
+  order_floor_ = floor;
+  return order_.size() > before || floor > 0;
+}
 
-  const bool limit_k = params.top_k > 0 && params.top_k < static_cast<int64_t>(p.size());
-  if (!limit_k && params.top_p >= 1) return p;
+// Fills kept_ and total_ by top_k, then top_p.
+void Sampler::select(const SamplingParams& params) {
+  const bool has_k = params.top_k > 0 && params.top_k < static_cast<int64_t>(weights_.size());
+  all_ = !has_k && params.top_p >= 1;
+  if (all_) return;
 
-  std::vector<int32_t> order;
-  for (size_t i = 0; i < p.size(); ++i) {
-    if (p[i] > 0) order.push_back(static_cast<int32_t>(i));
-  }
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    const double pa = p[static_cast<size_t>(a)];
-    const double pb = p[static_cast<size_t>(b)];
-    return pa != pb ? pa > pb : a < b;
-  });
-  if (limit_k && order.size() > static_cast<size_t>(params.top_k)) {
-    keep_first(p, order, static_cast<size_t>(params.top_k));
-    order.resize(static_cast<size_t>(params.top_k));
-    normalise(p);
+  order_.clear();
+  order_floor_ = 2;  // above every weight
+  size_t keep = weights_.size();
+  if (has_k) {
+    keep = static_cast<size_t>(params.top_k);
+    while (order_.size() < keep && extend_order()) {
+    }
+    keep = std::min(keep, order_.size());
+    total_ = 0;
+    for (size_t i = 0; i < keep; ++i) total_ += static_cast<double>(key_weight(order_[i]));
   }
   if (params.top_p < 1) {
     double before = 0;
-    size_t keep = 0;
-    while (keep < order.size() && before < params.top_p) {
-      before += p[static_cast<size_t>(order[keep])];
-      ++keep;
+    size_t nucleus = 0;
+    while (nucleus < keep && before < params.top_p) {
+      bool has_more = true;
+      while (nucleus == order_.size() && has_more) has_more = extend_order();
+      if (nucleus == order_.size()) break;
+      before += static_cast<double>(key_weight(order_[nucleus])) / total_;
+      ++nucleus;
     }
-    keep_first(p, order, keep);
-    normalise(p);
+    keep = nucleus;
   }
-  return p;
+  kept_.clear();
+  for (size_t i = 0; i < keep; ++i) kept_.push_back(key_id(order_[i]));
+  std::sort(kept_.begin(), kept_.end());
+  total_ = 0;
+  for (const int32_t id : kept_) total_ += static_cast<double>(weights_[static_cast<size_t>(id)]);
+}
+
+// visit(id, probability) in id order until it returns false.
+template <typename Visit>
+void Sampler::visit(Visit visit) const {
+  if (all_) {
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      if (weights_[i] <= 0) continue;
+      if (!visit(static_cast<int32_t>(i), static_cast<double>(weights_[i]) / total_)) return;
+    }
+    return;
+  }
+  for (const int32_t id : kept_) {
+    if (!visit(id, static_cast<double>(weights_[static_cast<size_t>(id)]) / total_)) return;
+  }
+}
+
+Result<int32_t> Sampler::sample(std::span<const float> logits, const SamplingParams& params,
+                                int64_t output_position, int choice, RandomStream stream) {
+  if (is_greedy(params)) return argmax(logits);
+  NIBBLE_TRY(compute_weights(logits, params));
+  const double u = uniform(params, output_position, stream, choice);
+  double cumulative = 0;
+  int32_t drawn = 0;
+  visit([&](int32_t id, double probability) {
+    drawn = id;
+    cumulative += probability;
+    return cumulative <= u;
+  });
+  return drawn;
+}
+
+Result<Distribution> Sampler::distribution(std::span<const float> logits,
+                                           const SamplingParams& params) {
+  NIBBLE_TRY(compute_weights(logits, params));
+  Distribution result;
+  visit([&](int32_t id, double probability) {
+    result.push_back({id, probability});
+    return true;
+  });
+  return result;
 }
 
 Result<int32_t> sample(std::span<const float> logits, const SamplingParams& params,
                        int64_t output_position, int choice) {
-  if (params.temperature < kGreedyTemperature) return argmax(logits);
-  const std::vector<double> p = NIBBLE_TRY(sampling_distribution(logits, params));
-  const double u = philox_uniform(static_cast<uint64_t>(params.seed.value_or(0)),
-                                  static_cast<uint32_t>(output_position), RandomStream::kDraw,
-                                  static_cast<uint32_t>(choice));
+  return Sampler().sample(logits, params, output_position, choice);
+}
+
+Result<std::vector<double>> sampling_distribution(std::span<const float> logits,
+                                                  const SamplingParams& params) {
+  const Distribution sparse = NIBBLE_TRY(Sampler().distribution(logits, params));
+  std::vector<double> p(logits.size());
+  for (const auto& [id, probability] : sparse) p[static_cast<size_t>(id)] = probability;
+  return p;
+}
+
+int32_t draw(const Distribution& distribution, double u) {
+  NIBBLE_CHECK(!distribution.empty());
   double cumulative = 0;
-  int32_t last = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    if (p[i] <= 0) continue;
-    cumulative += p[i];
-    last = static_cast<int32_t>(i);
-    if (cumulative > u) break;
+  for (const auto& [id, probability] : distribution) {
+    cumulative += probability;
+    if (cumulative > u) return id;
   }
-  return last;
+  return distribution.back().id;
+}
+
+double uniform(const SamplingParams& params, int64_t output_position, RandomStream stream,
+               int choice) {
+  return philox_uniform(static_cast<uint64_t>(params.seed.value_or(0)),
+                        static_cast<uint32_t>(output_position), stream,
+                        static_cast<uint32_t>(choice));
 }
 
 }  // namespace nibble

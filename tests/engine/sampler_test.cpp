@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "nibble/engine/philox.h"
 
@@ -149,27 +151,74 @@ TEST(Sampler, BadLogitsAreAnErrorNotAToken) {
   }
 }
 
-TEST(SamplingParams, ValuesOutOfRangeAreNamedWithTheirRange) {
-  struct Case {
-    SamplingParams params;
-    const char* field;
-  };
-  std::vector<Case> cases(8);
-  cases[0] = {{.temperature = -1}, "temperature is -1, expected 0..2"};
-  cases[1] = {{.temperature = 2.5}, "temperature"};
-  cases[2] = {{.temperature = NAN}, "temperature"};
-  cases[3] = {{.top_p = 0}, "top_p"};
-  cases[4] = {{.top_p = 1.5}, "top_p"};
-  cases[5] = {{.top_k = -2}, "top_k"};
-  cases[6] = {{.min_p = 1.1}, "min_p"};
-  cases[7] = {{.max_tokens = 0}, "max_tokens"};
-  for (const Case& c : cases) {
-    const Status status = validate(c.params);
-    ASSERT_FALSE(status.has_value()) << c.field;
-    EXPECT_EQ(status.error().code, ErrorCode::kInvalidArgument);
-    EXPECT_THAT(status.error().message, HasSubstr(c.field));
+// Sorting everything is the plain way; the distribution must not depend on how the order is found.
+// Logits on a coarse grid make many ties.
+TEST(Sampler, FiltersOfALargeVocabularyAreThoseOfAFullSort) {
+  uint32_t state = 1;
+  for (const float spread : {0.0F, 3.0F, 20.0F, 200.0F}) {
+    std::vector<float> logits(5003);
+    for (float& logit : logits) {
+      state = state * 1664525 + 1013904223;
+      logit = std::round(spread * static_cast<float>(state >> 8) / 16777216.0F * 8) / 8;
+    }
+    std::vector<size_t> order(logits.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+    for (const auto& [top_k, top_p] :
+         {std::pair<int64_t, double>{0, 0.93}, {7, 1.0}, {700, 0.5}, {4000, 0.999}}) {
+      SamplingParams params = at_temperature_one();
+      params.top_k = top_k;
+      params.top_p = top_p;
+      params.temperature = 0.7;
+      const size_t limit = top_k > 0 ? static_cast<size_t>(top_k) : logits.size();
+      std::vector<double> p(logits.size());
+      double total = 0;
+      for (size_t i = 0; i < limit; ++i) {
+        const size_t id = order[i];
+        p[id] = std::exp(static_cast<double>((logits[id] - logits[order[0]]) / 0.7F));
+        total += p[id];
+      }
+      double before = 0;
+      size_t keep = 0;
+      while (keep < limit && before < top_p) before += p[order[keep++]] / total;
+      const auto got = sampling_distribution(logits, params).value();
+      // Rounding may let one token more or less into the nucleus.
+      size_t kept = 0;
+      for (const double value : got) kept += value > 0 ? 1 : 0;
+      double drawable = 0;
+      for (size_t i = 0; i < keep; ++i) drawable += p[order[i]] > 1e-37 ? 1 : 0;
+      EXPECT_NEAR(static_cast<double>(kept), drawable, 1) << spread << ' ' << top_k << ' ' << top_p;
+      for (size_t i = 0; i + 1 < std::min(keep, kept); ++i) {
+        EXPECT_NEAR(got[order[i]], p[order[i]] / (total * before),
+                    1e-5 / static_cast<double>(keep) + 1e-5 * got[order[i]] + 1e-6);
+        if (got[order[i]] == 0) {
+          EXPECT_LT(p[order[i]], 1e-37);
+        }
+      }
+    }
   }
-  EXPECT_TRUE(validate({}).has_value());
+}
+
+TEST(Sampler, SoftmaxWeightsAreTheExponentialWithinTwoUnitsInTheLastPlace) {
+  std::vector<float> logits;
+  for (int i = 0; i < 8700; ++i) logits.push_back(-0.01F * static_cast<float>(i));
+  std::vector<float> weights(logits.size());
+  (void)softmax_weights(logits, 0, 1, weights);
+  EXPECT_EQ(weights[0], 1.0F);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const double exact = std::exp(static_cast<double>(logits[i]));
+    EXPECT_NEAR(weights[i], exact, exact * 2.4e-7) << logits[i];
+  }
+  const std::vector<float> low = {-87.5F, -1000.0F, -std::numeric_limits<float>::infinity()};
+  std::vector<float> none(3);
+  EXPECT_EQ(softmax_weights(low, 0, 1, none), 0);
+}
+
+TEST(Sampler, DrawTakesTheLastTokenWhenRoundingLeavesAGap) {
+  EXPECT_EQ(draw({{3, 0.25}, {9, 0.5}}, 0.99), 9);
+  EXPECT_EQ(draw({{3, 0.25}, {9, 0.75}}, 0.25), 9);
+  EXPECT_EQ(draw({{3, 0.25}, {9, 0.75}}, 0.2499), 3);
 }
 
 }  // namespace
