@@ -72,16 +72,4 @@ Result<GenerateResult> generate(Session& session, const LoadedModel& model,
   return result;
 }
 
-std::string_view finish_reason_name(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kAbort:
-      return "abort";
-  }
-  return "unknown";
-}
-
 }  // namespace nibble

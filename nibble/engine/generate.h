@@ -9,11 +9,10 @@
 
 #include "nibble/base/result.h"
 #include "nibble/engine/sampling_params.h"
+#include "nibble/engine/sequence.h"
 #include "nibble/engine/session.h"
 
 namespace nibble {
-
-enum class FinishReason { kStop, kLength, kAbort };
 
 struct GenerateResult {
   std::vector<int32_t> token_ids;  // with the stop token, where one ended it
@@ -33,7 +32,5 @@ using TokenSink = std::function<bool(int32_t token_id)>;
 Result<GenerateResult> generate(Session& session, const LoadedModel& model,
                                 std::span<const int32_t> prompt, const SamplingParams& params,
                                 const TokenSink& sink);
-
-std::string_view finish_reason_name(FinishReason reason);
 
 }  // namespace nibble

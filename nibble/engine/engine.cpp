@@ -1,0 +1,352 @@
+#include "nibble/engine/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "nibble/base/check.h"
+#include "nibble/base/error.h"
+#include "nibble/engine/sampler.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kMaxDrafts = 8;
+
+Status check_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return {};
+  return invalid_argument(fmt::format("{} is {}, expected {}..{}", name, value, low, high));
+}
+
+Status validate(const EngineOptions& options, const LoadedModel& model) {
+  constexpr int64_t kMax = int64_t{1} << 24;
+  NIBBLE_TRY(check_range("max_batch_size", options.max_batch_size, 1, 65536));
+  NIBBLE_TRY(check_range("block_size", options.block_size, 1, 4096));
+  NIBBLE_TRY(check_range("num_drafts", options.num_drafts, 0, kMaxDrafts));
+  NIBBLE_TRY(check_range("max_num_tokens", options.max_num_tokens, 1, kMax));
+  NIBBLE_TRY(check_range("num_blocks", options.num_blocks, 0, std::numeric_limits<int32_t>::max()));
+  const double fraction = options.kv_cache_free_gpu_memory_fraction;
+  if (!(fraction > 0 && fraction <= 1)) {
+    return invalid_argument(fmt::format(
+        "kv_cache_free_gpu_memory_fraction is {}, expected above 0, at most 1", fraction));
+  }
+  if (options.max_num_tokens < options.max_batch_size * (1 + options.num_drafts)) {
+    return invalid_argument(
+        fmt::format("max_num_tokens is {}, expected at least max_batch_size * (1 + drafts) = {}",
+                    options.max_num_tokens, options.max_batch_size * (1 + options.num_drafts)));
+  }
+  if (options.num_drafts > 0 && !model.weights.mtp) {
+    return invalid_argument(
+        "drafts need the MTP layer, which the checkpoint lacks or which was not loaded");
+  }
+  return {};
+}
+
+// Blocks for the fraction of free memory, but no more than max_batch_size full contexts need.
+Result<int64_t> blocks_from_memory(const LoadedModel& model, const EngineOptions& options,
+                                   DType dtype) {
+  const DeviceMemory memory = NIBBLE_TRY(model.kernels->device().memory());
+  const uint64_t block_bytes =
+      KvCache::bytes_per_token(model.config, dtype, options.num_drafts > 0) *
+      static_cast<uint64_t>(options.block_size);
+  const auto blocks = static_cast<int64_t>(options.kv_cache_free_gpu_memory_fraction *
+                                           static_cast<double>(memory.free_bytes) /
+                                           static_cast<double>(block_bytes));
+  const int64_t context_blocks =
+      (model.max_seq_len + kMaxDrafts + options.block_size) / options.block_size;
+  const int64_t useful = context_blocks * options.max_batch_size;
+  return std::clamp<int64_t>(blocks, 1, useful);
+}
+
+}  // namespace
+
+double EngineStats::acceptance_length() const {
+  if (num_windows == 0) return 1;
+  int64_t accepted = 0;
+  for (const int64_t count : accepted_at) accepted += count;
+  return 1 + static_cast<double>(accepted) / static_cast<double>(num_windows);
+}
+
+Engine::Engine(LoadedModel& model, const EngineOptions& options,
+               const SchedulerOptions& scheduler_options, KvCache cache, int32_t num_blocks)
+    : model_(model),
+      options_(options),
+      cache_(std::move(cache)),
+      pool_(num_blocks, static_cast<int32_t>(options.block_size)),
+      scheduler_(scheduler_options, pool_) {
+  stats_.accepted_at.resize(static_cast<size_t>(options.num_drafts));
+}
+
+Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineOptions& options) {
+  NIBBLE_TRY(validate(options, model));
+  const DType dtype = options.kv_cache_dtype.value_or(model.default_kv_cache_dtype());
+  int64_t num_blocks = options.num_blocks;
+  if (num_blocks == 0) num_blocks = NIBBLE_TRY(blocks_from_memory(model, options, dtype));
+
+  KvCacheOptions cache_options;
+  cache_options.dtype = dtype;
+  cache_options.block_size = options.block_size;
+  cache_options.num_blocks = num_blocks;
+  cache_options.with_mtp = options.num_drafts > 0;
+  KvCache cache = NIBBLE_TRY(KvCache::create(model.config, cache_options, model.kernels->device()));
+
+  SchedulerOptions scheduler_options;
+  scheduler_options.max_batch_size = options.max_batch_size;
+  scheduler_options.max_num_tokens = options.max_num_tokens;
+  scheduler_options.num_drafts = options.num_drafts;
+  scheduler_options.enable_block_reuse = options.enable_block_reuse;
+  scheduler_options.enable_chunked_prefill = options.enable_chunked_prefill;
+  std::unique_ptr<Engine> engine(new Engine(model, options, scheduler_options, std::move(cache),
+                                            static_cast<int32_t>(num_blocks)));
+  // A step's pairs for the MTP layer: its tokens, and one more for each sequence behind a found
+  // prefix.
+  const int64_t max_rows = options.max_num_tokens + options.max_batch_size;
+  engine->runner_ = NIBBLE_TRY(StepRunner::create(model, max_rows, options.max_batch_size));
+  if (options.num_drafts > 0) {
+    engine->drafter_ =
+        NIBBLE_TRY(DraftModel::create(model, num_blocks, options.block_size, max_rows));
+  }
+  const int64_t pool_tokens =
+      num_blocks * options.block_size - (options.num_drafts > 0 ? options.num_drafts + 1 : 0);
+  engine->max_seq_len_ = std::min(model.max_seq_len, pool_tokens);
+  if (engine->max_seq_len_ < 2) {
+    return invalid_argument(fmt::format("a KV cache of {} blocks of {} tokens holds no request",
+                                        num_blocks, options.block_size));
+  }
+  return engine;
+}
+
+Result<uint64_t> Engine::add(Request request) {
+  NIBBLE_TRY(nibble::validate(request.params));
+  NIBBLE_TRY(check_range("priority", request.priority, -100, 100));
+  const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
+  if (prompt_size == 0) return invalid_argument("the prompt has no tokens");
+  for (size_t i = 0; i < request.prompt_token_ids.size(); ++i) {
+    const int32_t id = request.prompt_token_ids[i];
+    if (id < 0 || id >= model_.config.vocab_size) {
+      return invalid_argument(
+          fmt::format("token {} of the prompt is {}, outside the vocabulary of {}", i, id,
+                      model_.config.vocab_size));
+    }
+  }
+  if (prompt_size >= max_seq_len_) {
+    return invalid_argument(fmt::format(
+        "the prompt has {} tokens, and a request may have {}, of which one must stay free",
+        prompt_size, max_seq_len_));
+  }
+  if (!scheduler_.fits(prompt_size)) {
+    return invalid_argument(
+        fmt::format("the prompt has {} tokens, more than max_num_tokens {} without chunked prefill",
+                    prompt_size, options_.max_num_tokens));
+  }
+  auto sequence = std::make_unique<Sequence>();
+  sequence->id = next_id_++;
+  sequence->priority = request.priority;
+  sequence->choice = request.choice;
+  sequence->cache_salt = std::move(request.cache_salt);
+  sequence->token_ids = std::move(request.prompt_token_ids);
+  sequence->prompt_size = prompt_size;
+  const int64_t room = max_seq_len_ - prompt_size;
+  sequence->max_output = std::min(request.params.max_tokens.value_or(room), room);
+  sequence->params = std::move(request.params);
+  if (request.timeout_seconds) {
+    sequence->deadline =
+        Sequence::Clock::now() + std::chrono::duration_cast<Sequence::Clock::duration>(
+                                     std::chrono::duration<double>(*request.timeout_seconds));
+  }
+  const uint64_t id = sequence->id;
+  sequences_.emplace(id, sequence.get());
+  scheduler_.add(std::move(sequence));
+  return id;
+}
+
+void Engine::cancel(uint64_t id) {
+  const auto found = sequences_.find(id);
+  if (found != sequences_.end()) found->second->cancelled = true;
+}
+
+bool Engine::has_work() const { return !sequences_.empty(); }
+
+std::vector<RequestUpdate> Engine::step() {
+  std::vector<RequestUpdate> updates;
+  drop_ended(updates);
+  const std::vector<ScheduledRun> runs = scheduler_.schedule();
+  if (runs.empty()) return updates;
+  const StepBatch batch = runner_->run(runs, cache_);
+  sample(batch, updates);
+  ++stats_.num_steps;
+  return updates;
+}
+
+void Engine::drop_ended(std::vector<RequestUpdate>& updates) {
+  const auto now = Sequence::Clock::now();
+  std::vector<Sequence*> ended;
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence->cancelled || (sequence->deadline && now >= *sequence->deadline)) {
+      ended.push_back(sequence);
+    }
+  }
+  std::sort(ended.begin(), ended.end(),
+            [](const Sequence* a, const Sequence* b) { return a->id < b->id; });
+  for (Sequence* sequence : ended) {
+    RequestUpdate update;
+    update.finish_reason = FinishReason::kAbort;
+    finish(*sequence, std::move(update), updates);
+  }
+}
+
+void Engine::finish(Sequence& sequence, RequestUpdate update, std::vector<RequestUpdate>& updates) {
+  update.id = sequence.id;
+  update.finished = true;
+  update.num_prompt_tokens = sequence.prompt_size;
+  update.num_cached_tokens = sequence.num_cached_tokens;
+  updates.push_back(std::move(update));
+  sequences_.erase(sequence.id);
+  (void)scheduler_.remove(sequence);
+}
+
+std::optional<FinishReason> Engine::ended_by(const Sequence& sequence, int32_t token,
+                                             int64_t output_size) const {
+  const SamplingParams& params = sequence.params;
+  const bool stop = (!params.ignore_eos && model_.is_eos(token)) ||
+                    std::find(params.stop_token_ids.begin(), params.stop_token_ids.end(), token) !=
+                        params.stop_token_ids.end();
+  if (stop) return FinishReason::kStop;
+  if (output_size >= sequence.max_output) return FinishReason::kLength;
+  return std::nullopt;
+}
+
+// The tokens that a run gives: position i is drawn by its own rule and number, and while it equals
+// draft i the next position's logits are those of the text so far. So the text is that of a run
+// without drafts, greedy or sampled.
+Result<std::vector<int32_t>> Engine::sample_window(const Sequence& sequence,
+                                                   const MatrixView& logits) {
+  std::vector<int32_t> tokens;
+  for (int64_t row = 0; row < logits.rows; ++row) {
+    const int64_t position = sequence.output_size() + row;
+    const std::span<const float> values(logits.row<float>(row), static_cast<size_t>(logits.cols));
+    const int32_t token =
+        NIBBLE_TRY(nibble::sample(values, sequence.params, position, sequence.choice));
+    tokens.push_back(token);
+    const auto index = static_cast<size_t>(row);
+    if (ended_by(sequence, token, position + 1) || index >= sequence.drafts.size() ||
+        token != sequence.drafts[index]) {
+      break;
+    }
+  }
+  return tokens;
+}
+
+void Engine::accept(Sequence& sequence, const ScheduledRun& run, std::vector<int32_t> tokens,
+                    std::vector<RequestUpdate>& updates) {
+  const auto num_drafts = static_cast<int64_t>(sequence.drafts.size());
+  const auto num_accepted = static_cast<int64_t>(tokens.size()) - 1;
+  sequence.num_computed += run.num_tokens - num_drafts + num_accepted;
+  if (num_drafts > 0) {
+    ++stats_.num_windows;
+    stats_.num_draft_tokens += num_drafts;
+    for (int64_t i = 0; i < num_accepted; ++i) ++stats_.accepted_at[static_cast<size_t>(i)];
+  }
+  stats_.num_generated_tokens += static_cast<int64_t>(tokens.size());
+  sequence.token_ids.insert(sequence.token_ids.end(), tokens.begin(), tokens.end());
+  const auto reason = ended_by(sequence, tokens.back(), sequence.output_size());
+  const int64_t remaining = sequence.max_output - sequence.output_size();
+  sequence.drafts.clear();
+  sequence.num_draft_steps = reason ? 0 : std::min(options_.num_drafts, remaining - 1);
+
+  RequestUpdate update;
+  update.id = sequence.id;
+  update.token_ids = std::move(tokens);
+  update.num_prompt_tokens = sequence.prompt_size;
+  update.num_cached_tokens = sequence.num_cached_tokens;
+  if (reason) {
+    update.finished = true;
+    update.finish_reason = *reason;
+  }
+  updates.push_back(std::move(update));
+}
+
+void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates) {
+  // Which rows the head runs over, and for which run.
+  std::vector<StepRunner::RowRange> rows;
+  std::vector<size_t> sampling;
+  for (size_t i = 0; i < batch.runs.size(); ++i) {
+    const StepBatch::Run& run = batch.runs[i];
+    Sequence& sequence = *run.scheduled.sequence;
+    const bool is_prefill = run.first_position < sequence.prompt_size;
+    if (is_prefill) stats_.num_prompt_tokens += run.scheduled.num_tokens;
+    if (is_prefill && run.first_position == sequence.num_cached_tokens &&
+        sequence.num_preemptions == 0) {
+      stats_.num_cached_tokens += sequence.num_cached_tokens;
+    }
+    if (!run.scheduled.samples) {
+      sequence.num_computed += run.scheduled.num_tokens;
+      sequence.num_draft_steps = 0;
+      continue;
+    }
+    const auto window = static_cast<int64_t>(sequence.drafts.size()) + 1;
+    rows.push_back({run.first_row + run.scheduled.num_tokens - window, window});
+    sampling.push_back(i);
+  }
+  const size_t first_update = updates.size();
+  std::vector<std::pair<Sequence*, Error>> failed;
+  runner_->logits(batch.hidden, rows, [&](size_t i, const MatrixView& logits) {
+    const ScheduledRun& run = batch.runs[sampling[i]].scheduled;
+    auto tokens = sample_window(*run.sequence, logits);
+    if (tokens) {
+      accept(*run.sequence, run, *std::move(tokens), updates);
+    } else {
+      failed.emplace_back(run.sequence, std::move(tokens).error());
+    }
+  });
+
+  // What goes on is drafted for and published; what ended is taken out.
+  std::vector<const Sequence*> ended;
+  for (size_t i = first_update; i < updates.size(); ++i) {
+    if (updates[i].finished) ended.push_back(sequences_.at(updates[i].id));
+  }
+  for (const auto& [sequence, error] : failed) ended.push_back(sequence);
+  std::vector<StepBatch::Run> alive;
+  for (const StepBatch::Run& run : batch.runs) {
+    if (std::find(ended.begin(), ended.end(), run.scheduled.sequence) == ended.end()) {
+      alive.push_back(run);
+    }
+  }
+  if (drafter_) {
+    drafter_->keep_hidden(batch);
+    drafter_->draft(batch, alive, cache_, *runner_);
+  }
+  for (const StepBatch::Run& run : batch.runs) {
+    const bool is_failed = std::any_of(failed.begin(), failed.end(), [&](const auto& f) {
+      return f.first == run.scheduled.sequence;
+    });
+    if (!is_failed) scheduler_.publish(*run.scheduled.sequence);
+  }
+  for (size_t i = first_update; i < updates.size(); ++i) {
+    if (!updates[i].finished) continue;
+    const auto found = sequences_.find(updates[i].id);
+    (void)scheduler_.remove(*found->second);
+    sequences_.erase(found);
+  }
+  for (auto& [sequence, error] : failed) {
+    RequestUpdate update;
+    update.finish_reason = FinishReason::kError;
+    update.error = std::move(error);
+    finish(*sequence, std::move(update), updates);
+  }
+}
+
+EngineStats Engine::stats() const {
+  EngineStats stats = stats_;
+  stats.num_preemptions = scheduler_.num_preemptions();
+  stats.num_running = static_cast<int64_t>(scheduler_.running().size());
+  stats.num_waiting = static_cast<int64_t>(scheduler_.waiting().size());
+  stats.num_blocks = pool_.num_blocks();
+  stats.num_used_blocks = pool_.num_used();
+  stats.num_cached_blocks = pool_.num_cached();
+  return stats;
+}
+
+}  // namespace nibble

@@ -1,0 +1,132 @@
+// Many requests at once on one model: continuous batching over a paged cache, with MTP drafts.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "nibble/base/result.h"
+#include "nibble/engine/block_pool.h"
+#include "nibble/engine/draft_model.h"
+#include "nibble/engine/kv_cache.h"
+#include "nibble/engine/loaded_model.h"
+#include "nibble/engine/scheduler.h"
+#include "nibble/engine/step_batch.h"
+#include "nibble/model/workspace.h"
+
+namespace nibble {
+
+struct EngineOptions {
+  int64_t max_batch_size = 32;   // sequences of a step
+  int64_t max_num_tokens = 512;  // tokens of a step
+  int64_t block_size = 32;       // tokens of a cache block
+  int64_t num_blocks = 0;        // 0: from the fraction below
+  double kv_cache_free_gpu_memory_fraction =
+      0.3;                              // of the memory that is free when loading is done
+  std::optional<DType> kv_cache_dtype;  // none: what the checkpoint asks for
+  bool enable_block_reuse = true;
+  bool enable_chunked_prefill = true;
+  int64_t num_drafts = 0;  // of the MTP layer, for each sequence and step: 0..8
+};
+
+struct Request {
+  std::vector<int32_t> prompt_token_ids;
+  SamplingParams params;
+  std::string cache_salt;  // requests under different salts share no cache
+  int priority = 0;        // -100..100, higher first
+  int choice = 0;          // index among the answers to one prompt: other random numbers
+  std::optional<double> timeout_seconds;
+};
+
+// What a step brought for one request. After `finished` nothing follows.
+struct RequestUpdate {
+  uint64_t id = 0;
+  std::vector<int32_t> token_ids;  // new ones; the stop token is among them
+  bool finished = false;
+  FinishReason finish_reason = FinishReason::kStop;
+  std::optional<Error> error;  // with kError
+  int64_t num_prompt_tokens = 0;
+  int64_t num_cached_tokens = 0;  // of the prompt, not computed
+};
+
+// Counted since the engine was made.
+struct EngineStats {
+  int64_t num_steps = 0;
+  int64_t num_prompt_tokens = 0;  // computed
+  int64_t num_generated_tokens = 0;
+  int64_t num_cached_tokens = 0;  // found instead of computed
+  int64_t num_preemptions = 0;
+  int64_t num_windows = 0;  // verified windows of drafts
+  int64_t num_draft_tokens = 0;
+  std::vector<int64_t> accepted_at;  // windows in which the draft at this place was accepted
+  int64_t num_running = 0;           // now
+  int64_t num_waiting = 0;
+  int64_t num_blocks = 0;
+  int64_t num_used_blocks = 0;
+  int64_t num_cached_blocks = 0;
+
+  // 1 + accepted drafts per window; 1 without windows.
+  double acceptance_length() const;
+};
+
+// A request's result is a function of its prompt, parameters and seed: bit for bit the same
+// whatever else runs, however its prompt is cut, whether blocks were found, and with or without
+// drafts.
+//
+// Not thread-safe: one thread calls everything.
+class Engine {
+ public:
+  // The model must outlive the engine. Errors: kInvalidArgument naming an option and its range
+  // (drafts without an MTP layer among them), kOutOfMemory.
+  static Result<std::unique_ptr<Engine>> create(LoadedModel& model, const EngineOptions& options);
+
+  // Queues a request; its id. Errors, for this request alone: kInvalidArgument (no tokens, an id
+  // outside the vocabulary, a prompt that fills the context, parameters out of range).
+  Result<uint64_t> add(Request request);
+
+  // The request ends with kAbort in the next step. Unknown or finished ids are ignored.
+  void cancel(uint64_t id);
+
+  bool has_work() const;
+
+  // Schedules, runs the model once, samples, drafts, commits. Returns what changed.
+  std::vector<RequestUpdate> step();
+
+  EngineStats stats() const;
+
+  // Prompt and output together, of one request: the model's context or what the cache holds.
+  int64_t max_seq_len() const { return max_seq_len_; }
+
+  // Forgets all cached prefixes.
+  void reset_prefix_cache() { pool_.forget(); }
+
+ private:
+  Engine(LoadedModel& model, const EngineOptions& options,
+         const SchedulerOptions& scheduler_options, KvCache cache, int32_t num_blocks);
+
+  void drop_ended(std::vector<RequestUpdate>& updates);
+  void sample(const StepBatch& batch, std::vector<RequestUpdate>& updates);
+  Result<std::vector<int32_t>> sample_window(const Sequence& sequence, const MatrixView& logits);
+  void finish(Sequence& sequence, RequestUpdate update, std::vector<RequestUpdate>& updates);
+  void accept(Sequence& sequence, const ScheduledRun& run, std::vector<int32_t> tokens,
+              std::vector<RequestUpdate>& updates);
+  std::optional<FinishReason> ended_by(const Sequence& sequence, int32_t token,
+                                       int64_t output_size) const;
+
+  LoadedModel& model_;
+  EngineOptions options_;
+  KvCache cache_;
+  BlockPool pool_;
+  Scheduler scheduler_;
+  std::optional<StepRunner> runner_;
+  std::optional<DraftModel> drafter_;
+  std::unordered_map<uint64_t, Sequence*> sequences_;
+  int64_t max_seq_len_ = 0;
+  uint64_t next_id_ = 1;
+  EngineStats stats_;
+};
+
+}  // namespace nibble
