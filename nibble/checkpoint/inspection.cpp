@@ -209,9 +209,8 @@ class Comparison {
       const int64_t num_layers = config_.num_hidden_layers + config_.num_nextn_predict_layers;
       if (rest == "self_attn.k_proj.k_scale" || rest == "self_attn.v_proj.v_scale") {
         check_kv_scale(info);
-      } else if (rest == "self_attn.rotary_emb.inv_freq") {
-        ignored.push_back(info.name);
-      } else if (config_.num_nextn_predict_layers == 0 && layer == num_layers) {
+      } else if (rest == "self_attn.rotary_emb.inv_freq" ||
+                 (config_.num_nextn_predict_layers == 0 && layer == num_layers)) {
         ignored.push_back(info.name);
       } else {
         unexpected.push_back(info.name);

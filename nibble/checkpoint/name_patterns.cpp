@@ -79,6 +79,7 @@ std::vector<std::string> summarize_names(const std::vector<std::string>& names) 
     single[key] = name;
   }
   std::vector<std::string> lines;
+  lines.reserve(patterns.size());
   for (const auto& [key, pattern] : patterns) {
     lines.push_back(pattern.count() == 1
                         ? single[key]
