@@ -26,6 +26,9 @@ void add_commands(CLI::App& app, int* exit_code) {
 #ifdef NIBBLE_HAVE_QUANTIZE_COMMAND
   add_quantize_command(app, exit_code);
 #endif
+#ifdef NIBBLE_HAVE_PLAN_COMMAND
+  add_plan_command(app, exit_code);
+#endif
 #ifdef NIBBLE_HAVE_INSPECT_COMMAND
   add_inspect_command(app, exit_code);
 #endif

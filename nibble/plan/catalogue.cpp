@@ -268,6 +268,8 @@ PlanResult<Device> device_of(const DeviceSpec& spec) {
   device.note = spec.note;
   if (device.is_cpu()) device.sockets = spec.devices;
   if (spec.device_class == "system") device.gpus_per_node = spec.devices;
+  // A machine of its own, or a superchip whose fast link goes to its own host.
+  if (device.is_unified() || spec.link.find("C2C") != std::string::npos) device.gpus_per_node = 1;
   // The GPUs of GB200, GB300 and Rubin come in racks of 72 that share one NVLink domain.
   if (spec.id == "gb200" || spec.id == "gb300" || spec.id == "rubin-r200")
     device.gpus_per_node = 72;

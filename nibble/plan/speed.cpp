@@ -60,7 +60,9 @@ double layer_overhead_us(const SpeedConstants& constants, StepOverhead overhead)
 
 LinkSpeed link_speed(const Device& device, int gpus, const SpeedConstants& constants,
                      double node_link_rate) {
-  if (gpus > device.gpus_per_node) return {node_link_rate, constants.alpha_pcie_us, "network"};
+  // The link of a unified machine is the network to the next one.
+  if (gpus > device.gpus_per_node && !device.is_unified())
+    return {node_link_rate, constants.alpha_pcie_us, "network"};
   const bool has_bridge = device.link.find("bridge") != std::string::npos;
   const bool is_fast = device.link.starts_with("NVLink") || device.link.starts_with("Infinity");
   if (is_fast && has_bridge && gpus > 2) {
