@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "nibble/base/check.h"
@@ -120,7 +121,13 @@ Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineO
 
 Result<uint64_t> Engine::add(Request request) {
   NIBBLE_TRY(nibble::validate(request.params));
-  NIBBLE_TRY(check_range("priority", request.priority, -100, 100));
+  NIBBLE_TRY(validate_token_ids(request.params, model_.config.vocab_size));
+  if (request.params.guided) {
+    return unsupported("guided output is not connected to this engine yet; leave `guided` out");
+  }
+  if (request.params.thinking_budget) {
+    return unsupported("thinking_budget is not supported yet; leave it out");
+  }
   const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
   if (prompt_size == 0) return invalid_argument("the prompt has no tokens");
   for (size_t i = 0; i < request.prompt_token_ids.size(); ++i) {
@@ -141,16 +148,24 @@ Result<uint64_t> Engine::add(Request request) {
         fmt::format("the prompt has {} tokens, more than max_num_tokens {} without chunked prefill",
                     prompt_size, options_.max_num_tokens));
   }
-  auto sequence = std::make_unique<Sequence>();
+  const int64_t room = max_seq_len_ - prompt_size;
+  const int64_t max_output = std::min(request.params.max_tokens.value_or(room), room);
+  SamplingContext context;
+  context.tokenizer = &model_.tokenizer;
+  context.vocab_size = model_.config.vocab_size;
+  context.eos_token_ids = model_.config.eos_token_ids;
+  context.relaxed = options_.relaxed_thinking;
+  context.processed_logprobs = options_.processed_logprobs;
+  auto sequence = std::make_unique<Sequence>(NIBBLE_TRY(SequenceSampler::create(
+      context, request.params, request.choice, request.prompt_token_ids, max_output)));
   sequence->id = next_id_++;
-  sequence->priority = request.priority;
-  sequence->choice = request.choice;
-  sequence->cache_salt = std::move(request.cache_salt);
+  sequence->priority = static_cast<int>(request.params.priority);
+  sequence->cache_salt = request.params.cache_salt;
+  sequence->use_prefix_cache = !request.params.prompt_logprobs;
+  sequence->num_prompt_logprobs = request.params.prompt_logprobs.value_or(-1);
   sequence->token_ids = std::move(request.prompt_token_ids);
   sequence->prompt_size = prompt_size;
-  const int64_t room = max_seq_len_ - prompt_size;
-  sequence->max_output = std::min(request.params.max_tokens.value_or(room), room);
-  sequence->params = std::move(request.params);
+  sequence->max_output = max_output;
   if (request.timeout_seconds) {
     sequence->deadline =
         Sequence::Clock::now() + std::chrono::duration_cast<Sequence::Clock::duration>(
@@ -207,71 +222,71 @@ void Engine::finish(Sequence& sequence, RequestUpdate update, std::vector<Reques
   (void)scheduler_.remove(sequence);
 }
 
-std::optional<FinishReason> Engine::ended_by(const Sequence& sequence, int32_t token,
-                                             int64_t output_size) const {
-  const SamplingParams& params = sequence.params;
-  const bool stop = (!params.ignore_eos && model_.is_eos(token)) ||
-                    std::find(params.stop_token_ids.begin(), params.stop_token_ids.end(), token) !=
-                        params.stop_token_ids.end();
-  if (stop) return FinishReason::kStop;
-  if (output_size >= sequence.max_output) return FinishReason::kLength;
-  return std::nullopt;
-}
-
-// The tokens that a run gives: position i is drawn by its own rule and number, and while it equals
-// draft i the next position's logits are those of the text so far. So the text is that of a run
-// without drafts, greedy or sampled.
-Result<std::vector<int32_t>> Engine::sample_window(const Sequence& sequence,
-                                                   const MatrixView& logits) {
-  std::vector<int32_t> tokens;
-  for (int64_t row = 0; row < logits.rows; ++row) {
-    const int64_t position = sequence.output_size() + row;
-    const std::span<const float> values(logits.row<float>(row), static_cast<size_t>(logits.cols));
-    const int32_t token =
-        NIBBLE_TRY(nibble::sample(values, sequence.params, position, sequence.choice));
-    tokens.push_back(token);
-    const auto index = static_cast<size_t>(row);
-    if (ended_by(sequence, token, position + 1) || index >= sequence.drafts.size() ||
-        token != sequence.drafts[index]) {
-      break;
-    }
-  }
-  return tokens;
-}
-
-void Engine::accept(Sequence& sequence, const ScheduledRun& run, std::vector<int32_t> tokens,
+void Engine::accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler::Window window,
                     std::vector<RequestUpdate>& updates) {
   const auto num_drafts = static_cast<int64_t>(sequence.drafts.size());
-  const auto num_accepted = static_cast<int64_t>(tokens.size()) - 1;
-  sequence.num_computed += run.num_tokens - num_drafts + num_accepted;
+  const auto num_tokens = static_cast<int64_t>(window.token_ids.size());
+  sequence.num_computed += run.num_tokens - num_drafts + num_tokens - 1;
   if (num_drafts > 0) {
     ++stats_.num_windows;
     stats_.num_draft_tokens += num_drafts;
-    for (int64_t i = 0; i < num_accepted; ++i) ++stats_.accepted_at[static_cast<size_t>(i)];
+    for (int64_t i = 0; i < window.num_accepted; ++i) ++stats_.accepted_at[static_cast<size_t>(i)];
   }
-  stats_.num_generated_tokens += static_cast<int64_t>(tokens.size());
-  sequence.token_ids.insert(sequence.token_ids.end(), tokens.begin(), tokens.end());
-  const auto reason = ended_by(sequence, tokens.back(), sequence.output_size());
+  stats_.num_generated_tokens += num_tokens;
+  sequence.token_ids.insert(sequence.token_ids.end(), window.token_ids.begin(),
+                            window.token_ids.end());
   const int64_t remaining = sequence.max_output - sequence.output_size();
   sequence.drafts.clear();
-  sequence.num_draft_steps = reason ? 0 : std::min(options_.num_drafts, remaining - 1);
+  sequence.num_draft_steps = window.ended ? 0 : std::min(options_.num_drafts, remaining - 1);
 
   RequestUpdate update;
   update.id = sequence.id;
-  update.token_ids = std::move(tokens);
+  update.token_ids = std::move(window.token_ids);
+  update.text = std::move(window.text);
+  update.logprobs = std::move(window.logprobs);
+  update.stop_text = std::move(window.stop_text);
   update.num_prompt_tokens = sequence.prompt_size;
   update.num_cached_tokens = sequence.num_cached_tokens;
-  if (reason) {
-    update.finished = true;
-    update.finish_reason = *reason;
-  }
+  update.finished = window.ended.has_value();
+  update.finish_reason = window.ended.value_or(FinishReason::kStop);
   updates.push_back(std::move(update));
+}
+
+// Log-probabilities of the prompt's own tokens, where they are wanted: row t stands before token
+// t + 1.
+void Engine::score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& updates) {
+  constexpr int64_t kRows = 32;
+  for (const StepBatch::Run& run : batch.runs) {
+    const Sequence& sequence = *run.scheduled.sequence;
+    if (sequence.num_prompt_logprobs < 0) continue;
+    const int64_t count =
+        std::min(run.scheduled.num_tokens, sequence.prompt_size - 1 - run.first_position);
+    if (count <= 0 || sequence.num_preemptions > 0) continue;
+    std::vector<StepRunner::RowRange> rows;
+    for (int64_t at = 0; at < count; at += kRows) {
+      rows.push_back({run.first_row + at, std::min(kRows, count - at)});
+    }
+    RequestUpdate update;
+    update.id = sequence.id;
+    runner_->logits(batch.hidden, rows, [&](size_t i, const MatrixView& logits) {
+      for (int64_t r = 0; r < logits.rows; ++r) {
+        const int64_t position = run.first_position + rows[i].first - run.first_row + r;
+        auto entry = logprobs({logits.row<float>(r), static_cast<size_t>(logits.cols)},
+                              sequence.token_ids[static_cast<size_t>(position) + 1],
+                              sequence.num_prompt_logprobs);
+        if (entry) update.prompt_logprobs.push_back(*std::move(entry));
+      }
+    });
+    update.num_prompt_tokens = sequence.prompt_size;
+    updates.push_back(std::move(update));
+  }
 }
 
 void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates) {
   // Which rows the head runs over, and for which run.
   std::vector<StepRunner::RowRange> rows;
   std::vector<size_t> sampling;
+  std::vector<RequestUpdate> scored;
   for (size_t i = 0; i < batch.runs.size(); ++i) {
     const StepBatch::Run& run = batch.runs[i];
     Sequence& sequence = *run.scheduled.sequence;
@@ -286,19 +301,31 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
       sequence.num_draft_steps = 0;
       continue;
     }
+    if (sequence.max_output == 0) {  // only its prompt was to be scored
+      sequence.num_computed += run.scheduled.num_tokens;
+      RequestUpdate update;
+      update.id = sequence.id;
+      update.finished = true;
+      update.finish_reason = FinishReason::kLength;
+      update.num_prompt_tokens = sequence.prompt_size;
+      scored.push_back(std::move(update));
+      continue;
+    }
     const auto window = static_cast<int64_t>(sequence.drafts.size()) + 1;
     rows.push_back({run.first_row + run.scheduled.num_tokens - window, window});
     sampling.push_back(i);
   }
+  score_prompt(batch, updates);
   const size_t first_update = updates.size();
+  std::move(scored.begin(), scored.end(), std::back_inserter(updates));
   std::vector<std::pair<Sequence*, Error>> failed;
   runner_->logits(batch.hidden, rows, [&](size_t i, const MatrixView& logits) {
     const ScheduledRun& run = batch.runs[sampling[i]].scheduled;
-    auto tokens = sample_window(*run.sequence, logits);
-    if (tokens) {
-      accept(*run.sequence, run, *std::move(tokens), updates);
+    auto window = run.sequence->sampler.sample(run.sequence->drafts, logits, sampler_);
+    if (window) {
+      accept(*run.sequence, run, *std::move(window), updates);
     } else {
-      failed.emplace_back(run.sequence, std::move(tokens).error());
+      failed.emplace_back(run.sequence, std::move(window).error());
     }
   });
 

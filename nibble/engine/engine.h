@@ -29,22 +29,26 @@ struct EngineOptions {
   std::optional<DType> kv_cache_dtype;  // none: what the checkpoint asks for
   bool enable_block_reuse = true;
   bool enable_chunked_prefill = true;
-  int64_t num_drafts = 0;  // of the MTP layer, for each sequence and step: 0..8
+  int64_t num_drafts = 0;            // of the MTP layer, for each sequence and step: 0..8
+  RelaxedThinking relaxed_thinking;  // how drafts are judged while the model thinks
+  bool processed_logprobs = false;   // logprobs_mode: raw, or after everything but the draw
 };
 
 struct Request {
   std::vector<int32_t> prompt_token_ids;
   SamplingParams params;
-  std::string cache_salt;  // requests under different salts share no cache
-  int priority = 0;        // -100..100, higher first
-  int choice = 0;          // index among the answers to one prompt: other random numbers
+  int choice = 0;  // index among the answers to one prompt: other random numbers
   std::optional<double> timeout_seconds;
 };
 
 // What a step brought for one request. After `finished` nothing follows.
 struct RequestUpdate {
   uint64_t id = 0;
-  std::vector<int32_t> token_ids;  // new ones; the stop token is among them
+  std::vector<int32_t> token_ids;                 // new ones; the stop token is among them
+  std::string text;                               // new; ends before a stop string or token
+  std::vector<PositionLogprobs> logprobs;         // of token_ids, with params.logprobs
+  std::vector<PositionLogprobs> prompt_logprobs;  // of the next prompt tokens, from the second on
+  std::string stop_text;                          // the stop string that ended it
   bool finished = false;
   FinishReason finish_reason = FinishReason::kStop;
   std::optional<Error> error;  // with kError
@@ -109,12 +113,10 @@ class Engine {
 
   void drop_ended(std::vector<RequestUpdate>& updates);
   void sample(const StepBatch& batch, std::vector<RequestUpdate>& updates);
-  Result<std::vector<int32_t>> sample_window(const Sequence& sequence, const MatrixView& logits);
   void finish(Sequence& sequence, RequestUpdate update, std::vector<RequestUpdate>& updates);
-  void accept(Sequence& sequence, const ScheduledRun& run, std::vector<int32_t> tokens,
+  void accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler::Window window,
               std::vector<RequestUpdate>& updates);
-  std::optional<FinishReason> ended_by(const Sequence& sequence, int32_t token,
-                                       int64_t output_size) const;
+  void score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& updates);
 
   LoadedModel& model_;
   EngineOptions options_;
@@ -123,6 +125,7 @@ class Engine {
   Scheduler scheduler_;
   std::optional<StepRunner> runner_;
   std::optional<DraftModel> drafter_;
+  Sampler sampler_;
   std::unordered_map<uint64_t, Sequence*> sequences_;
   int64_t max_seq_len_ = 0;
   uint64_t next_id_ = 1;

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "nibble/base/result.h"
+#include "nibble/engine/finish_reason.h"
 #include "nibble/engine/sampling_params.h"
-#include "nibble/engine/sequence.h"
 #include "nibble/engine/session.h"
 
 namespace nibble {

@@ -86,7 +86,7 @@ bool Scheduler::preempt_for(const Sequence& sequence) {
 // needs the hidden state of their last token, which the engine keeps for each published block.
 void Scheduler::find_prefix(Sequence& sequence) {
   sequence.parent = pool_.root(sequence.cache_salt);
-  if (!options_.enable_block_reuse) return;
+  if (!options_.enable_block_reuse || !sequence.use_prefix_cache) return;
   const int64_t block_size = pool_.block_size();
   for (int64_t first = 0; first + block_size < sequence.size(); first += block_size) {
     const auto tokens = std::span<const int32_t>(sequence.token_ids)

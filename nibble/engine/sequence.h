@@ -5,26 +5,27 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
+#include <utility>
 #include <vector>
 
+#include "nibble/engine/finish_reason.h"
 #include "nibble/engine/sampling_params.h"
+#include "nibble/engine/sequence_sampler.h"
 
 namespace nibble {
 
-enum class FinishReason { kStop, kLength, kAbort, kError };
-
-// "stop", "length", "abort", "error": the API's names.
-std::string_view finish_reason_name(FinishReason reason);
-
 struct Sequence {
+  explicit Sequence(SequenceSampler s) : sampler(std::move(s)) {}
+
   using Clock = std::chrono::steady_clock;
 
   uint64_t id = 0;   // in order of arrival
   int priority = 0;  // higher first; ties by arrival
   int choice = 0;    // index among the n of one request: part of the random counter
-  SamplingParams params;
+  SequenceSampler sampler;
+  bool use_prefix_cache = true;
   std::string cache_salt;
+  int64_t num_prompt_logprobs = -1;  // entries for each prompt token; -1: none are wanted
   std::optional<Clock::time_point> deadline;
 
   std::vector<int32_t> token_ids;  // prompt, then output

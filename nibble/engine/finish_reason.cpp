@@ -1,4 +1,4 @@
-#include "nibble/engine/sequence.h"
+#include "nibble/engine/finish_reason.h"
 
 namespace nibble {
 

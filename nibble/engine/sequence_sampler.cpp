@@ -1,0 +1,137 @@
+#include "nibble/engine/sequence_sampler.h"
+
+#include <algorithm>
+
+namespace nibble {
+
+Result<SequenceSampler> SequenceSampler::create(const SamplingContext& context,
+                                                const SamplingParams& params, int choice,
+                                                std::span<const int32_t> prompt,
+                                                int64_t max_output) {
+  LogitsFacts facts;
+  facts.vocab_size = context.vocab_size;
+  facts.eos_ids.assign(context.eos_token_ids.begin(), context.eos_token_ids.end());
+  facts.bad_sequences = NIBBLE_TRY(bad_sequences(*context.tokenizer, params.bad));
+  LogitsProcessor processor = NIBBLE_TRY(LogitsProcessor::create(params, std::move(facts)));
+  return SequenceSampler(context, params, choice, prompt, max_output, std::move(processor));
+}
+
+SequenceSampler::SequenceSampler(const SamplingContext& context, const SamplingParams& params,
+                                 int choice, std::span<const int32_t> prompt, int64_t max_output,
+                                 LogitsProcessor processor)
+    : context_(context),
+      params_(params),
+      choice_(choice),
+      max_output_(max_output),
+      processor_(std::move(processor)),
+      counts_(processor_.make_counts(prompt)),
+      detokenizer_(*context.tokenizer, params.skip_special_tokens),
+      stop_matcher_(params.stop, params.include_stop_str_in_output),
+      think_begin_(context.tokenizer->token_id("<think>")),
+      think_end_(context.tokenizer->token_id("</think>")) {
+  for (const int32_t token : prompt) follow_phase(token);
+}
+
+void SequenceSampler::follow_phase(int32_t token) {
+  if (token == think_begin_) thinking_ = true;
+  if (token == think_end_) thinking_ = false;
+}
+
+Result<Verification> SequenceSampler::verify(std::span<const int32_t> drafts,
+                                             const ProcessedRow& row, Sampler& sampler) const {
+  const VerifyContext context{params_, static_cast<int64_t>(counts_.output().size()), choice_};
+  RelaxedThinking relaxed = context_.relaxed;
+  if (params_.relaxed_acceptance) {
+    relaxed = {params_.relaxed_acceptance->enabled, params_.relaxed_acceptance->topk,
+               params_.relaxed_acceptance->delta};
+  }
+  if (relaxed.enabled && thinking_ && !drafts.empty()) {
+    return verify_relaxed(drafts, row, relaxed.topk, relaxed.delta, context, sampler);
+  }
+  return verify_strict(drafts, row, context, sampler);
+}
+
+Result<PositionLogprobs> SequenceSampler::position_logprobs(std::span<const float> logits,
+                                                            int32_t token, Sampler& sampler) const {
+  if (context_.processed_logprobs && !is_greedy(params_)) {
+    const Distribution distribution = NIBBLE_TRY(sampler.distribution(logits, params_));
+    return logprobs(distribution, token, *params_.logprobs);
+  }
+  return logprobs(logits, token, *params_.logprobs);
+}
+
+std::optional<FinishReason> SequenceSampler::ended_by(int32_t token) const {
+  const auto listed = [&](const auto& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  if (listed(params_.stop_token_ids)) return FinishReason::kStop;
+  if (!params_.ignore_eos && listed(context_.eos_token_ids)) return FinishReason::kStop;
+  if (static_cast<int64_t>(counts_.output().size()) >= max_output_) return FinishReason::kLength;
+  return std::nullopt;
+}
+
+// A token that stands: counted, its text behind the stop strings, and whether it ends the sequence.
+void SequenceSampler::push(int32_t token, Window& window) {
+  counts_.push(token);
+  follow_phase(token);
+  window.token_ids.push_back(token);
+  const bool matching = static_cast<int64_t>(counts_.output().size()) > params_.min_tokens;
+  window.ended = ended_by(token);
+  const bool is_stop_token = window.ended == FinishReason::kStop;
+  // A stop token's own text is not part of the answer; a special one has none anyway.
+  StopMatcher::Output out =
+      stop_matcher_.push(is_stop_token ? std::string() : detokenizer_.push(token), matching);
+  window.text += out.text;
+  if (out.match) {
+    window.ended = FinishReason::kStop;
+    window.stop_text = params_.stop[*out.match];
+    return;
+  }
+  if (!window.ended) return;
+  out = stop_matcher_.push(detokenizer_.flush(), matching);
+  window.text += out.text;
+  if (!out.match) window.text += stop_matcher_.flush();
+}
+
+Result<SequenceSampler::Window> SequenceSampler::sample(std::span<const int32_t> drafts,
+                                                        const MatrixView& logits,
+                                                        Sampler& sampler) {
+  // Raw log-probabilities are of the logits as the model gave them, so those are kept.
+  std::vector<std::vector<float>> raw;
+  const bool want_raw = params_.logprobs && !context_.processed_logprobs;
+  size_t pushed = 0;
+  const auto processed = [&](int64_t row) -> Result<std::span<const float>> {
+    const std::span<float> values(logits.row<float>(row), static_cast<size_t>(logits.cols));
+    if (want_raw) raw.emplace_back(values.begin(), values.end());
+    if (row > 0) {
+      counts_.push(drafts[static_cast<size_t>(row) - 1]);
+      ++pushed;
+    }
+    const auto position = static_cast<int64_t>(counts_.output().size());
+    if (!processor_.is_identity()) {
+      NIBBLE_TRY(processor_.apply(values, counts_, position, nullptr));
+    }
+    return std::span<const float>(values);
+  };
+  const auto verified = verify(drafts, processed, sampler);
+  counts_.pop(pushed);
+  if (!verified) return tl::unexpected(verified.error());
+
+  Window window;
+  for (size_t i = 0; i < verified->token_ids.size(); ++i) {
+    const int32_t token = verified->token_ids[i];
+    if (params_.logprobs) {
+      const std::span<const float> row =
+          want_raw ? std::span<const float>(raw[i])
+                   : std::span<const float>(logits.row<float>(static_cast<int64_t>(i)),
+                                            static_cast<size_t>(logits.cols));
+      window.logprobs.push_back(NIBBLE_TRY(position_logprobs(row, token, sampler)));
+    }
+    push(token, window);
+    if (window.ended) break;
+  }
+  window.num_accepted = std::min(verified->accepted, static_cast<int64_t>(window.token_ids.size()));
+  return window;
+}
+
+}  // namespace nibble
