@@ -1,0 +1,109 @@
+#include "nibble/engine/engine_thread.h"
+
+#include "nibble/base/error.h"
+
+namespace nibble {
+
+EngineThread::EngineThread(std::unique_ptr<Engine> engine)
+    : engine_(std::move(engine)), max_seq_len_(engine_->max_seq_len()), stats_(engine_->stats()) {
+  thread_ = std::thread([this] { run(); });
+}
+
+EngineThread::~EngineThread() { shutdown(); }
+
+Result<uint64_t> EngineThread::submit(Request request, UpdateSink sink) {
+  uint64_t ticket = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return unavailable("the engine is shutting down");
+    ticket = next_ticket_++;
+    submissions_.push_back({ticket, std::move(request), std::move(sink)});
+  }
+  wake_.notify_one();
+  return ticket;
+}
+
+void EngineThread::cancel(uint64_t ticket) {
+  {
+    const std::lock_guard lock(mutex_);
+    cancelled_.push_back(ticket);
+  }
+  wake_.notify_one();
+}
+
+EngineStats EngineThread::stats() const {
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void EngineThread::shutdown() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  const std::lock_guard lock(join_mutex_);
+  if (thread_.joinable()) thread_.join();
+}
+
+void EngineThread::run() {
+  for (;;) {
+    std::vector<Submission> submissions;
+    std::vector<uint64_t> cancelled;
+    bool stopping = false;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] {
+        return stopping_ || !submissions_.empty() || !cancelled_.empty() || engine_->has_work();
+      });
+      submissions.swap(submissions_);
+      cancelled.swap(cancelled_);
+      stopping = stopping_;
+    }
+    take_in(std::move(submissions), cancelled);
+    if (stopping) abort_all();
+    if (engine_->has_work()) deliver(engine_->step());
+    const EngineStats stats = engine_->stats();
+    const std::lock_guard lock(mutex_);
+    stats_ = stats;
+    if (stopping && submissions_.empty() && !engine_->has_work()) return;
+  }
+}
+
+void EngineThread::take_in(std::vector<Submission> submissions,
+                           const std::vector<uint64_t>& cancelled) {
+  for (Submission& submission : submissions) {
+    const auto id = engine_->add(std::move(submission.request));
+    if (id) {
+      clients_.emplace(*id, Client{submission.ticket, std::move(submission.sink)});
+      ids_.emplace(submission.ticket, *id);
+      continue;
+    }
+    RequestUpdate update;
+    update.finished = true;
+    update.finish_reason = FinishReason::kError;
+    update.error = id.error();
+    submission.sink(update);
+  }
+  for (const uint64_t ticket : cancelled) {
+    const auto found = ids_.find(ticket);
+    if (found != ids_.end()) engine_->cancel(found->second);
+  }
+}
+
+void EngineThread::deliver(std::vector<RequestUpdate> updates) {
+  for (const RequestUpdate& update : updates) {
+    const auto found = clients_.find(update.id);
+    if (found == clients_.end()) continue;
+    found->second.sink(update);
+    if (!update.finished) continue;
+    ids_.erase(found->second.ticket);
+    clients_.erase(found);
+  }
+}
+
+void EngineThread::abort_all() {
+  for (const auto& [id, client] : clients_) engine_->cancel(id);
+}
+
+}  // namespace nibble
