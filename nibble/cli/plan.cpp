@@ -10,6 +10,7 @@
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/plan_options.h"
+#include "nibble/cli/plan_serve.h"
 #include "nibble/plan/calibration.h"
 #include "nibble/plan/report_json.h"
 #include "nibble/plan/report_text.h"
@@ -98,6 +99,18 @@ PlanResult<int> print_devices(const PlanOptions& options, const Session& session
   NIBBLE_TRY(sort_sets(sets, !options.sort.empty() ? options.sort
                              : cheapest            ? "cheapest"
                                                    : "gpus"));
+  if (options.serve) {
+    if (*options.serve < 0 || *options.serve > 65535) {
+      return plan_error("bad_value",
+                        fmt::format("--serve is {}, expected a port up to 65535", *options.serve));
+    }
+    const PlanPages pages = {page_html(session.model, session.request,
+                                       format_title(session.model, session.format), sets),
+                             to_json(sets_json(session.model, session.request, sets))};
+    const Status served = serve_plan_pages(pages, static_cast<uint16_t>(*options.serve));
+    if (!served) return plan_error("unavailable", served.error());
+    return 0;
+  }
   if (!options.html.empty()) {
     const auto written =
         write_text_file(options.html, page_html(session.model, session.request,
@@ -327,10 +340,11 @@ PlanResult<int> run_plan(const PlanOptions& options) {
                                                "quant",
                                                options.find));
   }
-  const bool all = options.all_gpus || options.find == "gpus" || !options.html.empty();
+  const bool all =
+      options.all_gpus || options.find == "gpus" || !options.html.empty() || options.serve;
   if (all && (!options.gpus.empty() || !options.vram.empty())) {
     return plan_error("conflict",
-                      "--all-gpus, --find gpus and --html ask about every device: "
+                      "--all-gpus, --find gpus, --html and --serve ask about every device: "
                       "leave out --gpu and --vram");
   }
   if (!all && (!options.filters.empty() || !options.sort.empty())) {
@@ -445,6 +459,11 @@ void add_options(CLI::App& command, PlanOptions& o) {
   flag(output, "--markdown", o.markdown, "Tables as Markdown");
   flag(output, "--launch", o.launch, "Only the command to run");
   text(output, "--html", o.html, "FILE", "The device table as one web page that works offline");
+  command.add_option("--serve", o.serve, "The same page at a port of this machine [8080]")
+      ->type_name("PORT")
+      ->group(output)
+      ->expected(0, 1)
+      ->default_str("8080");
   list(output, "--price", o.prices, "[ID=]X", "One device for an hour; may repeat");
   text(output, "--calibrate", o.calibrate, "FILE", "Measured constants, see docs/plan.md");
   text(output, "--gpu-file", o.gpu_file, "CSV", "Devices added to the catalogue");

@@ -37,6 +37,7 @@ struct PlanOptions {
   std::string gpu_file;  // added to the catalogue
   std::string gpus_csv;  // instead of the catalogue
   std::string html;
+  std::optional<int> serve;  // a port of this machine
 };
 
 // The catalogue with --gpus and --gpu-file. Errors: bad_file.

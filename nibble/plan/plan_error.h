@@ -20,6 +20,7 @@ namespace nibble {
 // model_not_found  3    no such model or path
 // bad_model        3    a model that cannot be read
 // bad_file         3    a catalogue, price or calibration file that cannot be read
+// unavailable      3    a port that is taken, or something this build lacks
 // context_too_long 4    beyond the model's max_position_embeddings
 // bad_parallel     4    a split that the model's sizes don't allow
 // impossible       4    another combination that cannot be
