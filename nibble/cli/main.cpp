@@ -18,23 +18,12 @@ namespace nibble {
 namespace {
 
 void add_commands(CLI::App& app, int* exit_code) {
-  (void)app;
-  (void)exit_code;
-#ifdef NIBBLE_HAVE_RUN_COMMAND
   add_run_command(app, exit_code);
-#endif
-#ifdef NIBBLE_HAVE_QUANTIZE_COMMAND
   add_quantize_command(app, exit_code);
-#endif
-#ifdef NIBBLE_HAVE_PLAN_COMMAND
   add_plan_command(app, exit_code);
-#endif
-#ifdef NIBBLE_HAVE_INSPECT_COMMAND
   add_inspect_command(app, exit_code);
-#endif
-#ifdef NIBBLE_HAVE_TOKENIZE_COMMAND
   add_tokenize_command(app, exit_code);
-#endif
+  add_bench_command(app, exit_code);
 }
 
 void add_log_level_option(CLI::App& app) {
