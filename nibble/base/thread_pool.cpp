@@ -4,6 +4,8 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -56,6 +58,15 @@ struct ThreadPool::State {
     }
   }
 
+  void join() {
+    {
+      const std::lock_guard lock(mutex);
+      stop.store(true);
+    }
+    wake.notify_all();
+    for (std::thread& worker : workers) worker.join();
+  }
+
   static void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -67,19 +78,20 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>()) {
   NIBBLE_CHECK(num_threads >= 1);
-  for (int i = 1; i < num_threads; ++i) {
-    state_->workers.emplace_back([this, i] { state_->run_worker(i); });
+  try {
+    for (int i = 1; i < num_threads; ++i) {
+      state_->workers.emplace_back([this, i] { state_->run_worker(i); });
+    }
+  } catch (const std::system_error& error) {
+    // The destructor won't run, and a thread that nobody joins would end the process.
+    const size_t started = state_->workers.size() + 1;
+    state_->join();
+    throw std::system_error(error.code(), "cannot start thread " + std::to_string(started + 1) +
+                                              " of " + std::to_string(num_threads));
   }
 }
 
-ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->stop.store(true);
-  }
-  state_->wake.notify_all();
-  for (std::thread& worker : state_->workers) worker.join();
-}
+ThreadPool::~ThreadPool() { state_->join(); }
 
 int ThreadPool::num_threads() const { return static_cast<int>(state_->workers.size()) + 1; }
 

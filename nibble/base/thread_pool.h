@@ -32,7 +32,8 @@ class RangeTask {
 // One caller at a time; the caller's thread works too. Tasks must not throw.
 class ThreadPool {
  public:
-  // num_threads >= 1, the caller included.
+  // num_threads >= 1, the caller included. Throws std::system_error when the system starts no more
+  // threads.
   explicit ThreadPool(int num_threads);
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -1,14 +1,18 @@
 #include "nibble/base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -37,6 +41,30 @@ TEST(ThreadPool, VisitsEveryIndexOnceForAllSizesAndGrains) {
       }
     }
   }
+}
+
+// Leaves room for a few more stacks of threads, then asks for a thousand threads. Exits with 0 when
+// that throws and the threads that did start are gone.
+[[noreturn]] void start_too_many_threads() {
+  uint64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const rlim_t bytes = pages * 4096 + (rlim_t{128} << 20);
+  const rlimit limit = {bytes, bytes};
+  if (::setrlimit(RLIMIT_AS, &limit) != 0) std::_Exit(1);
+  try {
+    const ThreadPool pool(1000);
+    std::_Exit(2);
+  } catch (const std::system_error& error) {
+    std::_Exit(std::string(error.what()).find("of 1000") != std::string::npos ? 0 : 3);
+  }
+}
+
+TEST(ThreadPool, ThrowsWhenTheSystemStartsNoMoreThreads) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer needs the address space that the test takes away";
+#endif
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(start_too_many_threads(), ::testing::ExitedWithCode(0), "");
 }
 
 TEST(ThreadPool, DoesNothingForANegativeCount) {
