@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "nibble/base/error.h"
@@ -172,6 +174,12 @@ Status Loader::load_vector(const Job& job) {
       return unsupported(
           fmt::format("{} is {}, expected BF16 or F32", job.name, dtype_name(view.dtype)));
     }
+    // A NaN in a norm spoils all logits; in e_score_correction_bias it would silently move tokens
+    // to other experts.
+    if (!std::isfinite(values[i])) {
+      return corrupt(
+          fmt::format("{} holds {} at {}, expected finite numbers", job.name, values[i], i));
+    }
   }
   void* memory = NIBBLE_TRY(allocate(values.size() * sizeof(float)));
   NIBBLE_TRY(kernels_.device().copy_to_device(memory, std::as_bytes(std::span(values))));
@@ -180,7 +188,11 @@ Status Loader::load_vector(const Job& job) {
 }
 
 Status Loader::run_job(const Job& job) {
-  return job.vector != nullptr ? load_vector(job) : load_linear(job);
+  try {
+    return job.vector != nullptr ? load_vector(job) : load_linear(job);
+  } catch (const std::bad_alloc&) {  // a pool's task must not throw
+    return out_of_memory(fmt::format("no memory left to load {}", job.name));
+  }
 }
 
 Status Loader::embedding() {

@@ -1,0 +1,106 @@
+// What loading refuses. That it loads good checkpoints is shown by what they compute, in
+// oracle_test.cpp.
+#include "nibble/model/weights.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "nibble/checkpoint/safetensors_source.h"
+#include "nibble/kernels/registry.h"
+#include "tests/model/demo.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+
+// The demo, with one tensor in another state.
+class AlteredSource final : public CheckpointSource {
+ public:
+  enum class State { kReplaced, kWithoutMemory };
+
+  AlteredSource(std::string name, State state, std::vector<std::byte> bytes = {})
+      : demo_(*SafetensorsSource::open(testing::demo_checkpoint())),
+        name_(std::move(name)),
+        state_(state),
+        bytes_(std::move(bytes)) {}
+
+  std::span<const TensorInfo> tensors() const override { return demo_->tensors(); }
+  const TensorInfo* find(std::string_view name) const override { return demo_->find(name); }
+  Result<TensorView> read(std::string_view name) const override {
+    auto view = demo_->read(name);
+    if (name != name_) return view;
+    if (state_ == State::kWithoutMemory) throw std::bad_alloc();
+    view->bytes = bytes_;
+    return view;
+  }
+  void release(std::string_view /*name*/) const override {}
+
+ private:
+  std::unique_ptr<SafetensorsSource> demo_;
+  std::string name_;
+  State state_;
+  std::vector<std::byte> bytes_;
+};
+
+Status load_altered(const AlteredSource& source) {
+  const auto config = load_config(testing::demo_checkpoint());
+  auto kernels = *make_kernels("cpu", {});
+  WeightsOptions options;
+  options.max_positions = 16;
+  options.threads = 2;
+  const auto weights = Weights::load(source, *config, options, *kernels);
+  if (!weights) return tl::unexpected(weights.error());
+  return {};
+}
+
+template <typename T>
+std::vector<std::byte> bytes_of(const std::vector<T>& values) {
+  std::vector<std::byte> bytes(values.size() * sizeof(T));
+  std::memcpy(bytes.data(), values.data(), bytes.size());
+  return bytes;
+}
+
+TEST(WeightsLoad, RefusesNormsThatAreNotFinite) {
+  for (const int bad : {0x7fc0, 0x7f80, 0xff80}) {  // NaN and both infinities in BF16
+    std::vector<uint16_t> norm(384, 0x3f80);
+    norm[5] = static_cast<uint16_t>(bad);
+    const std::string name = "model.layers.1.input_layernorm.weight";
+    const AlteredSource source(name, AlteredSource::State::kReplaced, bytes_of(norm));
+    const Status status = load_altered(source);
+    ASSERT_FALSE(status.has_value()) << bad;
+    EXPECT_EQ(status.error().code, ErrorCode::kCorrupt);
+    EXPECT_THAT(status.error().message, HasSubstr(name));
+    EXPECT_THAT(status.error().message, HasSubstr("at 5"));
+  }
+}
+
+TEST(WeightsLoad, RefusesARouterBiasThatIsNotFinite) {
+  std::vector<float> bias(16, 0.0F);
+  bias[15] = std::nanf("");
+  const std::string name = "model.layers.2.mlp.gate.e_score_correction_bias";
+  const AlteredSource source(name, AlteredSource::State::kReplaced, bytes_of(bias));
+  const Status status = load_altered(source);
+  ASSERT_FALSE(status.has_value());
+  EXPECT_EQ(status.error().code, ErrorCode::kCorrupt);
+  EXPECT_THAT(status.error().message, HasSubstr(name));
+}
+
+TEST(WeightsLoad, ReportsThatMemoryRanOutWithTheTensor) {
+  for (const char* module : {"model.layers.3.mlp.experts.7.up_proj", "model.norm"}) {
+    const AlteredSource source(std::string(module) + ".weight",
+                               AlteredSource::State::kWithoutMemory);
+    const Status status = load_altered(source);
+    ASSERT_FALSE(status.has_value()) << module;
+    EXPECT_EQ(status.error().code, ErrorCode::kOutOfMemory);
+    EXPECT_THAT(status.error().message, HasSubstr(module));
+  }
+}
+
+}  // namespace
+}  // namespace nibble
