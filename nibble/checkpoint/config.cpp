@@ -108,7 +108,7 @@ class FieldReader {
   const JsonValue* field(std::string_view name, bool required) {
     const JsonValue* value = find(name);
     if (value == nullptr && required) {
-      fail(invalid_argument(fmt::format("{}: the field {} is missing", where_, name)));
+      fail(corrupt(fmt::format("{}: the field {} is missing", where_, name)));
     }
     return value;
   }
@@ -120,7 +120,7 @@ class FieldReader {
 Status check_architecture(const FieldReader& fields, std::string_view where) {
   const JsonValue* value = fields.find("architectures");
   if (value == nullptr) {
-    return invalid_argument(fmt::format("{}: the field architectures is missing", where));
+    return corrupt(fmt::format("{}: the field architectures is missing", where));
   }
   if (const auto* names = value->as_array()) {
     for (const JsonValue& name : *names) {

@@ -64,10 +64,10 @@ struct ModelConfig {
 };
 
 // Parses the text of a config.json. `where` names it in messages.
-// Errors: kCorrupt for malformed JSON (with the byte offset) and for values out of range;
-// kUnsupported for another architecture, topk_method, scoring_func, rope_scaling.type, hidden_act,
-// attention_bias true: the message names what was found and what is supported; kInvalidArgument for
-// a missing field, by name.
+// Errors: kCorrupt for malformed JSON (with the byte offset), for values out of range and for a
+// missing field, by name; kUnsupported for another architecture, topk_method, scoring_func,
+// rope_scaling.type, hidden_act, attention_bias true: the message names what was found and what is
+// supported.
 Result<ModelConfig> parse_config(std::string_view json, std::string_view where);
 
 // parse_config of DIR/config.json; eos_token_ids also takes those of DIR/generation_config.json.

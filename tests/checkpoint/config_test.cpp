@@ -110,7 +110,7 @@ TEST(Config, NamesEveryMissingField) {
     for (const char* value : {"remove", "null"}) {
       const auto config = parse_config(changed_config(field, value), "dir/config.json");
       ASSERT_FALSE(config) << field;
-      EXPECT_EQ(config.error().code, ErrorCode::kInvalidArgument) << field;
+      EXPECT_EQ(config.error().code, ErrorCode::kCorrupt) << field;
       EXPECT_EQ(config.error().message,
                 std::string("dir/config.json: the field ") + field + " is missing");
     }
