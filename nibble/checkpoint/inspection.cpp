@@ -124,8 +124,18 @@ class Comparison {
     });
   }
 
+  // The names beside a linear's weight, in any layout that is read or refused by name.
+  void expect_scales(const std::string& module) {
+    for (const char* suffix :
+         {".weight_packed", ".weight_scale", ".weight_scale_2", ".weight_scale_inv", ".input_scale",
+          ".pre_quant_scale", ".weight_global_scale", ".input_global_scale"}) {
+      known_.insert(module + suffix);
+    }
+  }
+
   void check(const ModelTensor& tensor) {
     const TensorInfo* info = source_.find(tensor.name);
+    if (tensor.is_linear) expect_scales(std::string(tensor.module()));
     const bool repacked = tensor.is_linear &&
                           source_.find(std::string(tensor.module()) + ".weight_packed") != nullptr;
     if (info == nullptr && !repacked) {
@@ -144,12 +154,22 @@ class Comparison {
     }
   }
 
+  // The block scales that an FP8 or 4-bit weight has lost with a shard, or "" when it has some. As
+  // missing tensors, thousands of them become a line.
+  std::string missing_scale(const std::string& module) const {
+    const TensorInfo* weight = source_.find(module + ".weight");
+    if (weight == nullptr) return "";
+    for (const char* suffix : {".weight_scale", ".weight_scale_inv"}) {
+      if (source_.find(module + suffix) != nullptr) return "";
+    }
+    if (weight->dtype == DType::kF8E4m3) return module + ".weight_scale_inv";
+    return weight->dtype == DType::kU8 ? module + ".weight_scale" : "";
+  }
+
   void check_linear(const ModelTensor& tensor) {
     const std::string module(tensor.module());
-    for (const char* suffix :
-         {".weight_packed", ".weight_scale", ".weight_scale_2", ".weight_scale_inv", ".input_scale",
-          ".pre_quant_scale", ".weight_global_scale", ".input_global_scale"}) {
-      known_.insert(module + suffix);
+    if (const std::string scale = missing_scale(module); !scale.empty()) {
+      return missing_.push_back(scale);
     }
     const auto format = check_linear_shapes(source_, module, tensor.shape[0], tensor.shape[1]);
     if (!format) return problem(format.error().message);

@@ -127,6 +127,26 @@ TEST(Inspection, ListsMissingUnexpectedAndMisshapenTensors) {
                   "missing: model.norm.weight", "unexpected: model.layers.9.mlp.up_proj.weight"));
 }
 
+// What a lost shard leaves: weights without scales and scales without weights. One line for each
+// kind of lost tensor, and nothing that is there is called unexpected.
+TEST(Inspection, SummarizesWeightsAndScalesThatLostEachOther) {
+  for (const auto& [layout, lost] : {std::pair(CheckpointLayout::kFp8, ".weight_scale_inv"),
+                                     std::pair(CheckpointLayout::kNvfp4V2, ".weight_scale")}) {
+    const TinyCheckpoint checkpoint(layout);
+    rewrite(checkpoint, [lost = lost](const std::string& name) {
+      return name == "model.layers.0.mlp.up_proj.weight" ||
+             (name.starts_with("model.layers.1.mlp.experts.") &&
+              name.ends_with(std::string(".down_proj") + lost));
+    });
+    const Inspection inspection = inspect(checkpoint.path());
+    EXPECT_THAT(inspection.problems,
+                ::testing::UnorderedElementsAre(
+                    "missing: model.layers.0.mlp.up_proj.weight",
+                    std::string("missing: model.layers.1.mlp.experts.{0-3}.down_proj") + lost +
+                        " (4 tensors)"));
+  }
+}
+
 TEST(Inspection, FindsBadValuesUnlessToldNotToLook) {
   const TinyCheckpoint checkpoint(CheckpointLayout::kNvfp4V2);
   patch_tensor(checkpoint.file(), "model.layers.1.mlp.experts.2.up_proj.weight_scale", 3, "\x7f");
