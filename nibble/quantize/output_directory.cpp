@@ -26,12 +26,29 @@ fs::path parent_of(const fs::path& path) {
   return parent.empty() ? fs::path(".") : parent;
 }
 
-// --overwrite deletes a folder: it has to look like what this program writes.
-bool looks_like_checkpoint(const fs::path& path) {
+// --overwrite deletes a folder with all that is in it, so it has to be what a checkpoint is:
+// weights and a config.json (which many other projects have too), and no folders. Why it is not, or
+// "".
+std::string no_checkpoint_reason(const fs::path& path) {
   std::error_code error;
-  if (!fs::is_directory(path, error)) return false;
-  if (fs::is_empty(path, error)) return true;
-  return fs::is_regular_file(path / "config.json", error);
+  if (!fs::is_directory(path, error)) return "it is no folder";
+  bool has_config = false;
+  bool has_weights = false;
+  bool is_empty = true;
+  for (fs::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
+    std::error_code ignored;
+    const fs::path name = it->path().filename();
+    if (it->symlink_status(ignored).type() == fs::file_type::directory) {
+      return fmt::format("it has the folder {}", name.string());
+    }
+    is_empty = false;
+    has_config = has_config || name == "config.json";
+    has_weights = has_weights || name.extension() == ".safetensors";
+  }
+  if (error) return error.message();
+  if (is_empty) return "";
+  if (!has_config) return "it has no config.json";
+  return has_weights ? "" : "it has no *.safetensors";
 }
 
 bool is_there(const fs::path& path) {
@@ -98,10 +115,10 @@ Status OutputDirectory::check(const fs::path& path, bool overwrite) {
     return invalid_argument(fmt::format(
         "{} exists already; name another folder or replace it with --overwrite", path.string()));
   }
-  if (looks_like_checkpoint(path)) return {};
-  return invalid_argument(
-      fmt::format("{} is not a checkpoint folder (it has no config.json), so it is not overwritten",
-                  path.string()));
+  const std::string reason = no_checkpoint_reason(path);
+  if (reason.empty()) return {};
+  return invalid_argument(fmt::format(
+      "{} is not a checkpoint folder ({}), so it is not overwritten", path.string(), reason));
 }
 
 Result<OutputDirectory> OutputDirectory::create(const fs::path& path, bool overwrite) {

@@ -319,6 +319,29 @@ TEST(QuantizeRefuses, ToOverwriteAFolderThatIsNoCheckpoint) {
   EXPECT_FALSE(quantize_checkpoint(folder / "in", folder / "file", options).has_value());
 }
 
+// config.json alone is in many a project, and what lies in a folder below was not written by us.
+TEST(QuantizeRefuses, ToOverwriteAFolderThatHoldsMoreThanACheckpoint) {
+  const TemporaryFolder folder;
+  tiny_checkpoint().write(folder / "in");
+  QuantizeOptions options;
+  options.overwrite = true;
+
+  fs::create_directory(folder / "project");
+  std::ofstream(folder / "project" / "config.json") << "{}";
+  std::ofstream(folder / "project" / "main.c") << "int x;";
+  const auto project = quantize_checkpoint(folder / "in", folder / "project", options);
+  ASSERT_FALSE(project.has_value());
+  EXPECT_THAT(project.error().message, HasSubstr("no *.safetensors"));
+  EXPECT_TRUE(fs::exists(folder / "project" / "main.c"));
+
+  tiny_checkpoint().write(folder / "models");
+  tiny_checkpoint().write(folder / "models" / "other");
+  const auto models = quantize_checkpoint(folder / "in", folder / "models", options);
+  ASSERT_FALSE(models.has_value());
+  EXPECT_THAT(models.error().message, HasSubstr("the folder other"));
+  EXPECT_TRUE(fs::exists(folder / "models" / "other" / "config.json"));
+}
+
 TEST(QuantizeRefuses, AnOutputInAFolderThatIsMissing) {
   const TemporaryFolder folder;
   tiny_checkpoint().write(folder / "in");
