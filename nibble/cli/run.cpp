@@ -49,7 +49,7 @@ class Runner {
   Status run();
 
  private:
-  Status load();
+  Status load(bool with_chat_template);
   Result<std::vector<std::string>> collect_prompts() const;
   Result<std::vector<int32_t>> encode(const std::string& prompt) const;
   Result<std::vector<int32_t>> encode_chat(std::vector<ChatMessage> messages) const;
@@ -74,13 +74,16 @@ class Runner {
   std::optional<ChatTemplate> chat_template_;
 };
 
-Status Runner::load() {
+Status Runner::load(bool with_chat_template) {
   ModelOptions options = NIBBLE_TRY(model_options(options_));
   options.show_progress = !options_.quiet && !options_.json;
   NIBBLE_TRY(sampling_params(options_, {}));  // a bad option is told before a long load
   const auto directory = NIBBLE_TRY(resolve_model(options_.model));
   const GenerationConfig defaults = NIBBLE_TRY(load_generation_config(directory));
   params_ = NIBBLE_TRY(sampling_params(options_, defaults));
+  if (with_chat_template) {
+    chat_template_ = NIBBLE_TRY(ChatTemplate::load(directory, options_.chat_template));
+  }
   model_ = NIBBLE_TRY(LoadedModel::load(directory, options));
   kv_cache_dtype_ = options_.kv_cache_dtype == "auto"
                         ? model_->default_kv_cache_dtype()
@@ -114,10 +117,8 @@ Result<std::vector<std::string>> Runner::collect_prompts() const {
 
 Status Runner::run() {
   const std::vector<std::string> prompts = NIBBLE_TRY(collect_prompts());
-  NIBBLE_TRY(load());
-  if (options_.chat || prompts.empty() || !options_.system.empty()) {
-    chat_template_ = NIBBLE_TRY(ChatTemplate::load(model_->directory, options_.chat_template));
-  }
+  if (prompts.empty() && options_.json) return invalid_argument("--json needs a --prompt");
+  NIBBLE_TRY(load(options_.chat || prompts.empty() || !options_.system.empty()));
   return prompts.empty() ? chat() : answer_prompts(prompts);
 }
 
@@ -181,6 +182,7 @@ Status Runner::answer_prompts(const std::vector<std::string>& prompts) {
 
 void Runner::print_statistics(const GenerateResult& result) const {
   const auto generated = static_cast<int64_t>(result.token_ids.size());
+  (void)std::fflush(stdout);  // the answer comes first where both go to one file
   std::fprintf(stderr, "%s\n",
                fmt::format("[prompt {} tokens at {:.1f} tokens/s; generated {} at {:.1f} tokens/s; "
                            "{}; {}]",
@@ -232,7 +234,6 @@ Status Runner::chat_turn(std::vector<ChatMessage>& messages, const std::string& 
 }
 
 Status Runner::chat() {
-  if (options_.json) return invalid_argument("--json needs a --prompt");
   std::vector<ChatMessage> messages;
   if (!options_.system.empty()) messages.push_back(make_message("system", options_.system));
   if (!options_.quiet) print("Chat with " + options_.model + "; /help lists the commands.\n");

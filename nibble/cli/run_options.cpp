@@ -102,9 +102,9 @@ Result<SamplingParams> sampling_params(const RunOptions& options,
 }
 
 Result<ModelOptions> model_options(const RunOptions& options) {
-  if (options.threads < 0 || options.threads > 4096) {
+  if (options.threads < 0 || options.threads > 1024) {  // what make_kernels takes
     return invalid_argument(
-        fmt::format("--threads is {}, expected 1..4096, or 0 for all processors", options.threads));
+        fmt::format("--threads is {}, expected 1..1024, or 0 for all processors", options.threads));
   }
   if (options.max_seq_len < 0) {
     return invalid_argument(

@@ -1,7 +1,11 @@
 // nibble run with good and bad input.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "tests/cli/run_program.h"
@@ -96,12 +100,34 @@ TEST(RunCommand, RefusesBadOptionsBeforeLoadingNamingValueAndRange) {
   refused({"--max-tokens", "0"}, "max_tokens is 0");
   refused({"--max_tokens", "many"}, "many");
   refused({"--threads", "-3"}, "--threads is -3");
+  refused({"--threads", "1025"}, "--threads is 1025, expected 1..1024");
   refused({"--chunk-size", "0"}, "--chunk-size is 0");
   refused({"--kv-cache-dtype", "int4"}, "expected auto, f32, bf16 or fp8");
   refused({"--backend", "gpu"}, "gpu");
   refused({"--thinking", "maybe"}, "expected auto, on or off");
   refused({"--max-seq-len", "100000"}, "expected 1..4096");
   refused({"--tempratur", "1"}, "did you mean '--temperature'?");
+}
+
+// Loading R1 takes minutes: whatever can be told before it, is.
+TEST(RunCommand, RefusesAnUnknownChatTemplateBeforeLoading) {
+  const ProgramRun run = run_nibble({"run", "--chat", "--chat-template", "none-such", "-p", "x"});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("none-such"));
+  EXPECT_THAT(run.err, Not(HasSubstr("loading")));
+}
+
+TEST(RunCommand, PrintsItsStatisticsBehindTheAnswerWhereBothGoToOneFile) {
+  const std::string output =
+      (std::filesystem::temp_directory_path() / fmt::format("nibble-order-{}", ::getpid()))
+          .string();
+  const std::string command = fmt::format(
+      "'{}' run demo -t 0 -p 'The capital of France is' > '{}' 2>&1", NIBBLE_PROGRAM, output);
+  EXPECT_EQ(std::system(command.c_str()), 0);
+  std::ifstream file(output);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  std::filesystem::remove(output);
+  EXPECT_THAT(text, HasSubstr("The capital of France is Paris.\n[prompt 6 tokens"));
 }
 
 TEST(RunCommand, RefusesAPromptLongerThanTheContextWithBothNumbers) {
