@@ -71,7 +71,7 @@ TEST(Program, TakesUnderscoresInOptionNamesButNotInTheirValues) {
 TEST(Program, SaysWhenItsOutputCanNotBeWritten) {
   const ProgramRun run = run_nibble({"--version"});
   ASSERT_EQ(run.exit_code, 0);
-  const std::string program = NIBBLE_PROGRAM;
+  const std::string program = "\"" NIBBLE_PROGRAM "\"";  // the path may hold a space
   const int full = std::system((program + " inspect demo -q > /dev/full 2> /dev/null").c_str());
   EXPECT_EQ(WEXITSTATUS(full), 1);
   // A reader that leaves early is no reason to complain: exit code as after SIGPIPE, no message.
