@@ -64,6 +64,7 @@ FOREIGN = [
     (r"CLI/.*", source_in("cli"), "only .cpp files of cli/"),
     (r"httplib\.h|sys/socket\.h|netinet/.*|arpa/inet\.h|netdb\.h|sys/un\.h", in_folders("server"),
      "only server/"),
+    (r"boost/(asio|beast)(/.*|\.hpp)", source_in("server", "cli"), "only .cpp files of server/ and cli/"),
     (r"(pcre2\.h|regex)", lambda path: Path(path).suffix in SOURCE, "only .cpp files"),
     (r"(imm|x86|amm|emm|xmm|pmm|tmm|smm|nmm|wmm)intrin\.h|.*avx.*intrin\.h", named_after_isa,
      "only files named _avx2, _avx512 or _amx"),
