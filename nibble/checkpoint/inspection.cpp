@@ -10,6 +10,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/interrupt.h"
 #include "nibble/base/text.h"
+#include "nibble/checkpoint/finite_values.h"
 #include "nibble/checkpoint/linear_tensors.h"
 #include "nibble/checkpoint/name_patterns.h"
 
@@ -149,8 +150,13 @@ class Comparison {
                           dtype_name(info->dtype), tensor.is_f32 ? "F32" : "BF16 or F32"));
     }
     if (info->shape != tensor.shape) {
-      problem(fmt::format("{} in {} has shape {}, expected {}", info->name, info->shard,
-                          info->shape.to_string(), tensor.shape.to_string()));
+      return problem(fmt::format("{} in {} has shape {}, expected {}", info->name, info->shard,
+                                 info->shape.to_string(), tensor.shape.to_string()));
+    }
+    if (values_ && tensor.shape.rank() == 1) {
+      const auto view = source_.read(info->name);
+      const Status finite = check_finite(*info, *view);
+      if (!finite) problem(finite.error().message);
     }
   }
 

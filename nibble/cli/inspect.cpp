@@ -63,7 +63,7 @@ void add_inspect_command(CLI::App& app, int* exit_code) {
   command->add_option("--tensor", options->tensor, "Show one tensor: place, shape, statistics")
       ->type_name("NAME");
   command->add_flag("--values", options->values,
-                    "Read every scale and FP8 code [for up to 4 GiB of tensors]");
+                    "Read every scale, FP8 code, norm and bias [for up to 4 GiB of tensors]");
   command->add_flag("--no-values", options->no_values, "Read only headers and small files");
   command->add_flag("--json", options->json, "Print JSON");
   command->add_flag("-q,--quiet", options->quiet, "No progress line");

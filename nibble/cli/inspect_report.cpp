@@ -210,8 +210,9 @@ std::string text_report(const Inspection& inspection, const std::filesystem::pat
                               count_text(copied));
   }
   facts.push_back({"parameters", std::move(parameters)});
-  facts.push_back({"values", inspection.values_checked ? "every scale and FP8 code checked"
-                                                       : "not checked (--values reads them)"});
+  facts.push_back({"values", inspection.values_checked
+                                 ? "every scale, FP8 code, norm and bias checked"
+                                 : "not checked (--values reads them)"});
   text += table(facts, {false, false});
 
   std::vector<std::vector<std::string>> classes = {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -13,6 +12,7 @@
 #include "nibble/base/interrupt.h"
 #include "nibble/base/progress.h"
 #include "nibble/base/thread_pool.h"
+#include "nibble/checkpoint/finite_values.h"
 #include "nibble/checkpoint/linear_tensors.h"
 #include "nibble/model/rope.h"
 #include "nibble/numeric/bf16.h"
@@ -164,6 +164,7 @@ Status Loader::load_vector(const Job& job) {
     return corrupt(
         fmt::format("{} has shape {}, expected [{}]", job.name, view.shape.to_string(), job.rows));
   }
+  NIBBLE_TRY(check_finite(*source_.find(job.name), view));
   std::vector<float> values(static_cast<size_t>(job.rows));
   for (size_t i = 0; i < values.size(); ++i) {
     if (view.dtype == DType::kF32) {
@@ -173,12 +174,6 @@ Status Loader::load_vector(const Job& job) {
     } else {
       return unsupported(
           fmt::format("{} is {}, expected BF16 or F32", job.name, dtype_name(view.dtype)));
-    }
-    // A NaN in a norm spoils all logits; in e_score_correction_bias it would silently move tokens
-    // to other experts.
-    if (!std::isfinite(values[i])) {
-      return corrupt(
-          fmt::format("{} holds {} at {}, expected finite numbers", job.name, values[i], i));
     }
   }
   void* memory = NIBBLE_TRY(allocate(values.size() * sizeof(float)));

@@ -10,6 +10,7 @@
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/base/interrupt.h"
+#include "nibble/checkpoint/finite_values.h"
 #include "nibble/checkpoint/linear_tensors.h"
 #include "nibble/numeric/bf16.h"
 #include "nibble/numeric/fp8_block.h"
@@ -148,6 +149,8 @@ Status convert_to_bf16(const CheckpointSource& source, const LinearSpec& spec,
 Status copy_tensor(const CheckpointSource& source, const std::string& name,
                    SafetensorsWriter* writer) {
   const auto view = NIBBLE_TRY(source.read(name));
+  // Norms and biases; loading would refuse them.
+  if (view.shape.rank() == 1) NIBBLE_TRY(check_finite(*source.find(name), view));
   NIBBLE_TRY(writer->write(name, view.bytes));
   source.release(name);
   return {};

@@ -162,6 +162,15 @@ TEST(Inspection, FindsBadValuesUnlessToldNotToLook) {
   EXPECT_THAT(headers.problems, IsEmpty());
 }
 
+TEST(Inspection, FindsNormsThatAreNotFinite) {
+  const TinyCheckpoint checkpoint(CheckpointLayout::kBf16);
+  patch_tensor(checkpoint.file(), "model.layers.1.input_layernorm.weight", 2 * 7, "\x80\x7f");
+  EXPECT_THAT(inspect(checkpoint.path()).problems,
+              ElementsAre("model.layers.1.input_layernorm.weight in model.safetensors holds inf at "
+                          "7, expected finite numbers"));
+  EXPECT_THAT(inspect(checkpoint.path(), CheckValues::kNo).problems, IsEmpty());
+}
+
 TEST(Inspection, WarnsOfUnequalScalesOfGateAndUp) {
   const TinyCheckpoint checkpoint(CheckpointLayout::kNvfp4V2);
   const float other = 0.125F;

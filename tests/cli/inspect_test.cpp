@@ -19,7 +19,7 @@ TEST(InspectCommand, FindsTheDemoCheckpointInOrder) {
   EXPECT_EQ(run.exit_code, 0) << run.err;
   EXPECT_THAT(run.out, HasSubstr("parameters    30,893,120 "));
   EXPECT_THAT(run.out, HasSubstr("problems: none"));
-  EXPECT_THAT(run.out, HasSubstr("every scale and FP8 code checked"));
+  EXPECT_THAT(run.out, HasSubstr("every scale, FP8 code, norm and bias checked"));
   EXPECT_THAT(run.out, HasSubstr("model.layers.{1-4}.mlp.experts.{0-15}.up_proj.weight  "));
 }
 

@@ -128,6 +128,17 @@ TEST(QuantizeRefuses, NanWeights) {
               AllOf(HasSubstr(kQuantizedWeight), HasSubstr("row 1"), HasSubstr("nan")));
 }
 
+TEST(QuantizeRefuses, NormsAndRouterBiasesThatAreNotFinite) {
+  constexpr const char* kNorm = "model.layers.0.input_layernorm.weight";
+  TestCheckpoint checkpoint = tiny_checkpoint();
+  checkpoint.tensors.at(kNorm).data<uint16_t>()[3] = 0x7fc0;
+  EXPECT_THAT(refusal(checkpoint).message, AllOf(HasSubstr(kNorm), HasSubstr("nan at 3")));
+  constexpr const char* kBias = "model.layers.1.mlp.gate.e_score_correction_bias";
+  checkpoint = tiny_checkpoint();
+  checkpoint.tensors.at(kBias).data<float>()[1] = -HUGE_VALF;
+  EXPECT_THAT(refusal(checkpoint).message, AllOf(HasSubstr(kBias), HasSubstr("-inf at 1")));
+}
+
 TEST(QuantizeRefuses, InfiniteWeights) {
   TestCheckpoint bf16 = tiny_checkpoint(CheckpointLayout::kBf16);
   bf16.tensors.at(kQuantizedWeight).data<uint16_t>()[0] = 0xff80;

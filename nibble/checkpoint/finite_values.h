@@ -1,0 +1,14 @@
+// The values of norms and biases, which no code or scale check covers.
+#pragma once
+
+#include "nibble/base/result.h"
+#include "nibble/checkpoint/source.h"
+
+namespace nibble {
+
+// Whether all values of `view`, the data of `info`, are finite; tensors other than F32 and BF16
+// pass. A NaN in a norm spoils every logit; in e_score_correction_bias it would silently move
+// tokens to other experts. Errors: kCorrupt naming tensor, value and element.
+Status check_finite(const TensorInfo& info, const TensorView& view);
+
+}  // namespace nibble
