@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <iostream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -17,7 +18,7 @@
 #include "nibble/cli/command.h"
 #include "nibble/cli/run_options.h"
 #include "nibble/cli/run_output.h"
-#include "nibble/engine/generate.h"
+#include "nibble/engine/engine.h"
 #include "nibble/tokenizer/chat_template.h"
 
 namespace nibble {
@@ -37,8 +38,10 @@ ChatMessage make_message(std::string role, std::string content) {
   return message;
 }
 
-double rate(int64_t tokens, double seconds) {
-  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+using Clock = std::chrono::steady_clock;
+
+double seconds_between(Clock::time_point begin, Clock::time_point end) {
+  return std::chrono::duration<double>(end - begin).count();
 }
 
 // Everything that one invocation keeps.
@@ -59,18 +62,32 @@ class Runner {
   void tell_chat_commands() const;
 
   struct Answer {
-    GenerateResult result;
+    std::vector<int32_t> token_ids;
+    FinishReason finish_reason = FinishReason::kStop;
+    int64_t prompt_tokens = 0;
+    int64_t cached_tokens = 0;  // of the prompt, known from earlier turns
+    double prefill_seconds = 0;
+    double decode_seconds = 0;  // of all tokens but the first
     std::string text;
     std::string thinking;
+
+    double prefill_rate() const {
+      return prefill_seconds > 0
+                 ? static_cast<double>(prompt_tokens - cached_tokens) / prefill_seconds
+                 : 0;
+    }
+    double decode_rate() const {
+      return decode_seconds > 0 ? static_cast<double>(token_ids.size() - 1) / decode_seconds : 0;
+    }
   };
   Result<Answer> answer(const std::vector<int32_t>& ids, bool stream);
-  void print_statistics(const GenerateResult& result) const;
+  void print_statistics(const Answer& answer) const;
   void print_json(const std::string& prompt, const Answer& answer) const;
 
   RunOptions options_;
   SamplingParams params_;
-  DType kv_cache_dtype_ = DType::kBf16;
   std::unique_ptr<LoadedModel> model_;
+  std::unique_ptr<Engine> engine_;  // behind the model it runs on: it goes first
   std::optional<ChatTemplate> chat_template_;
 };
 
@@ -85,9 +102,8 @@ Status Runner::load(bool with_chat_template) {
     chat_template_ = NIBBLE_TRY(ChatTemplate::load(directory, options_.chat_template));
   }
   model_ = NIBBLE_TRY(LoadedModel::load(directory, options));
-  kv_cache_dtype_ = options_.kv_cache_dtype == "auto"
-                        ? model_->default_kv_cache_dtype()
-                        : NIBBLE_TRY(parse_kv_cache_dtype(options_.kv_cache_dtype));
+  EngineOptions engine_options = NIBBLE_TRY(run_engine_options(options_));
+  engine_ = NIBBLE_TRY(Engine::create(*model_, engine_options));
   return {};
 }
 
@@ -144,26 +160,45 @@ Result<std::vector<int32_t>> Runner::encode_chat(std::vector<ChatMessage> messag
 }
 
 Result<Runner::Answer> Runner::answer(const std::vector<int32_t>& ids, bool stream) {
-  SessionOptions session_options;
-  session_options.kv_cache_dtype = kv_cache_dtype_;
-  session_options.chunk_size = options_.chunk_size;
-  Session session = NIBBLE_TRY(Session::create(*model_, session_options));
   OutputStyle style;
   style.color = stream && output_wants_color();
   style.hide_thinking = options_.hide_thinking;
   AnswerFormatter formatter(model_->tokenizer, ids, style);
-  const auto sink = [&](int32_t token) {
-    const std::string text = formatter.push(token);
-    if (stream && !text.empty()) {
+  Request request;
+  request.prompt_token_ids = ids;
+  request.params = params_;
+  const uint64_t id = NIBBLE_TRY(engine_->add(std::move(request)));
+
+  Answer answer;
+  answer.prompt_tokens = static_cast<int64_t>(ids.size());
+  std::optional<Error> error;
+  const auto start = Clock::now();
+  auto first_token = start;
+  while (engine_->has_work()) {
+    if (interrupted()) engine_->cancel(id);
+    for (const RequestUpdate& update : engine_->step()) {
+      if (answer.token_ids.empty() && !update.token_ids.empty()) first_token = Clock::now();
+      std::string text;
+      for (const int32_t token : update.token_ids) {
+        answer.token_ids.push_back(token);
+        text += formatter.push(token);
+      }
+      answer.cached_tokens = update.num_cached_tokens;
+      answer.finish_reason = update.finish_reason;
+      error = update.error;
+      if (!stream || text.empty()) continue;
       print(text);
-      return std::fflush(stdout) == 0;  // stop when the reader went away
+      if (std::fflush(stdout) != 0) engine_->cancel(id);  // the reader went away
     }
-    return true;
-  };
-  auto result = generate(session, *model_, ids, params_, sink);
+  }
+  answer.prefill_seconds = seconds_between(start, first_token);
+  answer.decode_seconds = seconds_between(first_token, Clock::now());
   const std::string rest = formatter.finish();
   if (stream) print(rest + "\n");
-  return Answer{NIBBLE_TRY(std::move(result)), formatter.answer(), formatter.thinking()};
+  if (error) return tl::unexpected(*std::move(error));
+  answer.text = formatter.answer();
+  answer.thinking = formatter.thinking();
+  return answer;
 }
 
 Status Runner::answer_prompts(const std::vector<std::string>& prompts) {
@@ -174,37 +209,36 @@ Status Runner::answer_prompts(const std::vector<std::string>& prompts) {
     if (stream && !chat_template_) print(prompt);
     const Answer answered = NIBBLE_TRY(answer(ids, stream));
     if (options_.json) print_json(prompt, answered);
-    if (!options_.quiet && !options_.json) print_statistics(answered.result);
+    if (!options_.quiet && !options_.json) print_statistics(answered);
     NIBBLE_TRY(check_interrupt());
   }
   return {};
 }
 
-void Runner::print_statistics(const GenerateResult& result) const {
-  const auto generated = static_cast<int64_t>(result.token_ids.size());
+void Runner::print_statistics(const Answer& answer) const {
   (void)std::fflush(stdout);  // the answer comes first where both go to one file
-  std::fprintf(stderr, "%s\n",
-               fmt::format("[prompt {} tokens at {:.1f} tokens/s; generated {} at {:.1f} tokens/s; "
-                           "{}; {}]",
-                           result.prompt_tokens, rate(result.prompt_tokens, result.prefill_seconds),
-                           generated, rate(generated - 1, result.decode_seconds),
-                           finish_reason_name(result.finish_reason), model_->kernels->name())
-                   .c_str());
+  std::string line = fmt::format("prompt {} tokens", answer.prompt_tokens);
+  if (answer.cached_tokens > 0) line += fmt::format(" ({} known)", answer.cached_tokens);
+  line += fmt::format(" at {:.1f} tokens/s; generated {} at {:.1f} tokens/s", answer.prefill_rate(),
+                      answer.token_ids.size(), answer.decode_rate());
+  if (options_.num_drafts > 0) {
+    line += fmt::format("; {:.2f} tokens a step", engine_->stats().acceptance_length());
+  }
+  std::fprintf(stderr, "[%s; %s; %s]\n", line.c_str(),
+               std::string(finish_reason_name(answer.finish_reason)).c_str(),
+               std::string(model_->kernels->name()).c_str());
 }
 
 void Runner::print_json(const std::string& prompt, const Answer& answer) const {
-  const GenerateResult& result = answer.result;
-  const auto generated = static_cast<int64_t>(result.token_ids.size());
-  nlohmann::ordered_json json = {
-      {"prompt", prompt},
-      {"text", answer.text},
-      {"token_ids", result.token_ids},
-      {"finish_reason", finish_reason_name(result.finish_reason)},
-      {"prompt_tokens", result.prompt_tokens},
-      {"completion_tokens", generated},
-      {"prefill_tokens_per_second", rate(result.prompt_tokens, result.prefill_seconds)},
-      {"decode_tokens_per_second", rate(generated - 1, result.decode_seconds)},
-      {"backend", model_->kernels->name()}};
+  nlohmann::ordered_json json = {{"prompt", prompt},
+                                 {"text", answer.text},
+                                 {"token_ids", answer.token_ids},
+                                 {"finish_reason", finish_reason_name(answer.finish_reason)},
+                                 {"prompt_tokens", answer.prompt_tokens},
+                                 {"completion_tokens", answer.token_ids.size()},
+                                 {"prefill_tokens_per_second", answer.prefill_rate()},
+                                 {"decode_tokens_per_second", answer.decode_rate()},
+                                 {"backend", model_->kernels->name()}};
   if (!answer.thinking.empty()) json["reasoning_content"] = answer.thinking;
   print(json.dump() + "\n");
 }
@@ -229,7 +263,7 @@ Status Runner::chat_turn(std::vector<ChatMessage>& messages, const std::string& 
     return tl::unexpected(std::move(answered).error());
   }
   messages.push_back(make_message("assistant", answered->text));
-  if (!options_.quiet) print_statistics(answered->result);
+  if (!options_.quiet) print_statistics(*answered);
   return {};
 }
 

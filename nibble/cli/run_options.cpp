@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "nibble/base/error.h"
 #include "nibble/engine/kv_cache.h"
@@ -80,6 +81,12 @@ void add_run_options(CLI::App& command, RunOptions* o) {
       ->type_name("N")
       ->group(engine);
 
+  command
+      .add_option("--num-drafts", o->num_drafts,
+                  "Tokens that the MTP layer proposes in each step, 0..8 [0]")
+      ->type_name("N")
+      ->group(engine);
+
   const std::string output = "Output";
   command.add_flag("--json", o->json, "One JSON object a prompt instead of streamed text")
       ->group(output);
@@ -114,6 +121,9 @@ Result<ModelOptions> model_options(const RunOptions& options) {
     return invalid_argument(
         fmt::format("--chunk-size is {}, expected 1 or more", options.chunk_size));
   }
+  if (options.num_drafts < 0 || options.num_drafts > 8) {
+    return invalid_argument(fmt::format("--num-drafts is {}, expected 0..8", options.num_drafts));
+  }
   if (options.thinking != "auto" && options.thinking != "on" && options.thinking != "off") {
     return invalid_argument(
         fmt::format("--thinking is '{}', expected auto, on or off", options.thinking));
@@ -123,9 +133,20 @@ Result<ModelOptions> model_options(const RunOptions& options) {
   model.backend = options.backend;
   model.threads = options.threads;
   model.nvfp4_activation = options.w4a4 ? ActivationFormat::kNvfp4 : ActivationFormat::kUnquantized;
-  model.load_mtp = false;  // one sequence at a time: nothing drafts yet
+  model.load_mtp = options.num_drafts > 0;
   model.max_seq_len = options.max_seq_len;
   return model;
+}
+
+Result<EngineOptions> run_engine_options(const RunOptions& options) {
+  EngineOptions engine;
+  engine.max_batch_size = 1;
+  engine.max_num_tokens = std::max(options.chunk_size, 1 + options.num_drafts);
+  engine.num_drafts = options.num_drafts;
+  if (options.kv_cache_dtype != "auto") {
+    engine.kv_cache_dtype = NIBBLE_TRY(parse_kv_cache_dtype(options.kv_cache_dtype));
+  }
+  return engine;
 }
 
 }  // namespace nibble

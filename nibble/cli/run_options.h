@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "nibble/checkpoint/generation_config.h"
+#include "nibble/engine/engine.h"
 #include "nibble/engine/loaded_model.h"
 #include "nibble/engine/sampling_params.h"
 
@@ -40,6 +41,7 @@ struct RunOptions {
   std::string kv_cache_dtype = "auto";
   int64_t max_seq_len = 0;
   int64_t chunk_size = 512;
+  int64_t num_drafts = 0;
 
   bool json = false;
   bool quiet = false;
@@ -54,5 +56,8 @@ Result<SamplingParams> sampling_params(const RunOptions& options, const Generati
 
 // Checked before anything is loaded. Errors: kInvalidArgument naming option and range.
 Result<ModelOptions> model_options(const RunOptions& options);
+
+// An engine for one request at a time.
+Result<EngineOptions> run_engine_options(const RunOptions& options);
 
 }  // namespace nibble

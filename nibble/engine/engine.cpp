@@ -140,7 +140,7 @@ Result<uint64_t> Engine::add(Request request) {
   }
   if (prompt_size >= max_seq_len_) {
     return invalid_argument(fmt::format(
-        "the prompt has {} tokens, and a request may have {}, of which one must stay free",
+        "the prompt has {} tokens, and the context is {} tokens, of which one must stay free",
         prompt_size, max_seq_len_));
   }
   if (!scheduler_.fits(prompt_size)) {

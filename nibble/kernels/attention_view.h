@@ -40,8 +40,8 @@ struct AttentionSegment {
   const int32_t* block_table = nullptr;  // of the sequence; covers the slots of all positions
   MlaForm form = MlaForm::kExpanded;
   // The entry of a position lies slot_offset slots behind the position itself. 1 for the MTP layer,
-  // whose entry for position t depends on token t + 1: so a block depends on no token behind it, and
-  // two sequences may share it.
+  // whose entry for position t depends on token t + 1: so a block depends on no token behind it,
+  // and two sequences may share it.
   int64_t slot_offset = 0;
 
   int64_t slot(int64_t position) const { return position + slot_offset; }

@@ -56,6 +56,16 @@ TEST(RunCommand, AChatAnswersWithItsThinkingTaggedOrHidden) {
   EXPECT_EQ(hidden.out, "The answer is \\boxed{981}.\n");
 }
 
+TEST(RunCommand, DraftsOfTheMtpLayerChangeNothingButTheSpeed) {
+  const ProgramRun plain = run_nibble({"run", "-q", "-t", "0", "--chat", "-p", kSum});
+  const ProgramRun drafted =
+      run_nibble({"run", "-t", "0", "--chat", "-p", kSum, "--num-drafts", "3"});
+  EXPECT_EQ(drafted.out, plain.out);
+  EXPECT_THAT(drafted.err, HasSubstr("tokens a step"));
+  EXPECT_THAT(run_nibble({"run", "-p", "x", "--num-drafts", "9"}).err,
+              HasSubstr("--num-drafts is 9, expected 0..8"));
+}
+
 TEST(RunCommand, JsonHoldsTextThinkingTokensAndRates) {
   const ProgramRun run = run_nibble({"run", "--json", "-t", "0", "--chat", "-p", kSum});
   ASSERT_EQ(run.exit_code, 0) << run.err;
