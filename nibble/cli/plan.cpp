@@ -313,7 +313,7 @@ PlanResult<int> print_plan(const PlanOptions& options, Session& session) {
   } else if (options.json) {
     print_json(plan_json(report));
   } else {
-    print(plan_text(report));
+    print(plan_text(report, options.verbose));
   }
   return report.exits_with_success() ? 0 : 1;
 }
@@ -457,6 +457,7 @@ void add_options(CLI::App& command, PlanOptions& o) {
   flag(output, "--json", o.json, "JSON");
   flag(output, "--csv", o.csv, "Tables as CSV");
   flag(output, "--markdown", o.markdown, "Tables as Markdown");
+  flag(output, "-v,--verbose", o.verbose, "Weights by class too");
   flag(output, "--launch", o.launch, "Only the command to run");
   text(output, "--html", o.html, "FILE", "The device table as one web page that works offline");
   command.add_option("--serve", o.serve, "The same page at a port of this machine [8080]")

@@ -57,6 +57,37 @@ std::string head_text(const PlanReport& report) {
   return text;
 }
 
+std::string_view storage_name(Storage storage) {
+  switch (storage) {
+    case Storage::kBf16:
+      return "BF16";
+    case Storage::kF32:
+      return "F32";
+    case Storage::kFp8:
+      return "FP8";
+    case Storage::kNvfp4:
+      return "NVFP4";
+    case Storage::kGguf:
+      return "GGUF";
+  }
+  return "?";
+}
+
+std::string classes_text(const ModelWeights& weights) {
+  std::vector<std::vector<std::string>> rows = {{"class", "parameters", "bytes", "GB", "mostly"}};
+  for (const bool mtp : {false, true}) {
+    for (const WeightKind kind : kAllWeightKinds) {
+      const WeightCell& cell = weights.cell(kind, mtp);
+      if (cell.bytes == 0) continue;
+      rows.push_back({(mtp ? "mtp_" : "") + std::string(weight_kind_name(kind)),
+                      count(cell.parameters), count(cell.bytes),
+                      fmt::format("{:.3f}", gb(cell.bytes)),
+                      std::string(storage_name(cell.storage))});
+    }
+  }
+  return table_text(rows, TableStyle::kText) + "\n";
+}
+
 std::string memory_text(const PlanReport& report) {
   const DeviceMemory& memory = report.chosen.memory;
   const auto line = [&](std::string_view name, int64_t bytes) {
@@ -187,9 +218,10 @@ std::string checked_text(const DeviceSpec& spec) {
 
 }  // namespace
 
-std::string plan_text(const PlanReport& report) {
-  std::string text = head_text(report) + memory_text(report) + verdict_text(report) +
-                     speed_text(report) + cost_text(report) + other_text(report);
+std::string plan_text(const PlanReport& report, bool verbose) {
+  std::string text = head_text(report) + (verbose ? classes_text(report.weights) : "") +
+                     memory_text(report) + verdict_text(report) + speed_text(report) +
+                     cost_text(report) + other_text(report);
   for (const std::string& step : report.steps_before) text += fmt::format("first:  {}\n", step);
   if (!report.launch.empty()) text += fmt::format("launch: {}\n", report.launch);
   for (const std::string& line : report.assumptions) text += fmt::format("assumed: {}\n", line);

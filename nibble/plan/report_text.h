@@ -12,7 +12,8 @@
 
 namespace nibble {
 
-std::string plan_text(const PlanReport& report);
+// `verbose`: weights by class too.
+std::string plan_text(const PlanReport& report, bool verbose = false);
 
 enum class TableStyle { kText, kMarkdown, kCsv };
 

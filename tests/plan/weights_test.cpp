@@ -1,9 +1,11 @@
 // Parameters, bytes and splits against planner.json.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
 #include "nibble/checkpoint/model_tensors.h"
+#include "nibble/plan/catalogue.h"
 #include "nibble/plan/device_memory.h"
 #include "nibble/plan/kv_cache_size.h"
 #include "nibble/plan/model_weights.h"
