@@ -90,20 +90,18 @@ Result<int32_t> argmax(std::span<const float> logits) {
 
 double softmax_weights(std::span<const float> logits, float peak, float temperature,
                        std::span<float> out) {
+  const size_t size = logits.size();
+  const float* const in = logits.data();
+  float* const to = out.data();
+  for (size_t i = 0; i < size; ++i) to[i] = exp_not_positive((in[i] - peak) / temperature);
   std::array<double, kLanes> sums = {};
-  const size_t whole = logits.size() / kLanes * kLanes;
+  const size_t whole = size / kLanes * kLanes;
   for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      out[i + lane] = exp_not_positive((logits[i + lane] - peak) / temperature);
-    }
-    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(out[i + lane]);
+    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(to[i + lane]);
   }
   double sum = 0;
   for (const double lane : sums) sum += lane;
-  for (size_t i = whole; i < logits.size(); ++i) {
-    out[i] = exp_not_positive((logits[i] - peak) / temperature);
-    sum += static_cast<double>(out[i]);
-  }
+  for (size_t i = whole; i < size; ++i) sum += static_cast<double>(to[i]);
   return sum;
 }
 

@@ -1,0 +1,191 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "nibble/grammar/compile_guided.h"
+#include "nibble/grammar/json_grammar.h"
+#include "nibble/grammar/structured_output.h"
+#include "tests/grammar/random_walk.h"
+
+namespace nibble {
+namespace {
+
+using testing::allows;
+using testing::byte_trie;
+using testing::compiled;
+using ::testing::HasSubstr;
+using testing::kR1VocabSize;
+using testing::r1_trie;
+
+Guided regex_of(std::string_view pattern) {
+  Guided guided;
+  guided.kind = Guided::Kind::kRegex;
+  guided.text = pattern;
+  return guided;
+}
+
+struct PatternCase {
+  const char* pattern;
+  std::vector<std::string> allowed;
+  std::vector<std::string> refused;
+};
+
+TEST(Guided, ARegexMatchesTheWholeText) {
+  for (const PatternCase& c : std::vector<PatternCase>{
+           {"abc", {"abc"}, {"ab", "abcd", "xabc"}},
+           {"^a|b$", {"a", "b"}, {"ab"}},
+           {"a*b+c?", {"b", "aabbc"}, {"a", "c"}},
+           {"(ab){2}|(?:x|y){1,2}?", {"abab", "x", "yx"}, {"ab", "xyx", ""}},
+           {"[^a-c\\d]", {"d", "é", "\n"}, {"a", "5", "dd"}},
+           {".", {"x", "日", "😀"}, {"\n", "xx"}},
+           {"[\\w.-]+@\\w+\\.(com|org)", {"a.b-c@d.org"}, {"@d.org", "a@d.net"}},
+           {"\\x41\\u00e9\\t\\.\\/", {"Aé\t./"}, {"Ae\t./"}},
+           {"[]a]", {}, {"]"}},
+           {"[\\]a-]", {"]", "a", "-"}, {"b"}},
+           {"(a?){3}b", {"b", "aab", "aaab"}, {"aaaab"}},
+           {"(a*)*b", {"b", "aaab"}, {"a"}},
+           {"(?<year>\\d{4})", {"2024"}, {"202"}},
+           {"", {""}, {"a"}},
+           {"é{2}", {"éé"}, {"é"}}}) {
+    SCOPED_TRACE(c.pattern);
+    const auto grammar = guided_grammar(regex_of(c.pattern));
+    if (c.allowed.empty()) continue;
+    const auto compiled_grammar = compiled(regex_of(c.pattern), byte_trie());
+    ASSERT_NE(compiled_grammar, nullptr);
+    for (const std::string& text : c.allowed) EXPECT_TRUE(allows(compiled_grammar, text)) << text;
+    for (const std::string& text : c.refused) EXPECT_FALSE(allows(compiled_grammar, text)) << text;
+  }
+}
+
+TEST(Guided, BadPatternsAreErrors) {
+  for (const char* pattern : {"(", ")", "a)", "[a", "*a", "a**", "a{2,1}", "a{", "a{x}", "\\",
+                              "[b-a]", "\\xZZ", "(?<n", "\xff", "[\\d-z]", "[]a]", "[]"}) {
+    const auto grammar = guided_grammar(regex_of(pattern));
+    ASSERT_FALSE(grammar.has_value()) << pattern;
+    EXPECT_EQ(grammar.error().code, ErrorCode::kInvalidArgument) << pattern;
+  }
+  for (const char* pattern : {"(a)\\1", "(?=a)b", "(?!a)b", "(?<=a)b", "a\\b", "\\p{L}", "a^b",
+                              "(^a)", "a{2000}", "a++", "(?i)a", "[[:alpha:]]", "\\q"}) {
+    const auto grammar = guided_grammar(regex_of(pattern));
+    ASSERT_FALSE(grammar.has_value()) << pattern;
+    EXPECT_EQ(grammar.error().code, ErrorCode::kUnsupported) << pattern;
+    EXPECT_THAT(grammar.error().message, HasSubstr("regex: "));
+  }
+}
+
+TEST(Guided, AChoiceIsOneOfTheTexts) {
+  Guided guided;
+  guided.kind = Guided::Kind::kChoice;
+  guided.choices = {"yes", "yesterday", "no", "né", "no"};
+  const auto grammar = compiled(guided, byte_trie());
+  for (const char* text : {"yes", "yesterday", "no", "né"}) EXPECT_TRUE(allows(grammar, text));
+  for (const char* text : {"ye", "yester", "n", "nope", ""}) EXPECT_FALSE(allows(grammar, text));
+  guided.choices = {"\xff"};
+  EXPECT_FALSE(guided_grammar(guided).has_value());
+  guided.choices.clear();
+  EXPECT_FALSE(guided_grammar(guided).has_value());
+}
+
+TEST(Guided, GbnfIsRefusedByName) {
+  Guided guided;
+  guided.kind = Guided::Kind::kGrammar;
+  const auto grammar = guided_grammar(guided);
+  ASSERT_FALSE(grammar.has_value());
+  EXPECT_EQ(grammar.error().code, ErrorCode::kUnsupported);
+  EXPECT_THAT(grammar.error().message, HasSubstr("GBNF"));
+}
+
+TEST(GuidedCache, KeepsTheLatestAndTellsRequestsApart) {
+  GuidedCache cache(byte_trie(), 2);
+  const auto first = cache.compile(regex_of("a")).value();
+  EXPECT_EQ(cache.compile(regex_of("a")).value(), first);
+  const auto second = cache.compile(regex_of("b")).value();
+  EXPECT_NE(second, first);
+  EXPECT_EQ(cache.compile(regex_of("a")).value(), first);  // now the newest
+  EXPECT_TRUE(cache.compile(regex_of("c")).has_value());   // "b" goes
+  EXPECT_EQ(cache.compile(regex_of("a")).value(), first);
+  EXPECT_NE(cache.compile(regex_of("b")).value(), second);
+  EXPECT_FALSE(cache.compile(regex_of("(")).has_value());
+}
+
+class StructuredOutputTest : public ::testing::Test {
+ protected:
+  static constexpr int32_t kThink = 128798;
+  static constexpr int32_t kEndThink = 128799;
+  static constexpr StructuredOutput::Tags kTags = {kThink, kEndThink};
+
+  std::shared_ptr<CompiledGrammar> grammar_ =
+      compiled({.kind = Guided::Kind::kJsonObject}, r1_trie());
+  TokenMask mask_ = TokenMask(kR1VocabSize);
+
+  // The token of exactly these bytes.
+  static int32_t token(std::string_view bytes) {
+    for (const int32_t id : r1_trie()->ids()) {
+      if (r1_trie()->token_bytes(id) == bytes) return id;
+    }
+    ADD_FAILURE() << "no token " << bytes;
+    return -1;
+  }
+};
+
+TEST_F(StructuredOutputTest, ContentCanBeginAtOnceOrBehindThinking) {
+  StructuredOutput output(grammar_, StructuredOutput::Phase::kStart, kTags);
+  ASSERT_TRUE(output.fill_mask(&mask_));
+  EXPECT_TRUE(mask_.allows(kThink));
+  EXPECT_TRUE(mask_.allows(token("{")));
+  EXPECT_FALSE(mask_.allows(token("\n")));
+  EXPECT_FALSE(mask_.allows(token("a")));
+  EXPECT_FALSE(output.accept(token("a")));
+  ASSERT_TRUE(output.accept(kThink));
+  EXPECT_FALSE(output.fill_mask(&mask_));  // anything
+  ASSERT_TRUE(output.accept(token("}")));  // a thought, not content
+  EXPECT_FALSE(output.is_complete());
+  ASSERT_TRUE(output.accept(kEndThink));
+  EXPECT_EQ(output.phase(), StructuredOutput::Phase::kAfter);
+}
+
+TEST_F(StructuredOutputTest, AtMostTwoNewlineTokensFollowTheTag) {
+  StructuredOutput output(grammar_, StructuredOutput::Phase::kReasoning, kTags);
+  ASSERT_TRUE(output.accept(kEndThink));
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(output.fill_mask(&mask_));
+    EXPECT_TRUE(mask_.allows(token("\n\n")));
+    EXPECT_TRUE(mask_.allows(token("{")));
+    EXPECT_FALSE(mask_.allows(kEndThink));
+    ASSERT_TRUE(output.accept(token("\n\n")));
+  }
+  ASSERT_TRUE(output.fill_mask(&mask_));
+  EXPECT_FALSE(mask_.allows(token("\n\n")));
+  EXPECT_FALSE(output.accept(token("\n")));
+  ASSERT_TRUE(output.accept(token("{")));
+  ASSERT_TRUE(output.accept(token("}")));
+  EXPECT_TRUE(output.is_complete());
+}
+
+// A window of drafts with the closing tag inside: the drafts behind it are judged by the grammar.
+TEST_F(StructuredOutputTest, ArmsInsideAWindowAndRollsBackOutOfIt) {
+  StructuredOutput output(grammar_, StructuredOutput::Phase::kReasoning, kTags);
+  ASSERT_TRUE(output.accept(token("a")));
+  ASSERT_TRUE(output.accept(kEndThink));
+  ASSERT_TRUE(output.accept(token("\n")));
+  EXPECT_FALSE(output.accept(token("a")));
+  ASSERT_TRUE(output.accept(token("{")));
+  output.rollback(3);
+  EXPECT_EQ(output.phase(), StructuredOutput::Phase::kReasoning);
+  EXPECT_FALSE(output.fill_mask(&mask_));
+  ASSERT_TRUE(output.accept(kEndThink));
+  ASSERT_TRUE(output.accept(token("{")));
+  ASSERT_TRUE(output.accept(token("}")));
+  EXPECT_TRUE(output.is_complete());
+  EXPECT_TRUE(output.accept(testing::kR1Eos));
+}
+
+TEST_F(StructuredOutputTest, WithoutTagsEverythingIsContent) {
+  StructuredOutput output(grammar_, StructuredOutput::Phase::kContent, {});
+  ASSERT_TRUE(output.fill_mask(&mask_));
+  EXPECT_FALSE(mask_.allows(kThink));
+  EXPECT_FALSE(output.accept(kThink));
+  EXPECT_TRUE(output.accept(token("{")));
+}
+
+}  // namespace
+}  // namespace nibble
