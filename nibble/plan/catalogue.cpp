@@ -49,7 +49,7 @@ Setter flag(bool DeviceSpec::*member) {
 }
 
 const std::vector<Column>& columns() {
-  static const std::vector<Column> list = {
+  static const std::vector<Column> kList = {
       {"id", text(&DeviceSpec::id)},
       {"name", text(&DeviceSpec::name)},
       {"vendor", text(&DeviceSpec::vendor)},
@@ -85,7 +85,7 @@ const std::vector<Column>& columns() {
       {"confidence", text(&DeviceSpec::confidence)},
       {"note", text(&DeviceSpec::note)},
   };
-  return list;
+  return kList;
 }
 
 // One line of CSV; a field in quotes may hold commas and doubled quotes. Nothing when a quote is
@@ -277,12 +277,12 @@ PlanResult<Device> device_of(const DeviceSpec& spec) {
 }
 
 const Catalogue& Catalogue::builtin() {
-  static const Catalogue catalogue = [] {
+  static const Catalogue kCatalogue = [] {
     auto parsed = parse(kCatalogueCsv, "the built-in catalogue");
     NIBBLE_CHECK(parsed.has_value());  // a test reads every line of it
     return *std::move(parsed);
   }();
-  return catalogue;
+  return kCatalogue;
 }
 
 PlanResult<Catalogue> Catalogue::parse(std::string_view csv, std::string_view where) {
@@ -306,6 +306,7 @@ PlanResult<Catalogue> Catalogue::parse(std::string_view csv, std::string_view wh
                                          [&](const Column& c) { return c.name == field; });
         if (column == known.end()) {
           std::vector<std::string> names;
+          names.reserve(known.size());
           for (const Column& c : known) names.emplace_back(c.name);
           return plan_error("bad_file", fmt::format("{}: unknown column '{}'{}", place, field,
                                                     did_you_mean(field, names)));

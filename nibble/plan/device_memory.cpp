@@ -96,6 +96,7 @@ std::vector<int64_t> layer_bytes(const ModelConfig& config, const ModelWeights& 
     }
   }
   std::vector<int64_t> layers;
+  layers.reserve(static_cast<size_t>(config.num_hidden_layers));
   for (int i = 0; i < config.num_hidden_layers; ++i) {
     layers.push_back(in_each + (config.is_moe_layer(i) ? in_moe : in_dense));
   }

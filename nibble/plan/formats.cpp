@@ -197,8 +197,8 @@ std::span<const PublishedGguf> published_ggufs() { return kPublished; }
 double PublishedGguf::bits() const { return file_gb * 1e9 * 8 / kPublishedParameters; }
 
 const std::vector<PlanFormat>& all_formats() {
-  static const std::vector<PlanFormat> formats = make_formats();
-  return formats;
+  static const std::vector<PlanFormat> kFormats = make_formats();
+  return kFormats;
 }
 
 PlanResult<PlanFormat> find_format(std::string_view name) {

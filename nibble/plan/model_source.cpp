@@ -163,6 +163,7 @@ PlanStatus read_file(const fs::path& path, PlanModel& model) {
 
 std::vector<std::string> builtin_model_names() {
   std::vector<std::string> names;
+  names.reserve(kBuiltins.size());
   for (const Builtin& builtin : kBuiltins) names.emplace_back(builtin.id);
   return names;
 }

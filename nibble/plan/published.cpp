@@ -123,6 +123,7 @@ PlanResult<std::vector<PreparedRow>> prepare_all(const std::vector<Measurement>&
                                                  const ModelConfig& config,
                                                  const Catalogue& catalogue) {
   std::vector<PreparedRow> rows;
+  rows.reserve(measurements.size());
   for (const Measurement& measurement : measurements) {
     rows.push_back(NIBBLE_TRY(prepare(measurement, config, catalogue)));
   }

@@ -47,7 +47,7 @@ Measurement tiered(std::string id, std::string device, std::string format,
 
 // Workload: batch, mean context, isl, osl, draft tokens, acceptance length, cache, overlap.
 const std::vector<Measurement>& published_measurements() {
-  static const std::vector<Measurement> rows = {
+  static const std::vector<Measurement> kRows = {
       gpus("b200x8-fp4-bs1", "b200-sxm", "nvfp4-v1", 8, ParallelMode::kTp,
            {1, 2048, 1024, 2048, 0, 1.0, KvFormat::kBf16, false}, 111.0, kSetConstants,
            "NVIDIA TensorRT-LLM tech blog 1 (min latency)", "no MTP; published as TP8 EP2"),
@@ -117,7 +117,7 @@ const std::vector<Measurement>& published_measurements() {
              kFixedNothing, "Unsloth dynamic R1 blog, January 2025",
              "outlier, left out of the band after comparison; cause not established (early 1-bit "
              "kernels without MLA cache are a likely one)")};
-  return rows;
+  return kRows;
 }
 
 }  // namespace nibble
