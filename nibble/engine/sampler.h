@@ -78,7 +78,7 @@ Result<int32_t> argmax(std::span<const float> logits);
 // Errors: kCorrupt when a logit is NaN or +inf.
 Status check_logits(std::span<const float> logits);
 
-// out[i] = exp((logits[i] - peak) / temperature) in binary32, 0 below e^-87. No logit is above
+// out[i] = exp((logits[i] - peak) / temperature) in binary32, 0 below e^-87.7. No logit is above
 // peak, none is NaN. out has the size of logits. Returns the sum of out in binary64.
 double softmax_weights(std::span<const float> logits, float peak, float temperature,
                        std::span<float> out);

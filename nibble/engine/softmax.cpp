@@ -52,11 +52,14 @@ tl::unexpected<Error> bad_logit(std::span<const float> logits) {
   return corrupt(fmt::format("the logit of token {} is {}", i, logits[i]));
 }
 
-// exp(x) for x <= 0, within 2 units in the last place; 0 below -87, before results turn denormal.
-// x = n ln 2 + r with |r| <= ln 2 / 2. Source of the constants: Cephes expf.
+// exp(x) for x <= 0, within 2 units in the last place; 0 from about -87.7 down, where results turn
+// denormal. x = n ln 2 + r with |r| <= ln 2 / 2. Source of the constants: Cephes expf.
 inline float exp_not_positive(float x) {
-  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to a whole number
-  const float clamped = x > -87.0F ? x : -87.0F;
+  constexpr float kRound = 12582912.0F;   // 1.5 * 2^23: adding it rounds to a whole number
+  constexpr int32_t kFloor = 0x42B00000;  // the bits of 88: there n is -127, and 2^n below is 0
+  // max(x, -88) in whole numbers: a comparison of floats may trap, and would keep the loop scalar.
+  const int32_t magnitude = std::bit_cast<int32_t>(x) & 0x7FFFFFFF;
+  const float clamped = -std::bit_cast<float>(magnitude < kFloor ? magnitude : kFloor);
   const float shifted = clamped * 1.44269504088896341F + kRound;
   const float n = shifted - kRound;
   const float r = (clamped - n * 0.693359375F) - n * -2.12194440e-4F;
@@ -69,8 +72,7 @@ inline float exp_not_positive(float x) {
   const float value = poly * r * r + r + 1.0F;
   // The low bits of `shifted` are n; 2^n is its exponent field.
   const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127U) << 23;
-  const float result = value * std::bit_cast<float>(power);
-  return x >= -87.0F ? result : 0.0F;
+  return value * std::bit_cast<float>(power);
 }
 
 }  // namespace
