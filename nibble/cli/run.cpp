@@ -80,7 +80,7 @@ class Runner {
       return decode_seconds > 0 ? static_cast<double>(token_ids.size() - 1) / decode_seconds : 0;
     }
   };
-  Result<Answer> answer(const std::vector<int32_t>& ids, bool stream);
+  Result<Answer> answer(const std::vector<int32_t>& ids, bool stream, std::string_view echo = {});
   void print_statistics(const Answer& answer) const;
   void print_json(const std::string& prompt, const Answer& answer) const;
 
@@ -159,7 +159,9 @@ Result<std::vector<int32_t>> Runner::encode_chat(std::vector<ChatMessage> messag
   return chat_template_->encode(request, model_->tokenizer);
 }
 
-Result<Runner::Answer> Runner::answer(const std::vector<int32_t>& ids, bool stream) {
+// `echo` is printed before the first token, once the request has passed all checks.
+Result<Runner::Answer> Runner::answer(const std::vector<int32_t>& ids, bool stream,
+                                      std::string_view echo) {
   OutputStyle style;
   style.color = stream && output_wants_color();
   style.hide_thinking = options_.hide_thinking;
@@ -168,6 +170,7 @@ Result<Runner::Answer> Runner::answer(const std::vector<int32_t>& ids, bool stre
   request.prompt_token_ids = ids;
   request.params = params_;
   const uint64_t id = NIBBLE_TRY(engine_->add(std::move(request)));
+  if (stream) print(echo);
 
   Answer answer;
   answer.prompt_tokens = static_cast<int64_t>(ids.size());
@@ -206,8 +209,8 @@ Status Runner::answer_prompts(const std::vector<std::string>& prompts) {
     const std::vector<int32_t> ids = NIBBLE_TRY(encode(prompt));
     const bool stream = !options_.json;
     // A continuation is read behind its prompt; an answer stands alone.
-    if (stream && !chat_template_) print(prompt);
-    const Answer answered = NIBBLE_TRY(answer(ids, stream));
+    const std::string_view echo = chat_template_ ? std::string_view() : prompt;
+    const Answer answered = NIBBLE_TRY(answer(ids, stream, echo));
     if (options_.json) print_json(prompt, answered);
     if (!options_.quiet && !options_.json) print_statistics(answered);
     NIBBLE_TRY(check_interrupt());

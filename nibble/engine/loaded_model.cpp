@@ -12,6 +12,14 @@
 #include "nibble/kernels/registry.h"
 
 namespace nibble {
+namespace {
+
+// Six times R1's context. The rotary table has a row for each position, so a larger number in a
+// config.json counts only when it is asked for.
+constexpr int64_t kDefaultMaxSeqLen = int64_t{1} << 20;
+
+}  // namespace
+
 Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::path& directory,
                                                        const ModelOptions& options) {
   const ModelConfig config = NIBBLE_TRY(load_config(directory));
@@ -38,8 +46,15 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   WeightsOptions weights_options;
   weights_options.nvfp4_activation = options.nvfp4_activation;
   weights_options.load_mtp = options.load_mtp;
-  weights_options.max_positions =
-      options.max_seq_len > 0 ? options.max_seq_len : config.max_position_embeddings;
+  weights_options.max_positions = options.max_seq_len;
+  if (options.max_seq_len == 0) {
+    weights_options.max_positions = std::min(config.max_position_embeddings, kDefaultMaxSeqLen);
+    if (config.max_position_embeddings > kDefaultMaxSeqLen) {
+      log_warning(
+          fmt::format("the context is cut from {} to {} tokens; --max-seq-len asks for more",
+                      config.max_position_embeddings, kDefaultMaxSeqLen));
+    }
+  }
   weights_options.show_progress = options.show_progress;
   weights_options.threads = threads;
   Weights weights = NIBBLE_TRY(Weights::load(*source, config, weights_options, *kernels));

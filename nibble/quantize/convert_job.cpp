@@ -105,13 +105,6 @@ Status write_nvfp4(const LinearSpec& spec, const LinearTensors& linear, float gl
   return write_scalar(spec.module + ".input_scale", 1.0f, writer);
 }
 
-void release_linear(const CheckpointSource& source, const std::string& module) {
-  source.release(module + ".weight");
-  if (source.find(module + ".weight_scale_inv") != nullptr) {
-    source.release(module + ".weight_scale_inv");
-  }
-}
-
 Status quantize_group(const CheckpointSource& source, const LinearGroup& group,
                       const std::atomic<bool>& stop, SafetensorsWriter* writer) {
   std::vector<LinearTensors> linears;

@@ -26,8 +26,7 @@ void choose_experts(const float* logits, const float* bias, const RouterShape& s
   for (int e = 0; e < shape.n_routed_experts; ++e) {
     score[e] = static_cast<float>(1 / (1 + std::exp(-static_cast<double>(logits[e]))));
     biased[e] = score[e] + bias[e];
-    // NaN has no place in an order; the reference leaves it where it stands, we put it last.
-    if (std::isnan(biased[e])) biased[e] = -INFINITY;
+    if (std::isnan(biased[e])) biased[e] = -INFINITY;  // no place in an order: last
   }
   const int group_size = shape.n_routed_experts / shape.n_group;
   for (int g = 0; g < shape.n_group; ++g) {

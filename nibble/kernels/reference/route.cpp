@@ -32,6 +32,7 @@ void route_row(const float* logits, const float* bias, const RouterShape& shape,
   for (size_t e = 0; e < score.size(); ++e) {
     score[e] = static_cast<float>(1 / (1 + std::exp(-static_cast<double>(logits[e]))));
     biased[e] = score[e] + bias[e];
+    if (std::isnan(biased[e])) biased[e] = -INFINITY;  // no place in an order: last
   }
 
   std::vector<float> group_score(static_cast<size_t>(shape.n_group));
