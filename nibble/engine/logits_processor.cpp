@@ -39,10 +39,12 @@ Result<std::vector<std::vector<int32_t>>> bad_sequences(const Tokenizer& tokeniz
     for (const std::string& form : {text, " " + text}) {
       auto ids =
           NIBBLE_TRY(with_context(tokenizer.encode(form, {.parse_added_tokens = false}), "bad"));
-      // A tokenizer that writes the space apart gives no new way to spell the text.
+      // Behind a space of its own a text may be cut in another way; the space itself is not bad.
       const bool has_own_space =
-          form.size() > text.size() && !ids.empty() && tokenizer.token_bytes(ids.front()) == " ";
-      if (ids.empty() || has_own_space) continue;
+          form.size() > text.size() && ids.size() > 1 && tokenizer.token_bytes(ids.front()) == " ";
+      if (has_own_space) ids.erase(ids.begin());
+      const bool is_known = std::find(sequences.begin(), sequences.end(), ids) != sequences.end();
+      if (ids.empty() || is_known) continue;
       sequences.push_back(std::move(ids));
     }
   }

@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <random>
+#include <set>
 
 namespace nibble {
 namespace {
@@ -85,6 +87,28 @@ TEST(LogitsProcessor, ABadSequenceLosesItsLastTokenBehindTheOthers) {
   EXPECT_THAT(processed(p, {5, 5, 5, 5}, {}, {3, 1, 2}),
               ElementsAre(kMinusInfinity, 5, 5, kMinusInfinity));
   EXPECT_THAT(processed(p, {5, 5, 5, 5}, {}, {1, 2, 1}), ElementsAre(kMinusInfinity, 5, 5, 5));
+}
+
+// With the demo checkpoint's tokenizer: each sequence spells the text, alone or behind a space, and
+// no two are alike.
+TEST(LogitsProcessor, BadTextsBecomeTheirTokenSequences) {
+  const auto tokenizer = Tokenizer::load(NIBBLE_SOURCE_DIR "/models/demo").value();
+  const std::vector<std::string> texts = {"the question", "<think>"};
+  const auto sequences = bad_sequences(tokenizer, texts).value();
+  ASSERT_GE(sequences.size(), 2U);
+  std::set<std::vector<int32_t>> distinct;
+  std::set<std::string> spelled;
+  for (const auto& ids : sequences) {
+    std::string text = tokenizer.decode(ids, false);
+    if (!text.empty() && text.front() == ' ') text.erase(0, 1);
+    spelled.insert(text);
+    distinct.insert(ids);
+    // "<think>" is banned as plain text; the tag is a token of its own.
+    EXPECT_EQ(std::count(ids.begin(), ids.end(), tokenizer.token_id("<think>").value_or(-1)), 0);
+  }
+  EXPECT_EQ(spelled, (std::set<std::string>{"the question", "<think>"}));
+  EXPECT_EQ(distinct.size(), sequences.size());
+  EXPECT_FALSE(bad_sequences(tokenizer, std::vector<std::string>{"\xff"}).has_value());
 }
 
 TEST(LogitsProcessor, ForbiddenIdsAndTheGrammarsMaskLeaveNothingElse) {
