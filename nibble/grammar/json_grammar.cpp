@@ -166,7 +166,7 @@ int32_t JsonRules::magnitudes(int64_t min, int64_t max, int32_t next) {
       alternatives.push_back(
           digit_range(builder_, std::to_string(first), std::to_string(last), 0, true, true, next));
     }
-    last_of_length = last_of_length * 10 + 9;
+    if (length < kMaxIntegerDigits) last_of_length = last_of_length * 10 + 9;
   }
   return builder_.any_of(alternatives);
 }
