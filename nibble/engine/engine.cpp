@@ -104,7 +104,7 @@ Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineO
   // A step's pairs for the MTP layer: its tokens, and one more for each sequence behind a found
   // prefix.
   const int64_t max_rows = options.max_num_tokens + options.max_batch_size;
-  engine->runner_ = NIBBLE_TRY(StepRunner::create(model, max_rows, options.max_batch_size));
+  engine->runner_ = NIBBLE_TRY(StepRunner::create(model, max_rows));
   if (options.num_drafts > 0) {
     engine->drafter_ =
         NIBBLE_TRY(DraftModel::create(model, num_blocks, options.block_size, max_rows));

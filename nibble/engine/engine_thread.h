@@ -28,9 +28,8 @@ class EngineThread {
   EngineThread& operator=(const EngineThread&) = delete;
   ~EngineThread();
 
-  // Queues a request. Its first update comes with the id; what is wrong with the request comes as
-  // an update with kError, on the engine's thread. Returns a ticket for cancel(). Errors:
-  // kUnavailable after shutdown().
+  // Queues a request. What is wrong with it comes as an update with kError, on the engine's thread.
+  // Returns a ticket for cancel(). Errors: kUnavailable after shutdown().
   Result<uint64_t> submit(Request request, UpdateSink sink);
 
   // The request ends with kAbort within one step. Unknown and finished tickets are ignored.

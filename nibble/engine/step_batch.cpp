@@ -40,8 +40,7 @@ void BatchBuilder::add(std::span<const int32_t> tokens, int64_t first_position, 
 
 Batch BatchBuilder::batch() const { return {token_ids_, AttentionBatch{num_tokens(), segments_}}; }
 
-Result<StepRunner> StepRunner::create(LoadedModel& model, int64_t max_rows,
-                                      int64_t /*max_batch_size*/) {
+Result<StepRunner> StepRunner::create(LoadedModel& model, int64_t max_rows) {
   Device& device = model.kernels->device();
   StepRunner runner(model, NIBBLE_TRY(Workspace::create(model.config, *model.kernels, max_rows)));
   const auto bytes = [](int64_t rows, int64_t cols) {

@@ -50,7 +50,7 @@ struct StepBatch {
 class StepRunner {
  public:
   // Errors: kOutOfMemory.
-  static Result<StepRunner> create(LoadedModel& model, int64_t max_rows, int64_t max_batch_size);
+  static Result<StepRunner> create(LoadedModel& model, int64_t max_rows);
 
   // All layers; the hidden states stay valid until the next call.
   StepBatch run(std::span<const ScheduledRun> runs, const KvCache& cache);
