@@ -91,7 +91,7 @@ void EngineThread::take_in(std::vector<Submission> submissions,
   }
 }
 
-void EngineThread::deliver(std::vector<RequestUpdate> updates) {
+void EngineThread::deliver(const std::vector<RequestUpdate>& updates) {
   for (const RequestUpdate& update : updates) {
     const auto found = clients_.find(update.id);
     if (found == clients_.end()) continue;

@@ -56,7 +56,7 @@ class EngineThread {
 
   void run();
   void take_in(std::vector<Submission> submissions, const std::vector<uint64_t>& cancelled);
-  void deliver(std::vector<RequestUpdate> updates);
+  void deliver(const std::vector<RequestUpdate>& updates);
   void abort_all();
 
   // The engine's thread alone.
