@@ -10,6 +10,7 @@
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/numeric/bf16.h"
+#include "nibble/numeric/nvfp4_isa.h"
 
 namespace nibble {
 namespace {
@@ -76,6 +77,53 @@ Status dequantize_fp8_block_to_bf16(const Fp8BlockMatrix& matrix, int64_t row_be
     *place = float_to_bf16(value);
     return (int32_t{*place} & 0x7fff) << 16;
   });
+}
+
+Status dequantize_fp8_block_rounded(const Fp8BlockMatrix& matrix, int64_t row_begin,
+                                    int64_t row_end, float* out, [[maybe_unused]] Isa isa) {
+  NIBBLE_CHECK(0 <= row_begin && row_begin <= row_end && row_end <= matrix.rows);
+  for (int64_t row = row_begin; row < row_end; ++row, out += matrix.cols) {
+#if defined(__x86_64__)
+    if (isa >= Isa::kAvx512 &&
+        dequantize_fp8_row_avx512(
+            matrix.codes + row * matrix.cols,
+            matrix.scales_inv + row / kFp8BlockSize * num_fp8_blocks(matrix.cols), matrix.cols,
+            out)) {
+      continue;
+    }
+#endif
+    NIBBLE_TRY(dequantize_rows(matrix, row, row + 1, out, [](float value, float* place) {
+      *place = round_to_bf16(value);
+      return std::bit_cast<int32_t>(*place) & 0x7fffffff;
+    }));
+  }
+  return {};
+}
+
+float fp8_block_rounded_amax(const Fp8BlockMatrix& matrix, int64_t row_begin, int64_t row_end,
+                             [[maybe_unused]] Isa isa) {
+  float amax = 0;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const uint8_t* const codes = matrix.codes + row * matrix.cols;
+    for (int64_t begin = 0; begin < matrix.cols; begin += kFp8BlockSize) {
+      const int64_t count = std::min<int64_t>(kFp8BlockSize, matrix.cols - begin);
+      uint8_t largest = 0;
+#if defined(__x86_64__)
+      if (isa >= Isa::kAvx512) {
+        largest = largest_magnitude_code_avx512(codes + begin, count);
+      } else
+#endif
+      {
+        for (int64_t c = begin; c < begin + count; ++c) {
+          largest = std::max(largest, static_cast<uint8_t>(codes[c] & 0x7f));
+        }
+      }
+      const float scale = matrix.scales_inv[row / kFp8BlockSize * num_fp8_blocks(matrix.cols) +
+                                            begin / kFp8BlockSize];
+      amax = std::max(amax, round_to_bf16(kE4m3Values[largest] * scale));
+    }
+  }
+  return amax;
 }
 
 Result<Fp8BlockTensor> quantize_fp8_block(std::span<const float> values, int64_t rows,

@@ -8,8 +8,10 @@
 #include <span>
 #include <vector>
 
+#include "nibble/base/cpu_features.h"
 #include "nibble/base/result.h"
 #include "nibble/numeric/fp8.h"
+#include "nibble/numeric/nvfp4.h"
 
 namespace nibble {
 
@@ -35,6 +37,17 @@ Status dequantize_fp8_block(const Fp8BlockMatrix& matrix, int64_t row_begin, int
 // The same, rounded once more, to BF16, as DeepSeek's own conversion does.
 Status dequantize_fp8_block_to_bf16(const Fp8BlockMatrix& matrix, int64_t row_begin,
                                     int64_t row_end, uint16_t* out);
+
+// The same as floats: bf16(e4m3(code) * weight_scale_inv).
+Status dequantize_fp8_block_rounded(const Fp8BlockMatrix& matrix, int64_t row_begin,
+                                    int64_t row_end, float* out, Isa isa = numeric_isa());
+
+// The largest magnitude of what dequantize_fp8_block_rounded gives for these rows, from the codes'
+// bytes: E4M3 magnitudes, products with a positive scale and rounding all keep the order. Needs
+// scales that are positive and finite and codes that are not NaN, as read_linear checks; then
+// infinity tells of an overflow.
+float fp8_block_rounded_amax(const Fp8BlockMatrix& matrix, int64_t row_begin, int64_t row_end,
+                             Isa isa = numeric_isa());
 
 // A matrix that owns its two tensors.
 struct Fp8BlockTensor {

@@ -6,15 +6,18 @@
 #include <bit>
 #include <cmath>
 
+#include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/numeric/fp4.h"
 #include "nibble/numeric/fp8.h"
+#include "nibble/numeric/nvfp4_isa.h"
 
 namespace nibble {
 namespace {
 
 constexpr float kSmallestE4m3 = 0x1p-9f;
 constexpr uint8_t kLargestScaleCode = 0x7e;
+constexpr int kLanes = 16;  // blocks that the vector code does at once
 
 // The largest magnitude, or infinity or NaN where there is one. Magnitudes order as their bits do,
 // and a maximum of integers, unlike one of floats, may be taken in any order: it vectorizes.
@@ -81,6 +84,66 @@ struct BestBlock {
   }
 };
 
+// e' H e in binary32, row by row of the lower triangle.
+float hessian_error(const float* values, const uint8_t* codes, float divisor,
+                    const float* hessian) {
+  float errors[kNvfp4BlockSize];
+  float sum = 0;
+  for (int i = 0; i < kNvfp4BlockSize; ++i) {
+    errors[i] = values[i] - kE2m1Values[codes[i]] * divisor;
+    float cross = 0;
+    for (int j = 0; j < i; ++j) cross += hessian[kNvfp4BlockSize * i + j] * errors[j];
+    const float own = hessian[(kNvfp4BlockSize + 1) * i] * errors[i];
+    sum += errors[i] * (cross + cross + own);
+  }
+  return sum;
+}
+
+constexpr int kCodesBelow = 8;  // kMax's scale: an octave
+constexpr int kHessianCandidates = 20;
+
+bool quantize_hessian_block(const float* values, float amax, float global_scale,
+                            const float* hessian, uint8_t* packed, uint8_t* scale) {
+  const int to_six = nvfp4_block_scale_code(amax, global_scale);
+  const int first = std::max(to_six - kCodesBelow, 1);
+  float best = INFINITY;
+  *scale = static_cast<uint8_t>(first);
+  uint8_t codes[kNvfp4BlockSize];
+  for (int step = 0; step < kHessianCandidates; ++step) {
+    const auto candidate = static_cast<uint8_t>(std::min<int>(first + step, kLargestScaleCode));
+    if (!encode_block(values, global_scale, candidate, codes)) return false;
+    const float error =
+        hessian_error(values, codes, kE4m3Values[candidate] * global_scale, hessian);
+    if (error < best) {
+      best = error;
+      *scale = candidate;
+    }
+  }
+  if (!encode_block(values, global_scale, *scale, codes)) return false;
+  pack_codes(codes, packed);
+  return true;
+}
+
+// Sixteen blocks by the mode's vector code, where there is one. False: do it plainly.
+bool encode_lanes([[maybe_unused]] const Nvfp4Lanes& lanes, [[maybe_unused]] float global_scale,
+                  [[maybe_unused]] Nvfp4Mode mode, [[maybe_unused]] const float* hessian,
+                  [[maybe_unused]] Isa isa) {
+#if defined(__x86_64__)
+  if (isa < Isa::kAvx512) return false;
+  switch (mode) {
+    case Nvfp4Mode::kMax:
+      return encode_nvfp4_max_avx512(lanes, global_scale);
+    case Nvfp4Mode::kFourOverSix:
+      return encode_nvfp4_four_over_six_avx512(lanes, global_scale);
+    case Nvfp4Mode::kMse:
+      return encode_nvfp4_mse_avx512(lanes, global_scale);
+    case Nvfp4Mode::kLocalHessian:
+      return encode_nvfp4_hessian_avx512(lanes, global_scale, hessian);
+  }
+#endif
+  return false;
+}
+
 // values hold 16 finite numbers, the largest magnitude of which is amax. False when block scale
 // times global scale underflows.
 bool quantize_finite_block(const float* values, float amax, float global_scale, Nvfp4Mode mode,
@@ -134,6 +197,11 @@ Status check_cols(int64_t cols) {
 
 }  // namespace
 
+Isa numeric_isa() {
+  static const Isa isa = selected_isa().value_or(detected_isa());
+  return isa;
+}
+
 Result<float> nvfp4_amax(std::span<const float> values) {
   const float amax = largest_magnitude(values.data(), values.size());
   if (!std::isfinite(amax)) return not_finite(values);
@@ -186,12 +254,20 @@ Result<Nvfp4Block> quantize_nvfp4_activation_block(std::span<const float, kNvfp4
 }
 
 Status quantize_nvfp4_rows(const float* values, int64_t rows, int64_t cols, float global_scale,
-                           Nvfp4Mode mode, uint8_t* packed, uint8_t* block_scales) {
+                           Nvfp4Mode mode, uint8_t* packed, uint8_t* block_scales, Isa isa) {
   NIBBLE_TRY(check_cols(cols));
   NIBBLE_TRY(check_global_scale(global_scale));
+  NIBBLE_CHECK(mode != Nvfp4Mode::kLocalHessian);
   const int64_t blocks = rows * (cols / kNvfp4BlockSize);
   for (int64_t b = 0; b < blocks; ++b) {
     const float* const block = values + b * kNvfp4BlockSize;
+    if (b % kLanes == 0 && b + kLanes <= blocks &&
+        encode_lanes({block, kNvfp4BlockSize, packed + b * kNvfp4BlockSize / 2, kNvfp4BlockSize / 2,
+                      block_scales + b, 1},
+                     global_scale, mode, nullptr, isa)) {
+      b += kLanes - 1;
+      continue;
+    }
     const float amax = largest_magnitude(block, kNvfp4BlockSize);
     if (!std::isfinite(amax)) {
       const int64_t i = b * kNvfp4BlockSize;
@@ -205,6 +281,46 @@ Status quantize_nvfp4_rows(const float* values, int64_t rows, int64_t cols, floa
     }
   }
   return {};
+}
+
+Status quantize_nvfp4_block_column(const Nvfp4BlockColumn& column, float global_scale,
+                                   Nvfp4Mode mode, const float* hessian, Isa isa) {
+  NIBBLE_TRY(check_global_scale(global_scale));
+  NIBBLE_CHECK(mode != Nvfp4Mode::kLocalHessian || hessian != nullptr);
+  for (int64_t r = 0; r < column.rows; ++r) {
+    const float* const block = column.values + r * column.value_stride;
+    uint8_t* const packed = column.packed + r * column.packed_stride;
+    uint8_t* const scale = column.scales + r * column.scale_stride;
+    if (r % kLanes == 0 && r + kLanes <= column.rows &&
+        encode_lanes(
+            {block, column.value_stride, packed, column.packed_stride, scale, column.scale_stride},
+            global_scale, mode, hessian, isa)) {
+      r += kLanes - 1;
+      continue;
+    }
+    const float amax = largest_magnitude(block, kNvfp4BlockSize);
+    if (!std::isfinite(amax)) {
+      return with_context(Status(not_finite({block, kNvfp4BlockSize})), fmt::format("row {}", r));
+    }
+    const bool done =
+        mode == Nvfp4Mode::kLocalHessian
+            ? quantize_hessian_block(block, amax, global_scale, hessian, packed, scale)
+            : quantize_finite_block(block, amax, global_scale, mode, packed, scale);
+    if (!done) return scale_underflow(global_scale);
+  }
+  return {};
+}
+
+void add_rank16(const float* coefficients, const float* rows, int64_t stride, int64_t n, float* y,
+                [[maybe_unused]] Isa isa) {
+#if defined(__x86_64__)
+  if (isa >= Isa::kAvx512) return add_rank16_avx512(coefficients, rows, stride, n, y);
+#endif
+  for (int64_t k = 0; k < n; ++k) {
+    float sum = y[k];
+    for (int c = 0; c < 16; ++c) sum += coefficients[c] * rows[c * stride + k];
+    y[k] = sum;
+  }
 }
 
 Result<Nvfp4Tensor> quantize_nvfp4(std::span<const float> values, int64_t rows, int64_t cols,

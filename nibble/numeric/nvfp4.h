@@ -16,17 +16,24 @@
 #include <span>
 #include <vector>
 
+#include "nibble/base/cpu_features.h"
 #include "nibble/base/result.h"
 
 namespace nibble {
 
 inline constexpr int kNvfp4BlockSize = 16;
 
+// selected_isa(), asked once; the machine's own level where NIBBLE_ISA is wrong (which the program
+// refuses elsewhere).
+Isa numeric_isa();
+
 // How block scales are chosen. The file format is the same for all three.
 enum class Nvfp4Mode {
-  kMax,          // the block's largest magnitude becomes 6; what published checkpoints use
-  kFourOverSix,  // it becomes 6 or 4, whichever gives the smaller squared error
-  kMse,          // of all 126 positive scales the one with the smallest squared error
+  kMax,           // the block's largest magnitude becomes 6; what published checkpoints use
+  kFourOverSix,   // it becomes 6 or 4, whichever gives the smaller squared error
+  kMse,           // of all 126 positive scales the one with the smallest squared error
+  kLocalHessian,  // of 20 scales around kMax's the one with the smallest e' H e, H = sum x x' over
+                  // what the block's 16 columns are multiplied with; only for block columns
 };
 
 // The largest magnitude. 0 for no values. Errors: kInvalidArgument for NaN or infinity, with the
@@ -61,12 +68,36 @@ Result<Nvfp4Block> quantize_nvfp4_block(std::span<const float, kNvfp4BlockSize> 
 Result<Nvfp4Block> quantize_nvfp4_activation_block(std::span<const float, kNvfp4BlockSize> values,
                                                    float input_scale);
 
-// Quantizes rows of one matrix against a global scale that may come from a larger group.
+// Quantizes rows of one matrix against a global scale that may come from a larger group. The bits
+// are the same at every instruction-set level.
 //   values [rows, cols]; packed [rows, cols / 2]; block_scales [rows, cols / 16]
+//   mode   any but kLocalHessian
 // Errors: kInvalidArgument when cols is not a multiple of 16 or a value is not finite (with its row
 // and column), or the scale is not positive and finite; the output is then unspecified.
 Status quantize_nvfp4_rows(const float* values, int64_t rows, int64_t cols, float global_scale,
-                           Nvfp4Mode mode, uint8_t* packed, uint8_t* block_scales);
+                           Nvfp4Mode mode, uint8_t* packed, uint8_t* block_scales,
+                           Isa isa = numeric_isa());
+
+// Sixteen neighbouring columns of a matrix: one block of each row.
+struct Nvfp4BlockColumn {
+  const float* values;  // row r begins at values + r * value_stride
+  int64_t rows;
+  int64_t value_stride;
+  uint8_t* packed;  // 8 bytes a row
+  int64_t packed_stride;
+  uint8_t* scales;  // one a row
+  int64_t scale_stride;
+};
+
+// Quantizes one block column. hessian: float [16, 16], symmetric, for kLocalHessian; otherwise not
+// read. Errors are those of quantize_nvfp4_rows, with the row.
+Status quantize_nvfp4_block_column(const Nvfp4BlockColumn& column, float global_scale,
+                                   Nvfp4Mode mode, const float* hessian, Isa isa = numeric_isa());
+
+// y[k] += sum_c coefficients[c] * rows[c * stride + k] for k < n and c < 16, c rising, every
+// product and sum rounded: what Hessians and error compensation are made of.
+void add_rank16(const float* coefficients, const float* rows, int64_t stride, int64_t n, float* y,
+                Isa isa = numeric_isa());
 
 // A matrix that owns its three tensors.
 struct Nvfp4Tensor {
