@@ -47,6 +47,33 @@ struct Session {
   std::vector<std::string> notes;
 };
 
+// A benchmark tells about what it ran, and nothing about anything else.
+PlanStatus check_measured(const PlanOptions& options, const Session& session) {
+  const auto& measured = session.constants.measured;
+  if (!measured) return {};
+  if (measured->model != session.model.name) {
+    return plan_error("conflict",
+                      fmt::format("--calibrate {}: it measured the model '{}', the "
+                                  "plan is for '{}'",
+                                  options.calibrate, measured->model, session.model.name));
+  }
+  if (measured->draft_tokens != session.request.draft_tokens) {
+    return plan_error(
+        "conflict",
+        fmt::format("--calibrate {}: it measured {} draft tokens, the plan is for {}",
+                    options.calibrate, measured->draft_tokens, session.request.draft_tokens),
+        fmt::format("--mtp {}", measured->draft_tokens));
+  }
+  if (!options.quant.empty() || options.all_gpus || options.find == "gpus") {
+    return plan_error("conflict",
+                      fmt::format("--calibrate {}: a benchmark is of the checkpoint as stored on "
+                                  "one machine: --quant, --all-gpus and --find gpus need a "
+                                  "file of schema nibble.calibration/1",
+                                  options.calibrate));
+  }
+  return {};
+}
+
 PlanResult<Session> open_session(const PlanOptions& options) {
   Session session;
   session.catalogue = NIBBLE_TRY(plan_catalogue(options));
@@ -65,6 +92,7 @@ PlanResult<Session> open_session(const PlanOptions& options) {
         NIBBLE_TRY(load_calibration(options.calibrate, session.model.config, session.catalogue));
     session.constants = calibration.constants;
     session.notes = std::move(calibration.notes);
+    NIBBLE_TRY(check_measured(options, session));
   }
   return session;
 }
@@ -77,6 +105,11 @@ PlanResult<int> print_accuracy(const PlanOptions& options) {
   if (!options.calibrate.empty()) {
     const Calibration calibration =
         NIBBLE_TRY(load_calibration(options.calibrate, model.config, catalogue));
+    if (calibration.constants.measured) {
+      return plan_error("conflict",
+                        fmt::format("--calibrate {}: a benchmark holds no constants for --accuracy",
+                                    options.calibrate));
+    }
     constants = calibration.constants.speed;
   }
   const AccuracyReport report = NIBBLE_TRY(published_accuracy(model.config, catalogue, constants));

@@ -98,7 +98,7 @@ PlanResult<Hardware> plan_hardware(const PlanOptions& options, const Catalogue& 
   } else if (!options.cpu.empty() || !options.ram.empty()) {
     // A machine without GPUs: its CPU, its RAM.
     Hardware beside = NIBBLE_TRY(plan_beside(options, catalogue));
-    Device cpu;
+    PlanDevice cpu;
     if (beside.cpu) {
       cpu = *beside.cpu;
     } else {

@@ -211,6 +211,11 @@ PlanResult<Calibration> parse_calibration(std::string_view text, std::string_vie
                                           const ModelConfig& config, const Catalogue& catalogue) {
   const auto json = parse_json(text, where);
   if (!json) return plan_error("bad_file", json.error());
+  Calibration calibration;
+  if (json->find("schema") == nullptr && json->find("rows") != nullptr) {
+    calibration.constants.measured = NIBBLE_TRY(parse_bench(*json, where));
+    return calibration;
+  }
   const Fields fields(*json, std::string(where));
   NIBBLE_TRY(fields.only({"schema", "memory", "speed", "peak", "measurements"}));
   const std::string schema = NIBBLE_TRY(fields.text("schema", std::nullopt));
@@ -218,7 +223,6 @@ PlanResult<Calibration> parse_calibration(std::string_view text, std::string_vie
     return plan_error("bad_file", fmt::format("{}: schema is '{}', expected nibble.calibration/1",
                                               where, schema));
   }
-  Calibration calibration;
   calibration.constants.calibrated = true;
   const auto part = [&](std::string_view name) { return fmt::format("{}: {}", where, name); };
   if (const JsonValue* memory = json->find("memory")) {

@@ -15,7 +15,9 @@ struct Calibration {
   std::vector<std::string> notes;  // what was replaced by what
 };
 
-// A JSON file {"schema": "nibble.calibration/1", ...} with any of
+// What `nibble bench --json` printed (no schema, "rows": see bench_measurement.h): its speeds
+// replace the estimates, for the same model on one device. Or a JSON file {"schema":
+// "nibble.calibration/1", ...} with any of
 //   "memory": {"context_bytes", "collectives_bytes", "graphs_bytes", "expert_imbalance"}
 //   "speed":  {"eta_mem_gpu", ...}: the names of speed_constant_names()
 //   "peak":   {"device_bytes_used", "weights_bytes", "ranks", "graphs", "max_num_tokens",

@@ -235,8 +235,8 @@ std::string_view bytes_source_name(BytesSource source) {
   return "?";
 }
 
-PlanResult<Device> device_of(const DeviceSpec& spec) {
-  Device device;
+PlanResult<PlanDevice> device_of(const DeviceSpec& spec) {
+  PlanDevice device;
   device.id = spec.id;
   device.name = spec.name;
   device.device_class = spec.device_class;

@@ -49,7 +49,7 @@ enum class BytesSource { kDriver, kReported, kNominal, kUser };
 std::string_view bytes_source_name(BytesSource source);
 
 // One GPU (or one CPU machine) of an entry, in bytes and per second: what the formulas take.
-struct Device {
+struct PlanDevice {
   std::string id;
   std::string name;
   std::string device_class;
@@ -75,7 +75,7 @@ struct Device {
 };
 
 // One GPU of an entry. Errors: bad_value when the entry has no memory figure.
-PlanResult<Device> device_of(const DeviceSpec& spec);
+PlanResult<PlanDevice> device_of(const DeviceSpec& spec);
 
 class Catalogue {
  public:

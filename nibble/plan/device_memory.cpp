@@ -228,10 +228,9 @@ int64_t kv_bytes_per_device(const ModelConfig& config, KvFormat kv, bool with_mt
   return (layers + pp - 1) / pp * kv_bytes_per_token_and_layer(config, kv);
 }
 
-DeviceMemory device_memory(const ModelConfig& config, const ModelWeights& weights,
-                           const Split& split, const MemoryRequest& request,
-                           const MemoryConstants& constants) {
-  DeviceMemory memory;
+RankMemory device_memory(const ModelConfig& config, const ModelWeights& weights, const Split& split,
+                         const MemoryRequest& request, const MemoryConstants& constants) {
+  RankMemory memory;
   memory.device_bytes = request.device_bytes;
   memory.weights = weights_per_device(config, weights, split, request.mtp);
   memory.fixed = fixed_bytes(constants, split.gpus, request.graphs) + request.reserved_bytes;

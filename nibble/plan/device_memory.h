@@ -61,7 +61,7 @@ struct MemoryRequest {
   bool graphs = true;
 };
 
-struct DeviceMemory {
+struct RankMemory {
   int64_t device_bytes = 0;
   int64_t weights = 0;
   int64_t fixed = 0;
@@ -84,9 +84,8 @@ int64_t workspace_bytes(const ModelConfig& config, const Split& split, int64_t m
 
 int64_t fixed_bytes(const MemoryConstants& constants, int ranks, bool graphs);
 
-DeviceMemory device_memory(const ModelConfig& config, const ModelWeights& weights,
-                           const Split& split, const MemoryRequest& request,
-                           const MemoryConstants& constants);
+RankMemory device_memory(const ModelConfig& config, const ModelWeights& weights, const Split& split,
+                         const MemoryRequest& request, const MemoryConstants& constants);
 
 // Bytes a cache token takes on one device: all layers, or those of the longest pipeline stage.
 int64_t kv_bytes_per_device(const ModelConfig& config, KvFormat kv, bool with_mtp, int pp);

@@ -124,11 +124,11 @@ int Hardware::num_devices() const {
                          [](int sum, const DeviceGroup& group) { return sum + group.count; });
 }
 
-Device Hardware::weakest() const {
+PlanDevice Hardware::weakest() const {
   NIBBLE_CHECK(!groups.empty());
-  Device device = groups.front().device;
+  PlanDevice device = groups.front().device;
   for (const DeviceGroup& group : groups) {
-    const Device& other = group.device;
+    const PlanDevice& other = group.device;
     if (other.memory_bytes < device.memory_bytes) {
       device.memory_bytes = other.memory_bytes;
       device.bytes_source = other.bytes_source;
@@ -151,7 +151,7 @@ Device Hardware::weakest() const {
 PlanResult<Hardware> hardware_of(const std::vector<DeviceCount>& devices) {
   Hardware hardware;
   for (const DeviceCount& wanted : devices) {
-    Device device = NIBBLE_TRY(device_of(wanted.spec));
+    PlanDevice device = NIBBLE_TRY(device_of(wanted.spec));
     if (device.is_cpu() && (devices.size() > 1 || wanted.count > 1)) {
       return plan_error(
           "conflict",
@@ -226,7 +226,7 @@ Hardware local_hardware(const Catalogue& catalogue, std::vector<std::string>* no
   hardware.is_local = true;
   const int64_t ram = total_ram_bytes();
   for (const DriverGpu& gpu : DriverLibrary().gpus()) {
-    Device device;
+    PlanDevice device;
     if (const DeviceSpec* spec = match_driver_name(catalogue, gpu.name, gpu.memory_bytes)) {
       device = device_of(*spec).value();
     } else {
@@ -253,7 +253,7 @@ Hardware local_hardware(const Catalogue& catalogue, std::vector<std::string>* no
     if (ram > 0) hardware.ram_bytes = ram;
     return hardware;
   }
-  Device cpu;
+  PlanDevice cpu;
   cpu.id = "local";
   cpu.name = "this machine's CPU";
   cpu.device_class = "cpu";

@@ -15,7 +15,7 @@ namespace nibble {
 int64_t system_reserve_bytes(int64_t memory_bytes);
 
 struct DeviceGroup {
-  Device device;
+  PlanDevice device;
   int count = 1;
 };
 
@@ -25,7 +25,7 @@ struct Hardware {
   std::vector<DeviceGroup> groups;
   std::optional<int64_t> vram_bytes;
   std::optional<int64_t> ram_bytes;  // beside GPUs, for experts
-  std::optional<Device> cpu;         // whose memory that is: gives its rate
+  std::optional<PlanDevice> cpu;     // whose memory that is: gives its rate
   bool ssd = false;                  // experts may stay on the SSD
   std::optional<int64_t> ssd_bytes;  // free there; unknown means enough
   std::optional<double> ssd_rate;    // bytes a second
@@ -34,7 +34,7 @@ struct Hardware {
   int num_devices() const;
   // The least of every figure, so that a split in equal parts is right for all; `count` of the same
   // device are that device.
-  Device weakest() const;
+  PlanDevice weakest() const;
   bool is_mixed() const { return groups.size() > 1; }
 };
 

@@ -24,7 +24,7 @@ std::string shell_word(const std::string& text) {
   return quoted + "'";
 }
 
-std::string no_backend(const Device& device) {
+std::string no_backend(const PlanDevice& device) {
   if (device.vendor == "AMD" && !device.is_cpu()) return "AMD GPUs";
   if (device.vendor == "Intel" && !device.is_cpu()) return "Intel GPUs";
   if (device.vendor == "Apple") return "Apple GPUs";

@@ -65,7 +65,7 @@ Placement place_on_devices(const PlanInput& input, const Split& split) {
                     memory_request(input, input.max_num_tokens), memory_constants(input));
   placement.needed_tokens =
       batch_of_rank(input, split) * round_up_to_blocks(input.request->context);
-  const DeviceMemory& memory = placement.memory;
+  const RankMemory& memory = placement.memory;
   const double needed_free = number(placement.needed_tokens) * number(memory.kv_bytes_per_token) /
                              input.request->kv_fraction;
   placement.short_bytes =
@@ -106,7 +106,7 @@ Placement place_with_offload(const PlanInput& input, const Split& split) {
     placement.max_num_tokens = tokens;
     placement.memory = device_memory(*input.config, rest, split, memory_request(input, tokens),
                                      memory_constants(input));
-    const DeviceMemory& memory = placement.memory;
+    const RankMemory& memory = placement.memory;
     kv_bytes = number(placement.needed_tokens) * number(memory.kv_bytes_per_token);
     room = input.request->kv_fraction * number(memory.free) - kv_bytes;
     if (room >= 0 || tokens <= kLeastNumTokens) break;
@@ -136,7 +136,7 @@ Placement place_with_offload(const PlanInput& input, const Split& split) {
                        request.ram_other
                  : 0) +
                 input.hardware->ssd_bytes.value_or(0);
-  DeviceMemory& memory = placement.memory;
+  RankMemory& memory = placement.memory;
   const int64_t must_stay = std::max<int64_t>(0, request.expert_pool - elsewhere_room) / split.gpus;
   const double cache_room = input.request->kv_fraction * number(memory.free) - number(must_stay);
   set_limits(input, saturate(std::max(0.0, cache_room) / number(memory.kv_bytes_per_token)),
@@ -174,7 +174,7 @@ std::optional<double> offload_mem_ms(const PlanInput& input, const Placement& pl
   const double experts = all - weight_bytes_read(*input.config, rest, Split{}, tokens);
   const double cache =
       load.batch * load.mean_context * number(kv_bytes_per_token(*input.config, load.kv, false));
-  const Device& device = input.device;
+  const PlanDevice& device = input.device;
   const int sockets = input.request->numa_aware ? 1 : device.sockets;
   std::optional<double> device_rate = device.bandwidth;
   if (device_rate) *device_rate /= sockets;
@@ -191,6 +191,31 @@ std::optional<double> offload_mem_ms(const PlanInput& input, const Placement& pl
                    {experts * offload.gpu_hits / placement.split.gpus, device_rate, device_eta},
                    {experts * offload.ram_hits, ram_rate, constants.eta_mem_cpu},
                    {experts * offload.ssd_hits, input.hardware->ssd_rate, 1.0}});
+}
+
+// The batches that were measured, and the asked one between them.
+void add_measured_speed(const PlanInput& input, Placement& placement) {
+  const MeasuredSpeed& measured = *input.constants->measured;
+  if (placement.split.gpus > 1 || placement.offload) {
+    placement.no_speed = "no speed: the benchmark of --calibrate ran on one device without offload";
+    return;
+  }
+  std::set<double> batches = {number(input.request->batch)};
+  for (const MeasuredSpeed::Row& row : measured.rows) batches.insert(row.batch);
+  for (const double batch : batches) {
+    const auto rate = measured.tokens_per_second(batch);
+    if (!rate) {
+      placement.no_speed = fmt::format("no speed for batch {}: {} to {} were measured", batch,
+                                       measured.rows.front().batch, measured.rows.back().batch);
+      continue;
+    }
+    SpeedPoint point;
+    point.batch = static_cast<int64_t>(batch);
+    point.measured = true;
+    point.tokens_per_second = *rate;
+    point.step.fixed = batch * input.accept_length / *rate * 1e3;
+    placement.points.push_back(point);
+  }
 }
 
 }  // namespace
@@ -217,6 +242,10 @@ void add_speed(const PlanInput& input, Placement& placement) {
     placement.no_speed = "no estimate for what does not fit";
     return;
   }
+  if (input.constants->measured) {
+    add_measured_speed(input, placement);
+    return;
+  }
   if (!input.device.bandwidth) {
     placement.no_speed = input.device.id == "local" && input.device.is_cpu()
                              ? "no estimate: the rate of this machine's memory is not known; "
@@ -227,7 +256,7 @@ void add_speed(const PlanInput& input, Placement& placement) {
   const SpeedConstants& constants = input.constants->speed;
   const LinkSpeed link = link_speed(input.device, placement.split.tp * placement.split.dp,
                                     constants, input.request->node_link_rate);
-  Device device = input.device;
+  PlanDevice device = input.device;
   if (input.request->numa_aware) device.sockets = 1;
   std::set<int64_t> batches = {input.request->batch};
   for (int64_t batch = 1; batch <= placement.max_batch && batch <= 65536; batch *= 4) {

@@ -13,7 +13,7 @@ struct PlanInput {
   const Hardware* hardware = nullptr;
   const PlanRequest* request = nullptr;
   const PlanConstants* constants = nullptr;
-  Device device;  // the weakest, with its memory for --vram
+  PlanDevice device;  // the weakest, with its memory for --vram
   KvFormat kv = KvFormat::kFp8;
   double accept_length = 1;
   double mean_context = 0;

@@ -206,12 +206,12 @@ void add_estimates(const PlanInput& input, const PlanModel& model, PlanReport& r
 
 void add_notes(const PlanInput& input, PlanReport& report) {
   const PlanRequest& request = *input.request;
-  const Device& device = input.device;
+  const PlanDevice& device = input.device;
   const Placement& chosen = report.chosen;
   const auto note = [&](std::string text) { report.notes.push_back(std::move(text)); };
   for (const std::string& warning : report.model->warnings) note(warning);
   for (const DeviceGroup& group : input.hardware->groups) {
-    const Device& d = group.device;
+    const PlanDevice& d = group.device;
     if (d.bytes_source == BytesSource::kNominal) {
       note(fmt::format("{}: the vendor's nominal memory; a driver reports another figure", d.name));
     }
@@ -252,7 +252,11 @@ void add_notes(const PlanInput& input, PlanReport& report) {
   assume(fmt::format("one forward pass of a rank: {} tokens, {} sequences", chosen.max_num_tokens,
                      chosen.max_batch_per_rank));
   if (!chosen.points.empty()) {
-    assume(request.osl > 0
+    const auto& measured = input.constants->measured;
+    assume(measured ? fmt::format("speed: measured by nibble bench ({}, prompts of {} and answers "
+                                  "of {} tokens), not estimated; between two batches interpolated",
+                                  measured->backend, measured->isl, measured->osl)
+           : request.osl > 0
                ? fmt::format("speed: steady serving, prompts of {} and answers of {} tokens, mean "
                              "context {:.0f}",
                              request.isl, request.osl, input.mean_context)
@@ -303,13 +307,13 @@ const SpeedPoint* PlanReport::asked_point() const {
 }
 
 double PlanReport::gpu_memory_utilization() const {
-  const DeviceMemory& memory = chosen.memory;
+  const RankMemory& memory = chosen.memory;
   return static_cast<double>(memory.weights + memory.fixed + memory.workspace + memory.pool) /
          static_cast<double>(std::max<int64_t>(1, memory.device_bytes));
 }
 
 double PlanReport::mem_fraction_static() const {
-  const DeviceMemory& memory = chosen.memory;
+  const RankMemory& memory = chosen.memory;
   return static_cast<double>(memory.weights + memory.pool) /
          static_cast<double>(std::max<int64_t>(1, memory.device_bytes));
 }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "nibble/plan/bench_measurement.h"
 #include "nibble/plan/device_memory.h"
 #include "nibble/plan/formats.h"
 #include "nibble/plan/hardware.h"
@@ -21,6 +22,7 @@ struct PlanConstants {
   MemoryConstants memory;
   SpeedConstants speed;
   bool calibrated = false;
+  std::optional<MeasuredSpeed> measured;  // of this model on this hardware: goes before estimates
 };
 
 struct PlanRequest {
@@ -51,13 +53,14 @@ struct SpeedPoint {
   int64_t batch = 0;
   StepTime step;
   double tokens_per_second = 0;
+  bool measured = false;  // by nibble bench; `step` then holds its whole time in `fixed`
   double per_user() const { return tokens_per_second / static_cast<double>(batch); }
 };
 
 // One way to place the model on the devices, and what it gives.
 struct Placement {
   Split split;
-  DeviceMemory memory;
+  RankMemory memory;
   int64_t max_num_tokens = 0;
   int64_t max_batch_per_rank = 0;  // what workspace was counted for
   Verdict verdict = Verdict::kDoesNotFit;
@@ -80,7 +83,7 @@ struct PlanReport {
   KvFormat kv = KvFormat::kFp8;
   double accept_length = 1;
   double mean_context = 0;
-  Device device;  // the weakest
+  PlanDevice device;  // the weakest
   Placement chosen;
   std::vector<Placement> alternatives;
   std::optional<double> ttft_ms;  // of one prompt of isl (or context / 2) tokens

@@ -27,7 +27,7 @@ constexpr std::array<SpeedConstantName, 9> kNames = {{
 // A row with everything looked up, so that a fit evaluates it thousands of times.
 struct PreparedRow {
   const Measurement* measurement = nullptr;
-  Device device;
+  PlanDevice device;
   ModelWeights weights;
   Split split;
 };

@@ -58,7 +58,7 @@ JsonValue hardware_json(const PlanReport& report) {
                                        {"bytes_source", text("user")}}));
   }
   for (const DeviceGroup& group : report.hardware->groups) {
-    const Device& device = group.device;
+    const PlanDevice& device = group.device;
     array.push_back(
         JsonValue::object({{"id", text(device.id)},
                            {"name", text(device.name)},
@@ -91,7 +91,7 @@ JsonValue format_json(const PlanReport& report) {
 }
 
 JsonValue placement_json(const PlanReport& report, const Placement& placement) {
-  const DeviceMemory& memory = placement.memory;
+  const RankMemory& memory = placement.memory;
   const Split& split = placement.split;
   JsonValue json = JsonValue::object(
       {{"verdict", text(verdict_name(placement.verdict))},
@@ -140,8 +140,9 @@ JsonValue points_json(const Placement& placement) {
         {{"batch", integer(point.batch)},
          {"tok_s", number(point.tokens_per_second)},
          {"tok_s_user", number(point.per_user())},
-         {"low", number(point.tokens_per_second * kRangeLow)},
-         {"high", number(point.tokens_per_second * kRangeHigh)},
+         {"low", number(point.tokens_per_second * (point.measured ? 1 : kRangeLow))},
+         {"high", number(point.tokens_per_second * (point.measured ? 1 : kRangeHigh))},
+         {"measured", JsonValue::boolean(point.measured)},
          {"step_ms", JsonValue::object({{"mem", number(point.step.mem)},
                                         {"comp", number(point.step.comp)},
                                         {"comm", number(point.step.comm)},

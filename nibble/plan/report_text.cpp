@@ -89,7 +89,7 @@ std::string classes_text(const ModelWeights& weights) {
 }
 
 std::string memory_text(const PlanReport& report) {
-  const DeviceMemory& memory = report.chosen.memory;
+  const RankMemory& memory = report.chosen.memory;
   const auto line = [&](std::string_view name, int64_t bytes) {
     return fmt::format(
         "{:<16} {:>9.2f} {:>8.1f}%\n", name, gb(bytes),
@@ -140,10 +140,18 @@ std::string known(const std::optional<double>& value) {
 std::string speed_text(const PlanReport& report) {
   const Placement& chosen = report.chosen;
   if (chosen.points.empty()) return "";
+  const bool measured = chosen.points.front().measured;
   std::string text =
-      fmt::format("\n{:>6} {:>10} {:>9} {:>9}   {:<14} (estimate, x{} to x{})\n", "batch", "tok/s",
-                  "per user", "step ms", "range tok/s", kRangeLow, kRangeHigh);
+      fmt::format("\n{:>6} {:>10} {:>9} {:>9}   ", "batch", "tok/s", "per user", "step ms");
+  text += measured ? "(measured by nibble bench)\n"
+                   : fmt::format("{:<14} (estimate, x{} to x{})\n", "range tok/s", kRangeLow,
+                                 kRangeHigh);
   for (const SpeedPoint& point : chosen.points) {
+    if (measured) {
+      text += fmt::format("{:>6} {:>10.1f} {:>9.1f} {:>9.2f}\n", point.batch,
+                          point.tokens_per_second, point.per_user(), point.step.total());
+      continue;
+    }
     text += fmt::format(
         "{:>6} {:>10.1f} {:>9.1f} {:>9.2f}   {:<14} mem {} comp {} comm {} fixed {:.2f} prefill "
         "{}\n",

@@ -17,16 +17,16 @@ double layers_with_experts(const ModelConfig& config) {
 
 // The rate at which this arithmetic runs: FP4 weights on a device without NVFP4 are expanded and
 // multiplied in BF16, FP8 weights without FP8 units likewise.
-std::optional<double> peak_fp8(const Device& device) {
+std::optional<double> peak_fp8(const PlanDevice& device) {
   return device.fp8_flops ? device.fp8_flops : device.bf16_flops;
 }
-std::optional<double> peak_fp4(const Device& device) {
+std::optional<double> peak_fp4(const PlanDevice& device) {
   return device.fp4_flops ? device.fp4_flops : device.bf16_flops;
 }
 
 // Seconds for the matrices of one token and `attention` operations, on one device at its peak.
-std::optional<double> token_seconds(const TokenFlops& flops, double attention, const Device& device,
-                                    KvFormat kv) {
+std::optional<double> token_seconds(const TokenFlops& flops, double attention,
+                                    const PlanDevice& device, KvFormat kv) {
   const auto bf16 = device.bf16_flops;
   if (!bf16) return std::nullopt;
   // Attention multiplies in the cache's own format.
@@ -58,7 +58,7 @@ double layer_overhead_us(const SpeedConstants& constants, StepOverhead overhead)
   return 0;
 }
 
-LinkSpeed link_speed(const Device& device, int gpus, const SpeedConstants& constants,
+LinkSpeed link_speed(const PlanDevice& device, int gpus, const SpeedConstants& constants,
                      double node_link_rate) {
   // The link of a unified machine is the network to the next one.
   if (gpus > device.gpus_per_node && !device.is_unified())
@@ -132,9 +132,10 @@ TokenFlops token_flops(const ModelConfig& config, const ModelWeights& weights) {
   return flops;
 }
 
-StepTime decode_step(const ModelConfig& config, const ModelWeights& weights, const Device& device,
-                     const Split& split, const Workload& load, const SpeedConstants& constants,
-                     StepOverhead overhead, const LinkSpeed& link) {
+StepTime decode_step(const ModelConfig& config, const ModelWeights& weights,
+                     const PlanDevice& device, const Split& split, const Workload& load,
+                     const SpeedConstants& constants, StepOverhead overhead,
+                     const LinkSpeed& link) {
   const double tokens = load.batch * (1 + load.draft_tokens);
   const double gpus = split.gpus;
   // Devices that work at the same time: a pipeline with one sequence in it has one stage at work.
@@ -185,8 +186,8 @@ StepTime decode_step(const ModelConfig& config, const ModelWeights& weights, con
 }
 
 std::optional<double> prompt_ms(const ModelConfig& config, const ModelWeights& weights,
-                                const Device& device, const Split& split, double isl, KvFormat kv,
-                                const SpeedConstants& constants) {
+                                const PlanDevice& device, const Split& split, double isl,
+                                KvFormat kv, const SpeedConstants& constants) {
   const TokenFlops flops = token_flops(config, weights);
   const auto seconds = token_seconds(flops, flops.prefill_attention * isl, device, kv);
   if (!seconds) return std::nullopt;

@@ -71,7 +71,7 @@ struct LinkSpeed {
 inline constexpr double kDefaultNodeLinkRate = 50e9;
 
 // A bridge joins two cards; more of them talk over PCIe. Above gpus_per_node the network counts.
-LinkSpeed link_speed(const Device& device, int gpus, const SpeedConstants& constants,
+LinkSpeed link_speed(const PlanDevice& device, int gpus, const SpeedConstants& constants,
                      double node_link_rate);
 
 // Bytes of weights one device reads in a step of `tokens` tokens, under uniform routing: every
@@ -90,14 +90,14 @@ struct TokenFlops {
 TokenFlops token_flops(const ModelConfig& config, const ModelWeights& weights);
 
 // One decode step on `split.gpus` equal devices.
-StepTime decode_step(const ModelConfig& config, const ModelWeights& weights, const Device& device,
-                     const Split& split, const Workload& load, const SpeedConstants& constants,
-                     StepOverhead overhead, const LinkSpeed& link);
+StepTime decode_step(const ModelConfig& config, const ModelWeights& weights,
+                     const PlanDevice& device, const Split& split, const Workload& load,
+                     const SpeedConstants& constants, StepOverhead overhead, const LinkSpeed& link);
 
 // Milliseconds for the operations of a prompt of `isl` tokens on all devices; absent when unknown.
 std::optional<double> prompt_ms(const ModelConfig& config, const ModelWeights& weights,
-                                const Device& device, const Split& split, double isl, KvFormat kv,
-                                const SpeedConstants& constants);
+                                const PlanDevice& device, const Split& split, double isl,
+                                KvFormat kv, const SpeedConstants& constants);
 
 // One place that weights are read from in a step.
 struct Tier {

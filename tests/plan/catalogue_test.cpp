@@ -81,7 +81,7 @@ TEST(PlanCatalogue, TakesACustomDevice) {
       "custom:mem=96GiB,bw=1792,bf16=503,fp8=1007,fp4=2015,link=128x4", Catalogue::builtin());
   ASSERT_TRUE(count) << count.error().message;
   EXPECT_EQ(count->count, 4);
-  const Device device = device_of(count->spec).value();
+  const PlanDevice device = device_of(count->spec).value();
   EXPECT_EQ(device.memory_bytes, int64_t{96} << 30);
   EXPECT_EQ(device.bytes_source, BytesSource::kUser);
   EXPECT_DOUBLE_EQ(*device.fp4_flops, 2015e12);

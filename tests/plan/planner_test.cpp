@@ -322,7 +322,7 @@ TEST(Planner, SplitsLayersOverAnyCount) {
 TEST(Planner, TranslatesTheSharesOfThreeEngines) {
   const Hardware hardware = gpus("b200x8");
   const auto report = plan_on(hardware);
-  const DeviceMemory& m = report->chosen.memory;
+  const RankMemory& m = report->chosen.memory;
   EXPECT_DOUBLE_EQ(
       report->gpu_memory_utilization(),
       static_cast<double>(m.device_bytes - m.reserve()) / static_cast<double>(m.device_bytes));

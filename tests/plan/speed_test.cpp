@@ -151,7 +151,7 @@ TEST(PlanSpeed, FitsConstantsThatMadeTheRows) {
 }
 
 TEST(PlanSpeed, LeavesOutWhatIsUnknown) {
-  const Device unknown = device_of(Catalogue::builtin().find("rtxpro4000bw").value()).value();
+  const PlanDevice unknown = device_of(Catalogue::builtin().find("rtxpro4000bw").value()).value();
   ASSERT_FALSE(unknown.bf16_flops);
   const Split split = make_split(ParallelMode::kTp, 2);
   const ModelWeights v2 = testing::golden_weights("v2");
@@ -165,12 +165,12 @@ TEST(PlanSpeed, LeavesOutWhatIsUnknown) {
 }
 
 TEST(PlanSpeed, TakesTheSlowerLinkBeyondABridgeAndANode) {
-  const Device rtx3090 = device_of(Catalogue::builtin().find("rtx3090").value()).value();
+  const PlanDevice rtx3090 = device_of(Catalogue::builtin().find("rtx3090").value()).value();
   const SpeedConstants constants;
   EXPECT_DOUBLE_EQ(*link_speed(rtx3090, 2, constants, 50e9).direction_rate, 56.25e9);
   EXPECT_DOUBLE_EQ(*link_speed(rtx3090, 4, constants, 50e9).direction_rate, 32e9);
   EXPECT_DOUBLE_EQ(link_speed(rtx3090, 4, constants, 50e9).alpha_us, 30);
-  const Device h200 = device_of(Catalogue::builtin().find("h200").value()).value();
+  const PlanDevice h200 = device_of(Catalogue::builtin().find("h200").value()).value();
   EXPECT_DOUBLE_EQ(*link_speed(h200, 8, constants, 50e9).direction_rate, 450e9);
   EXPECT_DOUBLE_EQ(*link_speed(h200, 16, constants, 50e9).direction_rate, 50e9);
 }

@@ -251,7 +251,7 @@ TEST(PlanMemory, LaysOutTheGoldenPlans) {
     request.kv = integer(row, "kv_bytes_per_element") == 1 ? KvFormat::kFp8 : KvFormat::kBf16;
     request.mtp = flag(row, "mtp");
     const auto gpus = static_cast<int>(integer(row, "gpus"));
-    const DeviceMemory memory =
+    const RankMemory memory =
         device_memory(r1(), golden_weights(str(row, "format")), make_split(golden_mode(row), gpus),
                       request, MemoryConstants{});
     // Exact but for the rounding of each class to whole bytes a rank.
@@ -274,7 +274,8 @@ TEST(PlanMemory, LaysOutTheGoldenPlans) {
 TEST(PlanMemory, HoldsWhatRanInPublic) {
   for (const JsonValue& row : *at(golden(), "capacity_checks").as_array()) {
     SCOPED_TRACE(str(row, "name"));
-    const Device device = device_of(Catalogue::builtin().find(str(row, "device")).value()).value();
+    const PlanDevice device =
+        device_of(Catalogue::builtin().find(str(row, "device")).value()).value();
     MemoryRequest request;
     request.device_bytes = device.memory_bytes;
     request.max_num_tokens = integer(row, "max_num_tokens");
@@ -282,7 +283,7 @@ TEST(PlanMemory, HoldsWhatRanInPublic) {
     request.kv_fraction = num(row, "kv_fraction");
     request.kv = integer(row, "kv_bytes_per_element") == 1 ? KvFormat::kFp8 : KvFormat::kBf16;
     const Split split = make_split(golden_mode(row), static_cast<int>(integer(row, "gpus")));
-    const DeviceMemory memory =
+    const RankMemory memory =
         device_memory(r1(), golden_weights(str(row, "format")), split, request, MemoryConstants{});
     EXPECT_EQ(memory.tokens, integer(row, "expect_tokens_per_gpu"));
     EXPECT_GE(memory.tokens, integer(row, "needed_tokens_per_gpu"));
