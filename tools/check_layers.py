@@ -32,8 +32,11 @@ LAYERS = {
                "model", "offload", "grammar"],
     "eval": ["base", "tokenizer", "engine"],
     "server": ["base", "tokenizer", "engine"],
+    "api": ["base", "checkpoint", "tokenizer", "grammar", "engine"],
     "cli": [ALL],
 }
+# The public headers of include/nibble/: nothing inside may build on them but their implementation.
+PUBLIC_HEADERS_FOR = ("api",)
 
 SOURCE = {".cpp", ".cu", ".c"}
 HEADER = {".h", ".cuh", ".hpp"}
@@ -113,6 +116,10 @@ def check_file(root, path):
             continue
         quoted, included = match.group(1) == '"', match.group(2)
         if included.startswith("nibble/"):
+            if included.count("/") == 1 and (root / "include" / included).is_file():
+                if folder not in PUBLIC_HEADERS_FOR:
+                    yield number, f"public {included} may be included by {' '.join(PUBLIC_HEADERS_FOR)} only"
+                continue
             message = check_own(folder, included)
             if message:
                 yield number, message

@@ -20,7 +20,7 @@ namespace nibble {
 class EngineThread {
  public:
   // Called on the engine's thread, so it has to be quick and must not call back into this object
-  // but for cancel(). The last call for a request has `finished`.
+  // but for submit() and cancel(). The last call for a request has `finished`.
   using UpdateSink = std::function<void(const RequestUpdate&)>;
 
   explicit EngineThread(std::unique_ptr<Engine> engine);

@@ -1,0 +1,185 @@
+#include "nibble/api/request_state.h"
+
+#include <algorithm>
+
+#include "nibble/api/convert.h"
+#include "nibble/base/log.h"
+
+namespace nibble::api {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace
+
+RequestHandle::State::State(RequestOutput output, const nibble::SamplingParams& params,
+                            Callback on_output)
+    : id_(output.request_id),
+      params_(params),
+      streams_(params.best_of.value_or(params.n) == params.n),
+      on_output_(std::move(on_output)),
+      output_(std::move(output)) {
+  const auto n = static_cast<size_t>(params.n);
+  output_.outputs.resize(n);
+  for (size_t i = 0; i < n; ++i) output_.outputs[i].index = static_cast<int64_t>(i);
+  taken_.resize(n);
+  callback_taken_.resize(n);
+}
+
+nibble::Status RequestHandle::State::submit(const std::shared_ptr<Runtime>& runtime,
+                                            nibble::Request request) {
+  auto group = NIBBLE_TRY(AnswerGroup::submit(
+      *runtime->engine, std::move(request),
+      [self = shared_from_this()](const AnswerGroup& g, int choice, const RequestUpdate& update) {
+        self->on_update(g, choice, update);
+      }));
+  bool aborted = false;
+  {
+    const std::lock_guard lock(mutex_);
+    runtime_ = runtime;
+    group_ = group;  // alive as long as the engine has a part of it
+    aborted = aborted_;
+  }
+  if (aborted) group->cancel();  // by the callback, which was faster
+  return {};
+}
+
+void RequestHandle::State::on_update(const AnswerGroup& group, int choice,
+                                     const RequestUpdate& update) {
+  std::optional<RequestOutput> shown;
+  {
+    const std::lock_guard lock(mutex_);
+    take_in(group, choice, update);
+    if (on_output_ && (streams_ || output_.finished)) shown = snapshot(&callback_taken_);
+  }
+  changed_.notify_all();
+  if (!shown) return;
+  try {
+    on_output_(*shown);
+  } catch (const std::exception& exception) {
+    log_error(std::string("a callback for outputs threw, its request ends: ") + exception.what());
+    abort();
+  }
+}
+
+void RequestHandle::State::take_in(const AnswerGroup& group, int choice,
+                                   const RequestUpdate& update) {
+  if (output_.metrics.time_to_first_token == 0 && !update.token_ids.empty()) {
+    output_.metrics.time_to_first_token = seconds_since(arrival_);
+  }
+  output_.num_cached_tokens = group.num_cached_tokens();
+  if (streams_) {
+    const Answer& answer = group.answers()[static_cast<size_t>(choice)];
+    CompletionOutput& shown = output_.outputs[static_cast<size_t>(choice)];
+    shown.text += update.text;
+    shown.token_ids.insert(shown.token_ids.end(), update.token_ids.begin(), update.token_ids.end());
+    for (const auto& position : update.logprobs) shown.logprobs.push_back(to_api(position));
+    if (params_.logprobs) shown.cumulative_logprob = answer.cumulative_logprob;
+    if (update.finished) {
+      shown.finish_reason = finish_reason_name(answer.finish_reason);
+      shown.stop_text = answer.stop_text;
+      shown.stop_token_id = stop_token_of(answer, params_);
+    }
+    fresh_ = true;
+  }
+  if (update.error && !output_.error) output_.error = to_api(*update.error);
+  if (group.finished()) finish(group);
+}
+
+void RequestHandle::State::finish(const AnswerGroup& group) {
+  if (!streams_) {
+    const auto best = group.best();
+    for (size_t i = 0; i < best.size(); ++i) {
+      CompletionOutput& shown = output_.outputs[i];
+      shown.text = best[i]->text;
+      shown.token_ids = best[i]->token_ids;
+      shown.cumulative_logprob = best[i]->cumulative_logprob;
+      if (params_.logprobs) {
+        for (const auto& position : best[i]->logprobs) shown.logprobs.push_back(to_api(position));
+      }
+      shown.finish_reason = finish_reason_name(best[i]->finish_reason);
+      shown.stop_text = best[i]->stop_text;
+      shown.stop_token_id = stop_token_of(*best[i], params_);
+    }
+    // A choice that failed is no failure of the request as long as there are enough others.
+    output_.error.reset();
+    for (const Answer* answer : best) {
+      if (answer->error && !output_.error) output_.error = to_api(*answer->error);
+    }
+  }
+  for (const auto& position : group.prompt_logprobs()) {
+    output_.prompt_logprobs.push_back(to_api(position));
+  }
+  output_.metrics.end_to_end = seconds_since(arrival_);
+  output_.finished = true;
+  fresh_ = true;
+}
+
+RequestOutput RequestHandle::State::snapshot(std::vector<Taken>* taken) const {
+  RequestOutput copy = output_;
+  for (size_t i = 0; i < copy.outputs.size(); ++i) {
+    CompletionOutput& output = copy.outputs[i];
+    Taken& before = (*taken)[i];
+    output.text_diff = output.text.substr(before.text_bytes);
+    output.token_ids_diff.assign(
+        output.token_ids.begin() + static_cast<std::ptrdiff_t>(before.tokens),
+        output.token_ids.end());
+    before = {output.text.size(), output.token_ids.size()};
+  }
+  return copy;
+}
+
+bool RequestHandle::State::wait(std::optional<double> seconds) {
+  std::unique_lock lock(mutex_);
+  const auto ready = [this] { return fresh_ || output_.finished; };
+  if (!seconds) {
+    changed_.wait(lock, ready);
+    return true;
+  }
+  // A century is as good as for ever, and no clock overflows.
+  const std::chrono::duration<double> limit(std::clamp(*seconds, 0.0, 3e9));
+  return changed_.wait_for(lock, limit, ready);
+}
+
+std::optional<RequestOutput> RequestHandle::State::next() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return fresh_ || output_.finished; });
+  if (gave_last_) return std::nullopt;
+  fresh_ = false;
+  gave_last_ = output_.finished;
+  return snapshot(&taken_);
+}
+
+RequestOutput RequestHandle::State::result() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return output_.finished; });
+  return output_;
+}
+
+bool RequestHandle::State::finished() const {
+  const std::lock_guard lock(mutex_);
+  return output_.finished;
+}
+
+void RequestHandle::State::abort() {
+  std::shared_ptr<Runtime> runtime;
+  std::shared_ptr<AnswerGroup> group;
+  {
+    const std::lock_guard lock(mutex_);
+    aborted_ = true;
+    runtime = runtime_.lock();
+    group = group_.lock();
+  }
+  if (runtime && group) group->cancel();
+}
+
+uint64_t RequestHandle::request_id() const { return state_->request_id(); }
+std::optional<RequestOutput> RequestHandle::next() { return state_->next(); }
+bool RequestHandle::wait(double seconds) const { return state_->wait(seconds); }
+RequestOutput RequestHandle::result() const { return state_->result(); }
+bool RequestHandle::finished() const { return state_->finished(); }
+void RequestHandle::abort() { state_->abort(); }
+
+}  // namespace nibble::api
