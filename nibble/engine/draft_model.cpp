@@ -7,15 +7,6 @@
 #include "nibble/model/forward.h"
 
 namespace nibble {
-namespace {
-
-int32_t most_likely(const MatrixView& logits, int64_t row) {
-  const float* values = logits.row<float>(row);
-  return static_cast<int32_t>(std::max_element(values, values + logits.cols) - values);
-}
-
-}  // namespace
-
 Result<DraftModel> DraftModel::create(LoadedModel& model, int64_t num_blocks, int64_t block_size,
                                       int64_t max_rows) {
   NIBBLE_CHECK(model.weights.mtp.has_value());
@@ -23,9 +14,9 @@ Result<DraftModel> DraftModel::create(LoadedModel& model, int64_t num_blocks, in
   const auto row_bytes = static_cast<size_t>(model.config.hidden_size) * sizeof(float);
   DraftModel drafter(model);
   drafter.block_size_ = block_size;
-  drafter.block_hidden_ = NIBBLE_TRY(device.allocate(static_cast<size_t>(num_blocks) * row_bytes));
-  drafter.previous_ = NIBBLE_TRY(device.allocate(static_cast<size_t>(max_rows) * row_bytes));
-  drafter.hidden_ = NIBBLE_TRY(device.allocate(static_cast<size_t>(max_rows) * row_bytes));
+  drafter.block_hidden_ = NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(num_blocks) * row_bytes));
+  drafter.previous_ = NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(max_rows) * row_bytes));
+  drafter.hidden_ = NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(max_rows) * row_bytes));
   return drafter;
 }
 
@@ -60,7 +51,7 @@ void DraftModel::copy_previous(const StepBatch::Run& run, const MatrixView& hidd
 }
 
 void DraftModel::draft(const StepBatch& step, std::span<const StepBatch::Run> alive,
-                       const KvCache& cache, StepRunner& runner) {
+                       const KvCache& cache, StepRunner& runner, const Choice& choice) {
   const int64_t hidden_size = model_->config.hidden_size;
   const auto view = [&](const Buffer& buffer, int64_t rows) {
     return MatrixView{buffer.data(), DType::kF32, rows, hidden_size, hidden_size};
@@ -100,7 +91,11 @@ void DraftModel::draft(const StepBatch& step, std::span<const StepBatch::Run> al
   // that want more.
   for (int64_t k = 1; !drafting.empty(); ++k) {
     runner.logits(hidden, last_rows, [&](size_t i, const MatrixView& logits) {
-      drafting[i]->drafts.push_back(most_likely(logits, 0));
+      Sequence& sequence = *drafting[i];
+      const std::span<float> row(logits.row<float>(0), static_cast<size_t>(logits.cols));
+      if (!sequence.sampler.propose(row, choice.draw, *choice.sampler, sequence.drafts)) {
+        sequence.num_draft_steps = k - 1;
+      }
     });
     BatchBuilder next;
     std::vector<Sequence*> still_drafting;
@@ -110,8 +105,8 @@ void DraftModel::draft(const StepBatch& step, std::span<const StepBatch::Run> al
       std::memcpy(previous_.as<float>() + next.num_tokens() * hidden_size,
                   hidden.row<float>(last_rows[i].first),
                   static_cast<size_t>(hidden_size) * sizeof(float));
-      next.add(std::span<const int32_t>(sequence.drafts).last(1), sequence.num_computed - 1 + k, 0,
-               sequence.block_table, 1);
+      next.add(std::span<const int32_t>(sequence.drafts.token_ids).last(1),
+               sequence.num_computed - 1 + k, 0, sequence.block_table, 1);
       still_drafting.push_back(&sequence);
     }
     drafting = std::move(still_drafting);

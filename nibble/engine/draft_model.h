@@ -29,10 +29,17 @@ class DraftModel {
   // known (num_computed), before blocks are published.
   void keep_hidden(const StepBatch& step);
 
+  // How drafts are chosen: SequenceSampler::propose().
+  struct Choice {
+    bool draw = false;
+    Sampler* sampler = nullptr;
+  };
+
   // Computes all missing pairs of the step's sequences, then makes sequence.num_draft_steps drafts
-  // for each into sequence.drafts. Finished sequences are left out by the caller.
+  // for each into sequence.drafts, fewer where a grammar ends. Finished sequences are left out by
+  // the caller.
   void draft(const StepBatch& step, std::span<const StepBatch::Run> alive, const KvCache& cache,
-             StepRunner& runner);
+             StepRunner& runner, const Choice& choice);
 
  private:
   explicit DraftModel(LoadedModel& model) : model_(&model) {}

@@ -14,8 +14,6 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kMaxDrafts = 8;
-
 Status check_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return {};
   return invalid_argument(fmt::format("{} is {}, expected {}..{}", name, value, low, high));
@@ -26,6 +24,7 @@ Status validate(const EngineOptions& options, const LoadedModel& model) {
   NIBBLE_TRY(check_range("max_batch_size", options.max_batch_size, 1, 65536));
   NIBBLE_TRY(check_range("block_size", options.block_size, 1, 4096));
   NIBBLE_TRY(check_range("num_drafts", options.num_drafts, 0, kMaxDrafts));
+  NIBBLE_TRY(nibble::validate(options.draft, options.num_drafts));
   NIBBLE_TRY(check_range("max_num_tokens", options.max_num_tokens, 1, kMax));
   NIBBLE_TRY(check_range("num_blocks", options.num_blocks, 0, std::numeric_limits<int32_t>::max()));
   const double fraction = options.kv_cache_free_gpu_memory_fraction;
@@ -76,7 +75,8 @@ Engine::Engine(LoadedModel& model, const EngineOptions& options,
       options_(options),
       cache_(std::move(cache)),
       pool_(num_blocks, static_cast<int32_t>(options.block_size)),
-      scheduler_(scheduler_options, pool_) {
+      scheduler_(scheduler_options, pool_),
+      draft_policy_(options.draft, options.num_drafts) {
   stats_.accepted_at.resize(static_cast<size_t>(options.num_drafts));
 }
 
@@ -122,12 +122,6 @@ Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineO
 Result<uint64_t> Engine::add(Request request) {
   NIBBLE_TRY(nibble::validate(request.params));
   NIBBLE_TRY(validate_token_ids(request.params, model_.config.vocab_size));
-  if (request.params.guided) {
-    return unsupported("guided output is not connected to this engine yet; leave `guided` out");
-  }
-  if (request.params.thinking_budget) {
-    return unsupported("thinking_budget is not supported yet; leave it out");
-  }
   const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
   if (prompt_size == 0) return invalid_argument("the prompt has no tokens");
   for (size_t i = 0; i < request.prompt_token_ids.size(); ++i) {
@@ -156,6 +150,7 @@ Result<uint64_t> Engine::add(Request request) {
   context.eos_token_ids = model_.config.eos_token_ids;
   context.relaxed = options_.relaxed_thinking;
   context.processed_logprobs = options_.processed_logprobs;
+  if (request.params.guided) context.grammars = &grammars();
   auto sequence = std::make_unique<Sequence>(NIBBLE_TRY(SequenceSampler::create(
       context, request.params, request.choice, request.prompt_token_ids, max_output)));
   sequence->id = next_id_++;
@@ -175,6 +170,15 @@ Result<uint64_t> Engine::add(Request request) {
   sequences_.emplace(id, sequence.get());
   scheduler_.add(std::move(sequence));
   return id;
+}
+
+GuidedCache& Engine::grammars() {
+  if (!grammars_) {
+    const auto& eos = model_.config.eos_token_ids;
+    grammars_ = std::make_unique<GuidedCache>(std::make_shared<const TokenTrie>(
+        model_.tokenizer, model_.config.vocab_size, std::vector<int32_t>(eos.begin(), eos.end())));
+  }
+  return *grammars_;
 }
 
 void Engine::cancel(uint64_t id) {
@@ -224,20 +228,26 @@ void Engine::finish(Sequence& sequence, RequestUpdate update, std::vector<Reques
 
 void Engine::accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler::Window window,
                     std::vector<RequestUpdate>& updates) {
-  const auto num_drafts = static_cast<int64_t>(sequence.drafts.size());
+  const int64_t num_drafts = sequence.drafts.size();
   const auto num_tokens = static_cast<int64_t>(window.token_ids.size());
   sequence.num_computed += run.num_tokens - num_drafts + num_tokens - 1;
   if (num_drafts > 0) {
     ++stats_.num_windows;
     stats_.num_draft_tokens += num_drafts;
     for (int64_t i = 0; i < window.num_accepted; ++i) ++stats_.accepted_at[static_cast<size_t>(i)];
+    sequence.acceptance.add(num_drafts, window.num_accepted);
+    draft_policy_.add(window.num_accepted);
   }
   stats_.num_generated_tokens += num_tokens;
   sequence.token_ids.insert(sequence.token_ids.end(), window.token_ids.begin(),
                             window.token_ids.end());
   const int64_t remaining = sequence.max_output - sequence.output_size();
   sequence.drafts.clear();
-  sequence.num_draft_steps = window.ended ? 0 : std::min(options_.num_drafts, remaining - 1);
+  const auto num_running = static_cast<int64_t>(scheduler_.running().size());
+  sequence.num_draft_steps =
+      window.ended
+          ? 0
+          : std::min(draft_policy_.num_drafts(sequence.acceptance, num_running), remaining - 1);
 
   RequestUpdate update;
   update.id = sequence.id;
@@ -311,7 +321,7 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
       scored.push_back(std::move(update));
       continue;
     }
-    const auto window = static_cast<int64_t>(sequence.drafts.size()) + 1;
+    const int64_t window = sequence.drafts.size() + 1;
     rows.push_back({run.first_row + run.scheduled.num_tokens - window, window});
     sampling.push_back(i);
   }
@@ -343,7 +353,7 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
   }
   if (drafter_) {
     drafter_->keep_hidden(batch);
-    drafter_->draft(batch, alive, cache_, *runner_);
+    drafter_->draft(batch, alive, cache_, *runner_, {options_.draft.draft_sampling, &sampler_});
   }
   for (const StepBatch::Run& run : batch.runs) {
     const bool is_failed = std::any_of(failed.begin(), failed.end(), [&](const auto& f) {

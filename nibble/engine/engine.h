@@ -11,6 +11,7 @@
 #include "nibble/base/result.h"
 #include "nibble/engine/block_pool.h"
 #include "nibble/engine/draft_model.h"
+#include "nibble/engine/draft_policy.h"
 #include "nibble/engine/kv_cache.h"
 #include "nibble/engine/loaded_model.h"
 #include "nibble/engine/scheduler.h"
@@ -30,6 +31,7 @@ struct EngineOptions {
   bool enable_block_reuse = true;
   bool enable_chunked_prefill = true;
   int64_t num_drafts = 0;            // of the MTP layer, for each sequence and step: 0..8
+  DraftOptions draft;                // how they are made, and when fewer
   RelaxedThinking relaxed_thinking;  // how drafts are judged while the model thinks
   bool processed_logprobs = false;   // logprobs_mode: raw, or after everything but the draw
 };
@@ -78,7 +80,7 @@ struct EngineStats {
 
 // A request's result is a function of its prompt, parameters and seed: bit for bit the same
 // whatever else runs, however its prompt is cut, whether blocks were found, and with or without
-// drafts.
+// drafts (but for relaxed acceptance and draft_sampling).
 //
 // Not thread-safe: one thread calls everything.
 class Engine {
@@ -111,6 +113,9 @@ class Engine {
   Engine(LoadedModel& model, const EngineOptions& options,
          const SchedulerOptions& scheduler_options, KvCache cache, int32_t num_blocks);
 
+  // Made when the first request asks for guided output: it reads the whole vocabulary.
+  GuidedCache& grammars();
+
   void drop_ended(std::vector<RequestUpdate>& updates);
   void sample(const StepBatch& batch, std::vector<RequestUpdate>& updates);
   void finish(Sequence& sequence, RequestUpdate update, std::vector<RequestUpdate>& updates);
@@ -125,6 +130,8 @@ class Engine {
   Scheduler scheduler_;
   std::optional<StepRunner> runner_;
   std::optional<DraftModel> drafter_;
+  DraftPolicy draft_policy_;
+  std::unique_ptr<GuidedCache> grammars_;
   Sampler sampler_;
   std::unordered_map<uint64_t, Sequence*> sequences_;
   int64_t max_seq_len_ = 0;

@@ -18,6 +18,8 @@ constexpr double kBanningBias = -100;
 
 float& logit_of(std::span<float> logits, int32_t id) { return logits[static_cast<size_t>(id)]; }
 
+}  // namespace
+
 // Word by word, because a mask forbids or allows most words whole.
 void apply_mask(std::span<float> logits, const TokenMask& mask) {
   for (size_t w = 0; w < mask.words().size(); ++w) {
@@ -29,8 +31,6 @@ void apply_mask(std::span<float> logits, const TokenMask& mask) {
     }
   }
 }
-
-}  // namespace
 
 Result<std::vector<std::vector<int32_t>>> bad_sequences(const Tokenizer& tokenizer,
                                                         std::span<const std::string> texts) {

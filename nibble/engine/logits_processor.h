@@ -70,6 +70,9 @@ class LogitsProcessor {
   bool penalises_ = false;
 };
 
+// Sets what `mask` forbids to -inf. The mask is of logits.size() tokens.
+void apply_mask(std::span<float> logits, const TokenMask& mask);
+
 // Leaves `id` as the only token with a finite logit, for a token that is imposed (thinking_budget).
 // 0 <= id < logits.size().
 void force_token(std::span<float> logits, int32_t id);

@@ -7,6 +7,8 @@
 namespace nibble {
 namespace {
 
+constexpr int kMaxPreemptions = 3;  // of a sequence, until it needs its full room to run again
+
 // Higher priority first, then earlier arrival.
 bool comes_before(const Sequence& a, const Sequence& b) {
   return a.priority != b.priority ? a.priority > b.priority : a.id < b.id;
@@ -130,7 +132,11 @@ void Scheduler::publish(Sequence& sequence) {
 // free, and one in a hundred stays free for those that run already.
 bool Scheduler::admit(Sequence& sequence) {
   find_prefix(sequence);
-  const int64_t needed = blocks_for(sequence.size() + options_.num_drafts + 1) -
+  // One that was preempted again and again waits for room for its whole answer.
+  const int64_t tokens = sequence.num_preemptions > kMaxPreemptions
+                             ? sequence.prompt_size + sequence.max_output
+                             : sequence.size();
+  const int64_t needed = blocks_for(tokens + options_.num_drafts + 1) -
                          static_cast<int64_t>(sequence.block_table.size());
   const int64_t spare = running_.empty() ? 0 : std::max<int64_t>(1, pool_.num_blocks() / 100);
   if (needed + spare <= pool_.num_free()) return true;
@@ -157,10 +163,10 @@ std::vector<ScheduledRun> Scheduler::schedule() {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
     if (sequence.num_pending() != 1) continue;
-    const auto drafts = static_cast<int64_t>(sequence.drafts.size());
+    const auto drafts = sequence.drafts.size();
     if (budget < 1 + drafts) sequence.drafts.clear();
     if (budget < 1) break;
-    const int64_t tokens = 1 + static_cast<int64_t>(sequence.drafts.size());
+    const int64_t tokens = 1 + sequence.drafts.size();
     bool reserved = reserve(sequence, tokens);
     while (!reserved && preempt_for(sequence)) reserved = reserve(sequence, tokens);
     if (!reserved) {  // the last one in order: it waits until others have ended

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "nibble/engine/draft_policy.h"
 #include "nibble/engine/finish_reason.h"
 #include "nibble/engine/sampling_params.h"
 #include "nibble/engine/sequence_sampler.h"
@@ -41,8 +42,9 @@ struct Sequence {
   int64_t parent = -1;        // identity of the last of those, or the root
 
   // Tokens proposed by the MTP layer to stand behind token_ids; verified in the next step.
-  std::vector<int32_t> drafts;
+  Drafts drafts;
   int64_t num_draft_steps = 0;  // drafts to make in this step
+  AcceptanceHistory acceptance;
 
   bool cancelled = false;
   int num_preemptions = 0;

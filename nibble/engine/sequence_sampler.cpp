@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "nibble/base/check.h"
+
 namespace nibble {
 
 Result<SequenceSampler> SequenceSampler::create(const SamplingContext& context,
@@ -13,12 +15,15 @@ Result<SequenceSampler> SequenceSampler::create(const SamplingContext& context,
   facts.eos_ids.assign(context.eos_token_ids.begin(), context.eos_token_ids.end());
   facts.bad_sequences = NIBBLE_TRY(bad_sequences(*context.tokenizer, params.bad));
   LogitsProcessor processor = NIBBLE_TRY(LogitsProcessor::create(params, std::move(facts)));
-  return SequenceSampler(context, params, choice, prompt, max_output, std::move(processor));
+  OutputConstraint constraint =
+      NIBBLE_TRY(OutputConstraint::create(*context.tokenizer, params, prompt, context.grammars));
+  return SequenceSampler(context, params, choice, prompt, max_output, std::move(processor),
+                         std::move(constraint));
 }
 
 SequenceSampler::SequenceSampler(const SamplingContext& context, const SamplingParams& params,
                                  int choice, std::span<const int32_t> prompt, int64_t max_output,
-                                 LogitsProcessor processor)
+                                 LogitsProcessor processor, OutputConstraint constraint)
     : context_(context),
       params_(params),
       choice_(choice),
@@ -27,28 +32,23 @@ SequenceSampler::SequenceSampler(const SamplingContext& context, const SamplingP
       counts_(processor_.make_counts(prompt)),
       detokenizer_(*context.tokenizer, params.skip_special_tokens),
       stop_matcher_(params.stop, params.include_stop_str_in_output),
-      think_begin_(context.tokenizer->token_id("<think>")),
-      think_end_(context.tokenizer->token_id("</think>")) {
-  for (const int32_t token : prompt) follow_phase(token);
-}
+      constraint_(std::move(constraint)) {}
 
-void SequenceSampler::follow_phase(int32_t token) {
-  if (token == think_begin_) thinking_ = true;
-  if (token == think_end_) thinking_ = false;
-}
-
-Result<Verification> SequenceSampler::verify(std::span<const int32_t> drafts,
-                                             const ProcessedRow& row, Sampler& sampler) const {
+Result<Verification> SequenceSampler::verify(const Drafts& drafts, const ProcessedRow& row,
+                                             Sampler& sampler) const {
   const VerifyContext context{params_, static_cast<int64_t>(counts_.output().size()), choice_};
   RelaxedThinking relaxed = context_.relaxed;
   if (params_.relaxed_acceptance) {
     relaxed = {params_.relaxed_acceptance->enabled, params_.relaxed_acceptance->topk,
                params_.relaxed_acceptance->delta};
   }
-  if (relaxed.enabled && thinking_ && !drafts.empty()) {
-    return verify_relaxed(drafts, row, relaxed.topk, relaxed.delta, context, sampler);
+  if (relaxed.enabled && constraint_.thinking() && drafts.size() > 0) {
+    return verify_relaxed(drafts.token_ids, row, relaxed.topk, relaxed.delta, context, sampler);
   }
-  return verify_strict(drafts, row, context, sampler);
+  if (!drafts.distributions.empty()) {
+    return verify_drawn(drafts.token_ids, drafts.distributions, row, context, sampler);
+  }
+  return verify_strict(drafts.token_ids, row, context, sampler);
 }
 
 Result<PositionLogprobs> SequenceSampler::position_logprobs(std::span<const float> logits,
@@ -73,7 +73,7 @@ std::optional<FinishReason> SequenceSampler::ended_by(int32_t token) const {
 // A token that stands: counted, its text behind the stop strings, and whether it ends the sequence.
 void SequenceSampler::push(int32_t token, Window& window) {
   counts_.push(token);
-  follow_phase(token);
+  NIBBLE_CHECK(constraint_.push(token));
   window.token_ids.push_back(token);
   const bool matching = static_cast<int64_t>(counts_.output().size()) > params_.min_tokens;
   window.ended = ended_by(token);
@@ -93,7 +93,20 @@ void SequenceSampler::push(int32_t token, Window& window) {
   if (!out.match) window.text += stop_matcher_.flush();
 }
 
-Result<SequenceSampler::Window> SequenceSampler::sample(std::span<const int32_t> drafts,
+// Steps 2 and 3 of spec serving section 1.3, for the position behind what was pushed.
+Status SequenceSampler::process(std::span<float> logits) {
+  const OutputConstraint::Rule rule = constraint_.next();
+  if (rule.forced) {
+    NIBBLE_TRY(check_logits(logits));
+    force_token(logits, *rule.forced);
+    return {};
+  }
+  if (processor_.is_identity() && rule.mask == nullptr) return {};
+  const auto position = static_cast<int64_t>(counts_.output().size());
+  return processor_.apply(logits, counts_, position, rule.mask);
+}
+
+Result<SequenceSampler::Window> SequenceSampler::sample(const Drafts& drafts,
                                                         const MatrixView& logits,
                                                         Sampler& sampler) {
   // Raw log-probabilities are of the logits as the model gave them, so those are kept.
@@ -104,17 +117,17 @@ Result<SequenceSampler::Window> SequenceSampler::sample(std::span<const int32_t>
     const std::span<float> values(logits.row<float>(row), static_cast<size_t>(logits.cols));
     if (want_raw) raw.emplace_back(values.begin(), values.end());
     if (row > 0) {
-      counts_.push(drafts[static_cast<size_t>(row) - 1]);
+      const int32_t draft = drafts.token_ids[static_cast<size_t>(row) - 1];
+      counts_.push(draft);
+      NIBBLE_CHECK(constraint_.push(draft));  // it was accepted, so the mask has it
       ++pushed;
     }
-    const auto position = static_cast<int64_t>(counts_.output().size());
-    if (!processor_.is_identity()) {
-      NIBBLE_TRY(processor_.apply(values, counts_, position, nullptr));
-    }
+    NIBBLE_TRY(process(values));
     return std::span<const float>(values);
   };
   const auto verified = verify(drafts, processed, sampler);
   counts_.pop(pushed);
+  constraint_.pop(pushed);
   if (!verified) return tl::unexpected(verified.error());
 
   Window window;
@@ -132,6 +145,37 @@ Result<SequenceSampler::Window> SequenceSampler::sample(std::span<const int32_t>
   }
   window.num_accepted = std::min(verified->accepted, static_cast<int64_t>(window.token_ids.size()));
   return window;
+}
+
+bool SequenceSampler::propose(std::span<float> logits, bool draw, Sampler& sampler,
+                              Drafts& drafts) {
+  size_t pushed = 0;
+  bool allowed = true;
+  if (constraint_.restricts()) {
+    while (pushed < drafts.token_ids.size() && constraint_.push(drafts.token_ids[pushed])) ++pushed;
+    allowed = pushed == drafts.token_ids.size();
+    const OutputConstraint::Rule rule = constraint_.next();
+    if (rule.forced) {
+      force_token(logits, *rule.forced);
+    } else if (rule.mask != nullptr) {
+      apply_mask(logits, *rule.mask);
+    }
+    constraint_.pop(pushed);
+  }
+  if (!allowed) return false;
+  if (!draw || is_greedy(params_)) {
+    const auto token = argmax(logits);
+    if (!token) return false;
+    drafts.token_ids.push_back(*token);
+    return true;
+  }
+  auto distribution = sampler.distribution(logits, params_);
+  if (!distribution) return false;
+  const auto position = static_cast<int64_t>(counts_.output().size()) + drafts.size();
+  const double number = uniform(params_, position, RandomStream::kDraft, choice_);
+  drafts.token_ids.push_back(nibble::draw(*distribution, number));
+  drafts.distributions.push_back(*std::move(distribution));
+  return true;
 }
 
 }  // namespace nibble

@@ -11,6 +11,7 @@
 #include "nibble/engine/finish_reason.h"
 #include "nibble/engine/logits_processor.h"
 #include "nibble/engine/logprobs.h"
+#include "nibble/engine/output_constraint.h"
 #include "nibble/engine/sampler.h"
 #include "nibble/engine/sampling_params.h"
 #include "nibble/engine/stop_matcher.h"
@@ -35,12 +36,25 @@ struct SamplingContext {
   std::span<const int64_t> eos_token_ids;
   RelaxedThinking relaxed;
   bool processed_logprobs = false;  // logprobs_mode: after masks, penalties and filters
+  GuidedCache* grammars = nullptr;  // needed with params.guided
+};
+
+// Drafts of a window. Drawn drafts come with what each was drawn from.
+struct Drafts {
+  std::vector<int32_t> token_ids;
+  std::vector<Distribution> distributions;  // empty: token_ids are argmaxes
+
+  int64_t size() const { return static_cast<int64_t>(token_ids.size()); }
+  void clear() {
+    token_ids.clear();
+    distributions.clear();
+  }
 };
 
 // One for each sequence; kept with it through preemption.
 class SequenceSampler {
  public:
-  // Errors: those of LogitsProcessor::create and bad_sequences.
+  // Errors: those of LogitsProcessor::create, bad_sequences and OutputConstraint::create.
   static Result<SequenceSampler> create(const SamplingContext& context,
                                         const SamplingParams& params, int choice,
                                         std::span<const int32_t> prompt, int64_t max_output);
@@ -56,22 +70,28 @@ class SequenceSampler {
 
   // Judges `drafts` and draws one more token. Row i of `logits` [drafts + 1, vocab_size] stands
   // behind i drafts; rows are changed. Without drafts this is plain sampling, and with them the
-  // tokens are the same but under relaxed acceptance. Errors: kCorrupt for logits that allow no
-  // token.
-  Result<Window> sample(std::span<const int32_t> drafts, const MatrixView& logits,
-                        Sampler& sampler);
+  // tokens are the same but under relaxed acceptance, and with drawn drafts their law is. Errors:
+  // kCorrupt for logits that allow no token.
+  Result<Window> sample(const Drafts& drafts, const MatrixView& logits, Sampler& sampler);
+
+  // Appends a draft from the MTP layer's `logits` [vocab_size], which are changed: the likeliest
+  // token that the grammar allows behind the drafts so far; with `draw`, when this sequence is not
+  // greedy, one drawn as its tokens are. Without one that can be had nothing is appended. Returns
+  // whether one was.
+  bool propose(std::span<float> logits, bool draw, Sampler& sampler, Drafts& drafts);
 
  private:
   SequenceSampler(const SamplingContext& context, const SamplingParams& params, int choice,
-                  std::span<const int32_t> prompt, int64_t max_output, LogitsProcessor processor);
+                  std::span<const int32_t> prompt, int64_t max_output, LogitsProcessor processor,
+                  OutputConstraint constraint);
 
-  Result<Verification> verify(std::span<const int32_t> drafts, const ProcessedRow& row,
+  Status process(std::span<float> logits);
+  Result<Verification> verify(const Drafts& drafts, const ProcessedRow& row,
                               Sampler& sampler) const;
   std::optional<FinishReason> ended_by(int32_t token) const;
   void push(int32_t token, Window& window);
   Result<PositionLogprobs> position_logprobs(std::span<const float> logits, int32_t token,
                                              Sampler& sampler) const;
-  void follow_phase(int32_t token);
 
   SamplingContext context_;
   SamplingParams params_;
@@ -81,9 +101,7 @@ class SequenceSampler {
   TokenCounts counts_;
   Detokenizer detokenizer_;
   StopMatcher stop_matcher_;
-  std::optional<int32_t> think_begin_;
-  std::optional<int32_t> think_end_;
-  bool thinking_ = false;
+  OutputConstraint constraint_;
 };
 
 }  // namespace nibble

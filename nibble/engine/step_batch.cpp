@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "nibble/base/check.h"
 #include "nibble/model/forward.h"
@@ -46,9 +47,12 @@ Result<StepRunner> StepRunner::create(LoadedModel& model, int64_t max_rows) {
   const auto bytes = [](int64_t rows, int64_t cols) {
     return static_cast<size_t>(rows * cols) * sizeof(float);
   };
-  runner.hidden_ = NIBBLE_TRY(device.allocate(bytes(max_rows, model.config.hidden_size)));
-  runner.gathered_ = NIBBLE_TRY(device.allocate(bytes(kLogitRows, model.config.hidden_size)));
-  runner.logits_ = NIBBLE_TRY(device.allocate(bytes(kLogitRows, model.config.vocab_size)));
+  runner.hidden_ =
+      NIBBLE_TRY(device.allocate_host_visible(bytes(max_rows, model.config.hidden_size)));
+  runner.gathered_ =
+      NIBBLE_TRY(device.allocate_host_visible(bytes(kLogitRows, model.config.hidden_size)));
+  runner.logits_ =
+      NIBBLE_TRY(device.allocate_host_visible(bytes(kLogitRows, model.config.vocab_size)));
   return runner;
 }
 
@@ -60,7 +64,8 @@ StepBatch StepRunner::run(std::span<const ScheduledRun> runs, const KvCache& cac
     const Sequence& sequence = *run.sequence;
     step.runs.push_back({run, builder.num_tokens(), sequence.num_computed});
     tokens.assign(sequence.token_ids.begin() + sequence.num_computed, sequence.token_ids.end());
-    tokens.insert(tokens.end(), sequence.drafts.begin(), sequence.drafts.end());
+    const std::vector<int32_t>& drafts = sequence.drafts.token_ids;
+    tokens.insert(tokens.end(), drafts.begin(), drafts.end());
     NIBBLE_CHECK(run.num_tokens <= static_cast<int64_t>(tokens.size()));
     builder.add(std::span(tokens).first(static_cast<size_t>(run.num_tokens)), sequence.num_computed,
                 sequence.prompt_size, sequence.block_table, 0);
@@ -70,12 +75,20 @@ StepBatch StepRunner::run(std::span<const ScheduledRun> runs, const KvCache& cac
       MatrixView{hidden_.data(), DType::kF32, builder.num_tokens(), hidden_size, hidden_size};
   forward(model_->config, model_->weights, builder.batch(), cache.layers(), *model_->kernels,
           workspace_, step.hidden);
+  finish();
   return step;
+}
+
+// Nothing can go on without its device, so that an error here is thrown, not returned.
+void StepRunner::finish() {
+  const Status status = model_->kernels->device().synchronize();
+  if (!status) throw std::runtime_error(status.error().message);
 }
 
 void StepRunner::logits(const MatrixView& hidden, std::span<const RowRange> rows,
                         const std::function<void(size_t, const MatrixView&)>& sink) {
   const int64_t vocab = model_->config.vocab_size;
+  finish();  // the hidden states are read here
   for (size_t begin = 0; begin < rows.size();) {
     // As many whole ranges as one pass takes.
     int64_t count = 0;
@@ -92,6 +105,7 @@ void StepRunner::logits(const MatrixView& hidden, std::span<const RowRange> rows
     }
     const MatrixView all{logits_.data(), DType::kF32, count, vocab, vocab};
     model_->kernels->linear(gathered, model_->weights.lm_head, all);
+    finish();
     at = 0;
     for (size_t i = begin; i < end; ++i) {
       sink(i, all.slice_rows(at, rows[i].count));
