@@ -88,6 +88,8 @@ std::vector<MlaCase> mla_cases() {
       {odd_mla_shape(5), LinearFormat::kFp8Block, DType::kBf16},
       {{2, 48, 32, 8, 16, 0.2f}, LinearFormat::kFp8Block, DType::kBf16},
       {{3, 48, 20, 8, 12, 0.2f}, LinearFormat::kNvfp4, DType::kF32},
+      {real_mla_shape(4), LinearFormat::kFp8Block, DType::kF8E4m3},
+      {{20, 32, 48, 16, 32, 0.2f}, LinearFormat::kBf16, DType::kBf16},  // heads share panels
       {{9, 144, 128, 2, 144, 0.1f}, LinearFormat::kNvfp4, DType::kF8E4m3},
   };
   return cases;

@@ -57,6 +57,18 @@ int64_t attend_block_floats(int64_t dim);
 void attend_block(const PanelIsa& isa, const AttentionRows& rows, int64_t block_start,
                   const float* keys, const float* values, float* scratch);
 
+// As attend_block, but reads the entries as the cache stores them: nothing is converted or
+// transposed into scratch first, which would cost more than the products for a few rows. Each row
+// reads the entries anew. The latent (rows.value_panels * 16 elements) and the key (rows.dim) are
+// multiples of
+// 16. `scratch` holds kQueryTile * kSliceCols floats.
+//   entries      the block's positions as far as any row sees them
+void attend_entries(const PanelIsa& isa, const AttentionRows& rows, int64_t block_start,
+                    PanelFormat format, const void* const* entries, float* scratch);
+
+// The cache's type as the inner loops name it.
+PanelFormat cache_format(DType dtype);
+
 // keys[., d, position] for the positions [first, first + 16) of a block and dims [first_dim,
 // first_dim + count): from rows of `source` (position p at source + p * stride); positions from
 // `valid` on become zeros.

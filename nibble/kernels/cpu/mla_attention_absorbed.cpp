@@ -2,6 +2,7 @@
 // space (the heads of a token are rows against the same keys), then W_UV, again for all tokens of a
 // head at once, so that a batch reads kv_b_proj once.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "nibble/base/check.h"
@@ -14,6 +15,9 @@ namespace {
 
 constexpr int64_t kAbsorbedTokens = 64;  // of one pass; they bound the scratch
 constexpr int64_t kAbsorbedRows = 512;   // query rows (tokens x heads) of one task
+// Up to so many heads read the entries as they are stored; more share entries that are made into
+// panels. A property of the model, never of the batch, because the two differ in their last bits.
+constexpr int64_t kFewHeads = 16;
 
 }  // namespace
 
@@ -108,6 +112,8 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
   const int64_t head_groups =
       std::min(heads, std::max<int64_t>(1, ceil_div(pool_.num_threads(), pieces)));
   const int64_t group_heads = ceil_div(heads, head_groups);
+  const bool as_stored = heads <= kFewHeads && shape.kv_lora_rank % kPanelRows == 0 &&
+                         shape.qk_rope_head_dim % kPanelRows == 0;
   const auto attend = [&](int64_t begin, int64_t end, int thread_id) {
     for (int64_t task = begin; task < end; ++task) {
       const AttentionSegment& segment = segments_[static_cast<size_t>(task / head_groups)];
@@ -135,6 +141,18 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
       const int64_t context = segment.first_position + segment.num_tokens;
       for (int64_t start = 0; start < context; start += kContextBlock) {
         const int64_t valid = std::min(kContextBlock, context - start);
+        if (as_stored) {
+          std::array<const void*, kContextBlock> stored = {};
+          for (int64_t p = 0; p < valid; ++p) {
+            stored[static_cast<size_t>(p)] =
+                static_cast<const std::byte*>(cache.data) +
+                cache.entry_offset(segment.block_table, segment.slot(start + p)) *
+                    dtype_size(cache.dtype);
+          }
+          attend_entries(*isa_, rows, start, cache_format(cache.dtype), stored.data(),
+                         block_scratch);
+          continue;
+        }
         for (int64_t p = 0; p < valid; ++p) {
           float* const entry = entries + p * shape.entry_size();
           read_cache(*isa_, cache, segment.block_table, segment.slot(start + p), 0,

@@ -75,6 +75,19 @@ struct PanelIsa {
   // Exact conversions: format kF32 (copy), kBf16 or kFp8 (E4M3 with scale 1, NaN codes to NaN).
   void (*to_float)(PanelFormat format, const void* source, int64_t count, float* out);
 
+  // Attention of a few query rows on cached entries as they are stored; `dim` is a multiple of 16,
+  // the first of an entry's elements, in `format` (kF32, kBf16 or kFp8, whose NaN codes are NaN).
+  // scores[r, i] = sum over dim of q[r, d] entry i [d], in 16 partial sums and a fixed tree.
+  void (*score_entries)(PanelFormat format, const void* const* entries, int64_t count, int64_t dim,
+                        const float* q, int64_t q_row, int64_t rows, float* scores,
+                        int64_t scores_row);
+
+  // sums[r, d] (+)= sum over i < count, rising, of weights[r, i] entry i [d]; adds when
+  // `accumulate`.
+  void (*add_entries)(PanelFormat format, const void* const* entries, int64_t count, int64_t dim,
+                      const float* weights, int64_t weights_row, int64_t rows, float* sums,
+                      int64_t sums_row, bool accumulate);
+
   // out[i] = exp(x[i]), within 2 units of binary32; 0 below -104, infinity above 88.73.
   void (*exp)(const float* x, int64_t count, float* out);
 };

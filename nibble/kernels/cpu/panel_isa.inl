@@ -341,6 +341,16 @@ void swiglu(const float* gate, float gate_scale, const float* up, float up_scale
   }
 }
 
+// The lanes' sum, by a fixed tree.
+float v_sum(V16 v) {
+  float lanes[16];
+  v_store(lanes, v);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
 float softmax_block(float* scores, int64_t visible, float scale, float* max, float* sum) {
   constexpr float kLowest = -__builtin_inff();
   const V16 factor = v_set(scale);
@@ -369,15 +379,11 @@ float softmax_block(float* scores, int64_t visible, float scale, float* max, flo
     v_store(scores + i, p);
     total = v_add(total, p);
   }
-  v_store(lanes, total);
-  // A fixed tree, the same for every number of visible positions.
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
+  const float block_sum = v_sum(total);
   float correction[16];
   v_store(correction, v_exp(v_set(old_max - new_max)));
   *max = new_max;
-  *sum = *sum * correction[0] + lanes[0];
+  *sum = *sum * correction[0] + block_sum;
   return correction[0];
 }
 
@@ -420,6 +426,157 @@ void to_float(PanelFormat format, const void* source, int64_t count, float* out)
   }
 }
 
+// Sixteen elements from `d` of a cached entry.
+template <PanelFormat kFormat>
+V16 v_load_entry(const void* entry, int64_t d) {
+  if constexpr (kFormat == PanelFormat::kF32) return v_load(static_cast<const float*>(entry) + d);
+  if constexpr (kFormat == PanelFormat::kBf16) {
+    return v_load_bf16(static_cast<const uint16_t*>(entry) + d);
+  }
+  if constexpr (kFormat == PanelFormat::kFp8) {
+    return v_load_e4m3(static_cast<const uint8_t*>(entry) + d);
+  }
+}
+
+// A tile of query rows and entries: kRows * kEntries accumulators, so that every loaded value is
+// used more than once.
+template <PanelFormat kFormat, int kRows, int kEntries>
+void score_tile(const void* const* entries, int64_t dim, const float* q, int64_t q_row,
+                float* scores, int64_t scores_row) {
+  V16 sum[kRows][kEntries];
+  NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL for (int i = 0; i < kEntries; ++i) sum[r][i] = v_zero();
+  }
+  for (int64_t d = 0; d < dim; d += 16) {
+    V16 x[kEntries];
+    NIBBLE_UNROLL for (int i = 0; i < kEntries; ++i) x[i] = v_load_entry<kFormat>(entries[i], d);
+    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+      const V16 query = v_load(q + r * q_row + d);
+      NIBBLE_UNROLL for (int i = 0; i < kEntries; ++i) sum[r][i] = v_fma(query, x[i], sum[r][i]);
+    }
+  }
+  NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL for (int i = 0; i < kEntries; ++i) {
+      scores[r * scores_row + i] = v_sum(sum[r][i]);
+    }
+  }
+}
+
+template <PanelFormat kFormat, int kRows>
+void score_rows(const void* const* entries, int64_t count, int64_t dim, const float* q,
+                int64_t q_row, float* scores, int64_t scores_row) {
+  int64_t i = 0;
+  for (; i + kEntryTile <= count; i += kEntryTile) {
+    score_tile<kFormat, kRows, kEntryTile>(entries + i, dim, q, q_row, scores + i, scores_row);
+  }
+  for (; i < count; ++i) {
+    score_tile<kFormat, kRows, 1>(entries + i, dim, q, q_row, scores + i, scores_row);
+  }
+}
+
+template <PanelFormat kFormat>
+void score_entries_of(const void* const* entries, int64_t count, int64_t dim, const float* q,
+                      int64_t q_row, int64_t rows, float* scores, int64_t scores_row) {
+  int64_t r = 0;
+  for (; r + kRowTile <= rows; r += kRowTile) {
+    score_rows<kFormat, kRowTile>(entries, count, dim, q + r * q_row, q_row, scores + r * scores_row,
+                                  scores_row);
+  }
+  for (; r < rows; ++r) {
+    score_rows<kFormat, 1>(entries, count, dim, q + r * q_row, q_row, scores + r * scores_row,
+                           scores_row);
+  }
+}
+
+void score_entries(PanelFormat format, const void* const* entries, int64_t count, int64_t dim,
+                   const float* q, int64_t q_row, int64_t rows, float* scores,
+                   int64_t scores_row) {
+  switch (format) {
+    case PanelFormat::kF32:
+      return score_entries_of<PanelFormat::kF32>(entries, count, dim, q, q_row, rows, scores,
+                                                 scores_row);
+    case PanelFormat::kBf16:
+      return score_entries_of<PanelFormat::kBf16>(entries, count, dim, q, q_row, rows, scores,
+                                                  scores_row);
+    case PanelFormat::kFp8:
+    case PanelFormat::kNvfp4:
+      return score_entries_of<PanelFormat::kFp8>(entries, count, dim, q, q_row, rows, scores,
+                                                 scores_row);
+  }
+}
+
+template <PanelFormat kFormat, int kRows, int kColumns>
+void add_tile(const void* const* entries, int64_t count, int64_t first, const float* weights,
+              int64_t weights_row, float* sums, int64_t sums_row, bool accumulate) {
+  V16 sum[kRows][kColumns];
+  NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL for (int c = 0; c < kColumns; ++c) {
+      sum[r][c] = accumulate ? v_load(sums + r * sums_row + first + 16 * c) : v_zero();
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    V16 x[kColumns];
+    NIBBLE_UNROLL for (int c = 0; c < kColumns; ++c) {
+      x[c] = v_load_entry<kFormat>(entries[i], first + 16 * c);
+    }
+    NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+      const V16 weight = v_set(weights[r * weights_row + i]);
+      NIBBLE_UNROLL for (int c = 0; c < kColumns; ++c) sum[r][c] = v_fma(weight, x[c], sum[r][c]);
+    }
+  }
+  NIBBLE_UNROLL for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL for (int c = 0; c < kColumns; ++c) {
+      v_store(sums + r * sums_row + first + 16 * c, sum[r][c]);
+    }
+  }
+}
+
+template <PanelFormat kFormat, int kRows>
+void add_rows(const void* const* entries, int64_t count, int64_t dim, const float* weights,
+              int64_t weights_row, float* sums, int64_t sums_row, bool accumulate) {
+  int64_t d = 0;
+  for (; d + 16 * kEntryTile <= dim; d += 16 * kEntryTile) {
+    add_tile<kFormat, kRows, kEntryTile>(entries, count, d, weights, weights_row, sums, sums_row,
+                                         accumulate);
+  }
+  for (; d < dim; d += 16) {
+    add_tile<kFormat, kRows, 1>(entries, count, d, weights, weights_row, sums, sums_row,
+                                accumulate);
+  }
+}
+
+template <PanelFormat kFormat>
+void add_entries_of(const void* const* entries, int64_t count, int64_t dim, const float* weights,
+                    int64_t weights_row, int64_t rows, float* sums, int64_t sums_row,
+                    bool accumulate) {
+  int64_t r = 0;
+  for (; r + kRowTile <= rows; r += kRowTile) {
+    add_rows<kFormat, kRowTile>(entries, count, dim, weights + r * weights_row, weights_row,
+                                sums + r * sums_row, sums_row, accumulate);
+  }
+  for (; r < rows; ++r) {
+    add_rows<kFormat, 1>(entries, count, dim, weights + r * weights_row, weights_row,
+                         sums + r * sums_row, sums_row, accumulate);
+  }
+}
+
+void add_entries(PanelFormat format, const void* const* entries, int64_t count, int64_t dim,
+                 const float* weights, int64_t weights_row, int64_t rows, float* sums,
+                 int64_t sums_row, bool accumulate) {
+  switch (format) {
+    case PanelFormat::kF32:
+      return add_entries_of<PanelFormat::kF32>(entries, count, dim, weights, weights_row, rows, sums,
+                                               sums_row, accumulate);
+    case PanelFormat::kBf16:
+      return add_entries_of<PanelFormat::kBf16>(entries, count, dim, weights, weights_row, rows,
+                                                sums, sums_row, accumulate);
+    case PanelFormat::kFp8:
+    case PanelFormat::kNvfp4:
+      return add_entries_of<PanelFormat::kFp8>(entries, count, dim, weights, weights_row, rows, sums,
+                                               sums_row, accumulate);
+  }
+}
+
 }  // namespace
 }  // namespace nibble
 
@@ -427,5 +584,5 @@ void to_float(PanelFormat format, const void* source, int64_t count, float* out)
   {                                                                                    \
     NIBBLE_FUSED_TOKENS, nibble::multiply, nibble::dequantize, nibble::multiply_fused, \
         nibble::swiglu, nibble::softmax_block, nibble::scale_all, nibble::to_float,    \
-        nibble::exp_all                                                                \
+        nibble::score_entries, nibble::add_entries, nibble::exp_all                    \
   }

@@ -9,6 +9,8 @@ struct V16 {
   __m256 hi;
 };
 
+constexpr int kRowTile = 2;    // query rows of a tile of score_entries and add_entries
+constexpr int kEntryTile = 2;  // entries, or columns / 16
 constexpr int kTilePanels = 1;  // times 6 tokens: 12 accumulators of 16 registers
 constexpr int fused_panels(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 2 : 1; }
 

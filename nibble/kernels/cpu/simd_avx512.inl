@@ -6,6 +6,8 @@ namespace {
 
 using V16 = __m512;
 
+constexpr int kRowTile = 4;    // query rows of a tile of score_entries and add_entries
+constexpr int kEntryTile = 4;  // entries, or columns / 16
 constexpr int kTilePanels = 4;  // times 6 tokens: 24 accumulators of 32 registers
 constexpr int fused_panels(int tokens) { return tokens == 1 ? 8 : tokens <= 4 ? 4 : 2; }
 

@@ -13,6 +13,8 @@ struct V16 {
   float v[16];
 };
 
+constexpr int kRowTile = 1;    // query rows of a tile of score_entries and add_entries
+constexpr int kEntryTile = 1;  // entries, or columns / 16
 constexpr int kTilePanels = 1;
 constexpr int fused_panels(int) { return 1; }
 
