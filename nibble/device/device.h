@@ -63,6 +63,11 @@ class Device {
   // Errors: kOutOfMemory with what was asked and what is free.
   virtual Result<Buffer> allocate(size_t bytes) = 0;
 
+  // Memory as allocate() gives that the host may read and write directly, too, as long as no work
+  // given to the device uses it: results to read, inputs to fill. Slower for the device than its
+  // own. A host device has no other kind.
+  virtual Result<Buffer> allocate_host_visible(size_t bytes) { return allocate(bytes); }
+
   // Copies between host memory and this device's, in order with other work; the host side may be
   // reused when the call returns.
   virtual Status copy_to_device(void* destination, std::span<const std::byte> source) = 0;
@@ -73,7 +78,7 @@ class Device {
 
   virtual Result<DeviceMemory> memory() = 0;
 
-  // Whether the host may read and write this device's memory directly.
+  // Whether the host may read and write all of this device's memory directly.
   virtual bool is_host() const = 0;
 
  protected:

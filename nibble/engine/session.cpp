@@ -33,8 +33,6 @@ Result<Session> Session::create(LoadedModel& model, const SessionOptions& option
   }
   const int64_t num_blocks = (max_tokens + kBlockSize - 1) / kBlockSize;
   Device& device = model.kernels->device();
-  if (!device.is_host()) return unsupported("a session needs a backend in host memory");
-
   const int64_t chunk_size = std::min(options.chunk_size, max_tokens);
   KvCacheOptions cache_options;
   cache_options.dtype = options.kv_cache_dtype;
@@ -49,8 +47,10 @@ Result<Session> Session::create(LoadedModel& model, const SessionOptions& option
   session.block_table_.resize(static_cast<size_t>(num_blocks));
   std::iota(session.block_table_.begin(), session.block_table_.end(), 0);
   session.last_logits_.resize(static_cast<size_t>(model.config.vocab_size));
-  session.logits_ = NIBBLE_TRY(
-      device.allocate(static_cast<size_t>(kLogitRows * model.config.vocab_size) * sizeof(float)));
+  session.hidden_rows_ = NIBBLE_TRY(device.allocate_host_visible(
+      static_cast<size_t>(chunk_size * model.config.hidden_size) * sizeof(float)));
+  session.logits_ = NIBBLE_TRY(device.allocate_host_visible(
+      static_cast<size_t>(kLogitRows * model.config.vocab_size) * sizeof(float)));
   return session;
 }
 
@@ -86,7 +86,7 @@ Status Session::append_chunk(std::span<const int32_t> token_ids, MlaForm form, i
   const auto position = static_cast<int64_t>(token_ids_.size());
   const AttentionSegment segment{0, rows, position, block_table_.data(), form};
   const Batch batch{token_ids, AttentionBatch{rows, std::span(&segment, 1)}};
-  const MatrixView hidden = workspace_.normed.slice_rows(0, rows);
+  const MatrixView hidden = hidden_view(rows);
   forward(model_->config, model_->weights, batch, cache_.layers(), *model_->kernels, workspace_,
           hidden, observer);
   NIBBLE_TRY(model_->kernels->device().synchronize());
@@ -111,6 +111,11 @@ Status Session::append_chunk(std::span<const int32_t> token_ids, MlaForm form, i
   return {};
 }
 
+MatrixView Session::hidden_view(int64_t rows) const {
+  const int64_t cols = model_->config.hidden_size;
+  return MatrixView{hidden_rows_.data(), DType::kF32, rows, cols, cols};
+}
+
 Status Session::run_head(const MatrixView& hidden, int64_t first, const LogitsSink& sink) {
   const int64_t vocab = model_->config.vocab_size;
   for (int64_t at = 0; at < hidden.rows; at += kLogitRows) {
@@ -133,10 +138,10 @@ Status Session::mtp_logits(const LogitsSink& sink) {
     const Batch batch{
         std::span(token_ids_).subspan(static_cast<size_t>(first) + 1, static_cast<size_t>(rows)),
         AttentionBatch{rows, std::span(&segment, 1)}};
-    const MatrixView previous{hidden_.data() + first * hidden_size, DType::kF32, rows, hidden_size,
-                              hidden_size};
-    const MatrixView hidden = workspace_.normed.slice_rows(0, rows);
-    forward_mtp(model_->config, model_->weights, batch, previous, cache_.layers().back(),
+    const MatrixView hidden = hidden_view(rows);
+    std::memcpy(hidden.data, hidden_.data() + first * hidden_size,
+                static_cast<size_t>(rows * hidden_size) * sizeof(float));
+    forward_mtp(model_->config, model_->weights, batch, hidden, cache_.layers().back(),
                 *model_->kernels, workspace_, hidden);
     NIBBLE_TRY(run_head(hidden, first, sink));
   }

@@ -56,6 +56,7 @@ class Session {
   Status append_chunk(std::span<const int32_t> token_ids, MlaForm form, int64_t first,
                       bool want_last, const LogitsSink& all_logits, const HiddenObserver& observer);
   Status run_head(const MatrixView& hidden, int64_t first, const LogitsSink& sink);
+  MatrixView hidden_view(int64_t rows) const;
 
   LoadedModel* model_;
   KvCache cache_;
@@ -67,7 +68,9 @@ class Session {
   std::vector<int32_t> token_ids_;
   std::vector<float> last_logits_;
   std::vector<float> hidden_;  // with_mtp: [tokens, hidden_size] on the host
-  Buffer logits_;              // [kLogitRows, vocab_size]
+  // Memory that the host sees, too.
+  Buffer hidden_rows_;  // [chunk_size, hidden_size]
+  Buffer logits_;       // [kLogitRows, vocab_size]
 };
 
 }  // namespace nibble

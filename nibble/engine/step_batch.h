@@ -66,11 +66,14 @@ class StepRunner {
   Workspace& workspace() { return workspace_; }
 
  private:
+  void finish();  // waits for the device
+
   StepRunner(LoadedModel& model, Workspace workspace)
       : model_(&model), workspace_(std::move(workspace)) {}
 
   LoadedModel* model_;
   Workspace workspace_;
+  // Memory that the host sees, too.
   Buffer hidden_;    // [max_rows, hidden_size]
   Buffer gathered_;  // [kLogitRows, hidden_size]
   Buffer logits_;    // [kLogitRows, vocab_size]

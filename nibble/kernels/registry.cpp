@@ -10,6 +10,10 @@
 #include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/reference/reference_kernels.h"
 
+#ifdef NIBBLE_HAVE_CUDA
+#include "nibble/kernels/cuda/cuda_kernels.h"
+#endif
+
 namespace nibble {
 namespace {
 
@@ -36,7 +40,11 @@ Result<std::unique_ptr<Kernels>> make_kernels(std::string_view backend,
   if (backend == "reference") return std::make_unique<ReferenceKernels>();
   if (backend == "cpu" || backend == "auto") return make_cpu_kernels(options);
   if (backend == "cuda") {
+#ifdef NIBBLE_HAVE_CUDA
+    return make_cuda_kernels();
+#else
     return unsupported("backend cuda is not part of this build, which has cpu and reference");
+#endif
   }
   const std::vector<std::string> known = {"auto", "cpu", "cuda", "reference"};
   return invalid_argument(

@@ -16,7 +16,8 @@ struct KernelOptions {
   std::optional<Isa> isa;  // of the cpu backend; by default selected_isa()
 };
 
-// "reference", "cpu", or "auto" for the fastest that this machine has.
+// "reference", "cpu", "cuda" (the first GPU), or "auto", which is "cpu": nothing moves to a GPU
+// unasked.
 //
 // Errors: kUnsupported for "cuda" in a build without it and for an instruction set that this
 // machine lacks; kInvalidArgument for an unknown backend, a negative or absurd number of threads,

@@ -9,6 +9,7 @@
 #include "nibble/base/error.h"
 #include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/reference/dequantize.h"
+#include "nibble/kernels/source_codes.h"
 #include "nibble/numeric/nvfp4.h"
 
 namespace nibble {
@@ -82,33 +83,6 @@ void pack_panel(const HostLinear& source, const int64_t* rows, uint8_t* out, flo
   }
 }
 
-// Codes that the inner loops don't decode and no sound checkpoint holds.
-Status check_codes(const HostLinear& source) {
-  if (source.format == LinearFormat::kFp8Block) {
-    const auto* const codes = static_cast<const uint8_t*>(source.data);
-    for (int64_t r = 0; r < source.rows; ++r) {
-      const uint8_t* const row = codes + r * source.cols;
-      bool any = false;  // without an early exit the loop becomes vectors
-      for (int64_t k = 0; k < source.cols; ++k) any |= (row[k] & 0x7f) == 0x7f;
-      if (!any) continue;
-      const uint8_t* const bad =
-          std::find_if(row, row + source.cols, [](uint8_t code) { return (code & 0x7f) == 0x7f; });
-      return corrupt(fmt::format("weight [{}, {}] is 0x{:02x}, an E4M3 NaN, expected a number", r,
-                                 bad - row, *bad));
-    }
-  }
-  if (source.format == LinearFormat::kNvfp4) {
-    const int64_t blocks = source.cols / kNvfp4BlockSize;
-    const auto* scales = static_cast<const uint8_t*>(source.scales);
-    const auto bad = find_bad_block_scale({scales, static_cast<size_t>(source.rows * blocks)});
-    if (!bad) return {};
-    const auto i = static_cast<int64_t>(*bad);
-    return corrupt(fmt::format("block scale [{}, {}] is 0x{:02x}, expected 0x00 to 0x7e",
-                               i / blocks, i % blocks, scales[i]));
-  }
-  return {};
-}
-
 LinearWeight packed_weight(const HostLinear& source, ActivationFormat activation, int64_t rows,
                            void* destination) {
   const PackedSize size = packed_size(source.format, panels_of(rows), source.cols);
@@ -175,7 +149,7 @@ size_t CpuKernels::packed_bytes(LinearFormat format, int64_t rows, int64_t cols)
 Result<LinearWeight> CpuKernels::pack(const HostLinear& source, ActivationFormat activation,
                                       void* destination) const {
   NIBBLE_CHECK(source.format != LinearFormat::kNvfp4 || source.cols % kNvfp4BlockSize == 0);
-  NIBBLE_TRY(check_codes(source));
+  NIBBLE_TRY(check_source_codes(source));
   const LinearWeight weight = packed_weight(source, activation, source.rows, destination);
   for (int64_t p = 0; p < panels_of(source.rows); ++p) {
     int64_t rows[kPanelRows];
@@ -203,7 +177,7 @@ Result<MlaUpWeight> CpuKernels::pack_mla_up(const HostLinear& kv_b_proj, const M
   const int64_t head_rows = nope + shape.v_head_dim;
   NIBBLE_CHECK(kv_b_proj.rows == shape.num_heads * head_rows);
   NIBBLE_CHECK(kv_b_proj.cols == shape.kv_lora_rank);
-  NIBBLE_TRY(check_codes(kv_b_proj));
+  NIBBLE_TRY(check_source_codes(kv_b_proj));
 
   std::vector<float> values;
   HostLinear as_float = kv_b_proj;

@@ -1,0 +1,71 @@
+// Products of few tokens with one matrix, from memory: matrices are rotated over more than 4 x L2.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "bench/cuda/gpu_timing.h"
+#include "nibble/device/cuda/cuda_stream.h"
+
+namespace nibble::bench {
+namespace {
+
+constexpr size_t kColdBytes = size_t{400} << 20;
+
+void bench_shape(Kernels& kernels, const Limits& limits, LinearFormat format, int64_t rows,
+                 int64_t cols, std::initializer_list<int64_t> token_counts) {
+  Device& device = kernels.device();
+  const size_t bytes = kernels.packed_bytes(format, rows, cols);
+  const auto copies = static_cast<int>(std::max<size_t>(2, (kColdBytes + bytes - 1) / bytes));
+  std::vector<BenchWeight> weights;
+  for (int i = 0; i < copies; ++i) {
+    weights.push_back(random_weight(kernels, format, rows, cols, static_cast<uint64_t>(i) + 10));
+  }
+  for (const int64_t tokens : token_counts) {
+    const Buffer x = device.allocate(static_cast<size_t>(tokens * cols) * 4).value();
+    const Buffer out = device.allocate(static_cast<size_t>(tokens * rows) * 4).value();
+    fill_normal(x.as<float>(), tokens * cols, 1, 5, cuda_stream(device));
+    const MatrixView x_view{x.data(), DType::kF32, tokens, cols, cols};
+    const MatrixView out_view{out.data(), DType::kF32, tokens, rows, rows};
+    const Samples s = time_graph(device, [&] {
+      for (const BenchWeight& w : weights) kernels.linear(x_view, w.weight, out_view);
+    });
+    const double us = s.median / copies;
+    const double rate = static_cast<double>(bytes) / us / 1000;
+    const double flops = 2e-6 * static_cast<double>(rows * cols) * static_cast<double>(tokens) / us;
+    fmt::print(
+        "{:>6} [{:>5}, {:>5}] x {:>4}: {:8.2f} us ({:.2f}..{:.2f})  {:6.0f} GB/s  {:5.1f} % of "
+        "copy  {:6.1f} TFLOP/s\n",
+        format == LinearFormat::kNvfp4  ? "NVFP4"
+        : format == LinearFormat::kBf16 ? "BF16"
+                                        : "FP8",
+        rows, cols, tokens, us, s.min / copies, s.max / copies, rate, 100 * rate / limits.copy,
+        flops);
+  }
+}
+
+}  // namespace
+
+void bench_linear(Kernels& kernels, const Limits& limits) {
+  fmt::print("\nlinear (with the conversion of activations; bytes of weights only)\n");
+  const auto few = {int64_t{1},  int64_t{2},  int64_t{4}, int64_t{8},
+                    int64_t{16}, int64_t{32}, int64_t{64}};
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{16384, 7168},
+                                   {18432, 7168},
+                                   {7168, 18432},
+                                   {7168, 16384},
+                                   {2048, 7168},
+                                   {7168, 2048},
+                                   {24576, 1536}}) {
+    bench_shape(kernels, limits, LinearFormat::kNvfp4, rows, cols, few);
+  }
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{1536, 7168}, {576, 7168}, {24576, 1536}, {7168, 16384}}) {
+    bench_shape(kernels, limits, LinearFormat::kBf16, rows, cols, {1, 8, 16, 64});
+  }
+  bench_shape(kernels, limits, LinearFormat::kFp8Block, 7168, 16384, {1, 8, 16});
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{18432, 7168}, {7168, 18432}}) {
+    bench_shape(kernels, limits, LinearFormat::kNvfp4, rows, cols, {2048, 8192});
+  }
+}
+
+}  // namespace nibble::bench

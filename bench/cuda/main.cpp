@@ -1,0 +1,43 @@
+// bench_cuda [linear] [moe] [mla] [layers]: all of them by default. Ratios are to the copy
+// bandwidth and the BF16 product measured in the same process, before and after.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "bench/cuda/gpu_timing.h"
+#include "nibble/kernels/cuda/cuda_kernels.h"
+
+namespace {
+
+nibble::bench::Limits measure(nibble::Kernels& kernels) {
+  const nibble::bench::Limits limits{nibble::bench::copy_bandwidth(kernels.device()),
+                                     nibble::bench::gemm_rate(kernels.device())};
+  fmt::print("limits: copy {:.0f} GB/s (read + written), BF16 product 8192^3 {:.0f} TFLOP/s\n",
+             limits.copy, limits.gemm);
+  return limits;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<std::string> parts(argv + 1, argv + argc);
+  if (parts.empty()) parts = {"linear", "moe", "mla", "layers"};
+  auto kernels = nibble::make_cuda_kernels();
+  if (!kernels) {
+    fmt::print(stderr, "bench_cuda: {}\n", kernels.error().message);
+    return 1;
+  }
+  fmt::print("{}\n", (*kernels)->name());
+  const nibble::bench::Limits limits = measure(**kernels);
+  const auto wanted = [&](const char* part) {
+    return std::find(parts.begin(), parts.end(), part) != parts.end();
+  };
+  if (wanted("linear")) nibble::bench::bench_linear(**kernels, limits);
+  if (wanted("moe")) nibble::bench::bench_moe(**kernels, limits);
+  if (wanted("mla")) nibble::bench::bench_mla(**kernels, limits);
+  if (wanted("layers")) nibble::bench::bench_layers(**kernels, limits);
+  measure(**kernels);
+  return 0;
+}

@@ -1,0 +1,78 @@
+// Absorbed MLA decode with R1's widths: the whole operation (absorption, attention, values), and
+// the bytes of the cache that it reads.
+#include <fmt/format.h>
+
+#include <numeric>
+
+#include "bench/cuda/gpu_timing.h"
+#include "nibble/device/cuda/cuda_stream.h"
+
+namespace nibble::bench {
+namespace {
+
+struct Case {
+  int64_t heads, batch, context, query_tokens;
+};
+
+}  // namespace
+
+void bench_mla(Kernels& kernels, const Limits& limits) {
+  fmt::print("\nMLA decode, BF16 cache, blocks of 64 (absorption, attention, values)\n");
+  Device& device = kernels.device();
+  cudaStream_t stream = cuda_stream(device);
+  for (const Case c : {Case{16, 1, 8192, 1},
+                       {16, 16, 8192, 1},
+                       {16, 64, 8192, 1},
+                       {16, 16, 32768, 1},
+                       {16, 16, 8192, 2},
+                       {128, 1, 4096, 1},
+                       {128, 16, 4096, 1},
+                       {128, 64, 8192, 1},
+                       {128, 16, 8192, 4}}) {
+    const MlaShape shape{c.heads, 512, 128, 64, 128, 0.13523378f};
+    constexpr int64_t kBlockSize = 64;
+    const int64_t rows = c.heads * 256;
+    std::vector<uint16_t> host(static_cast<size_t>(rows * 512));
+    for (size_t i = 0; i < host.size(); ++i) host[i] = static_cast<uint16_t>(0x3c00 + i * 31 % 97);
+    HostLinear kv_b;
+    kv_b.format = LinearFormat::kBf16;
+    kv_b.rows = rows;
+    kv_b.cols = 512;
+    kv_b.data = host.data();
+    const Buffer memory = device.allocate(kernels.packed_mla_up_bytes(kv_b.format, shape)).value();
+    const MlaUpWeight weight = kernels.pack_mla_up(kv_b, shape, memory.data()).value();
+    const int64_t blocks_each = c.context / kBlockSize;
+    const int64_t num_blocks = blocks_each * c.batch;
+    const Buffer cache =
+        device.allocate(static_cast<size_t>(num_blocks * kBlockSize * 576) * 2).value();
+    fill_bf16(cache.data(), num_blocks * kBlockSize * 576, 3, stream);
+    const KvCacheView view{cache.data(), DType::kBf16, num_blocks, kBlockSize, 576};
+    std::vector<int32_t> table(static_cast<size_t>(num_blocks));
+    std::iota(table.begin(), table.end(), 0);
+    std::vector<AttentionSegment> segments;
+    for (int64_t b = 0; b < c.batch; ++b) {
+      segments.push_back({b * c.query_tokens, c.query_tokens, c.context - c.query_tokens,
+                          table.data() + b * blocks_each, MlaForm::kAbsorbed});
+    }
+    const int64_t tokens = c.batch * c.query_tokens;
+    const Buffer q = device.allocate(static_cast<size_t>(tokens * c.heads * 192) * 4).value();
+    const Buffer out = device.allocate(static_cast<size_t>(tokens * c.heads * 128) * 4).value();
+    fill_normal(q.as<float>(), tokens * c.heads * 192, 1, 9, stream);
+    const MatrixView q_view{q.data(), DType::kF32, tokens, c.heads * 192, c.heads * 192};
+    const MatrixView out_view{out.data(), DType::kF32, tokens, c.heads * 128, c.heads * 128};
+    const AttentionBatch batch{tokens, segments};
+    const Samples s = time_graph(
+        device, [&] { kernels.mla_attention(q_view, weight, shape, batch, view, out_view); });
+    const double bytes = static_cast<double>(c.batch * c.context) * 1152;
+    const double flops = static_cast<double>(tokens * c.context * c.heads) * 2 * (576 + 512);
+    fmt::print(
+        "heads {:>3}, batch {:>3}, context {:>6}, query tokens {}: {:9.1f} us ({:.1f}..{:.1f})  "
+        "{:5.0f} GB/s  {:5.1f} % of copy  {:6.1f} TFLOP/s  {:5.1f} % of BF16\n",
+        c.heads, c.batch, c.context, c.query_tokens, s.median, s.min, s.max,
+        bytes / s.median / 1000, 100 * bytes / s.median / 1000 / limits.copy,
+        flops / s.median * 1e-6,
+        limits.gemm > 0 ? 100 * flops / s.median * 1e-6 / limits.gemm : 0.0);
+  }
+}
+
+}  // namespace nibble::bench

@@ -1,0 +1,188 @@
+#include "nibble/kernels/cuda/cuda_kernels.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "nibble/base/check.h"
+#include "nibble/base/error.h"
+#include "nibble/device/cuda/cuda_device.h"
+#include "nibble/device/cuda/cuda_stream.h"
+#include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/packed_layout.h"
+#include "nibble/kernels/cuda/row_kernels.h"
+
+namespace nibble {
+namespace cuda {
+
+CudaKernels::CudaKernels(std::unique_ptr<Device> device, int activation_parts)
+    : device_(std::move(device)),
+      stream_(cuda_stream(*device_)),
+      name_(device_->name()),
+      parts_(activation_parts),
+      pack_pool_(std::make_unique<PackPool>(*device_)),
+      x_scratch_(*device_),
+      act_scratch_(*device_),
+      plan_scratch_(*device_),
+      expert_scratch_(*device_),
+      logits_scratch_(*device_),
+      gate_scratch_(*device_),
+      code_scratch_(*device_),
+      absorbed_scratch_(*device_),
+      latent_scratch_(*device_),
+      token_ids_(*device_),
+      positions_(*device_),
+      entries_(*device_),
+      views_(*device_),
+      tables_(*device_) {}
+
+CudaKernels::~CudaKernels() = default;
+
+void CudaKernels::keep(cudaError_t code, std::string_view operation) {
+  if (code == cudaSuccess) return;
+  keep_cuda_error(*device_, {ErrorCode::kUnavailable,
+                             fmt::format("{}: {} ({})", operation, cudaGetErrorString(code),
+                                         cudaGetErrorName(code))});
+}
+
+void CudaKernels::embed(const MatrixView& table, std::span<const int32_t> token_ids,
+                        const MatrixView& out) {
+  if (out.rows == 0) return;
+  NIBBLE_CHECK(table.cols == out.cols && static_cast<int64_t>(token_ids.size()) == out.rows);
+  for (const int32_t id : token_ids) NIBBLE_CHECK(id >= 0 && id < table.rows);
+  const int32_t* const ids = token_ids_.put(token_ids);
+  if (ids == nullptr) return;
+  launch_embed(table, ids, out, stream_);
+  keep(cudaGetLastError(), "embed");
+}
+
+void CudaKernels::rms_norm(const MatrixView& x, const float* weight, float epsilon,
+                           const MatrixView& out) {
+  if (x.rows == 0) return;
+  NIBBLE_CHECK(x.rows == out.rows && x.cols == out.cols);
+  launch_rms_norm(x, weight, epsilon, out, stream_);
+  keep(cudaGetLastError(), "rms_norm");
+}
+
+void CudaKernels::add(const MatrixView& x, const MatrixView& y) {
+  if (x.rows == 0) return;
+  NIBBLE_CHECK(x.rows == y.rows && x.cols == y.cols);
+  launch_add(x, y, stream_);
+  keep(cudaGetLastError(), "add");
+}
+
+CudaKernels::Bf16Rows CudaKernels::convert(const MatrixView& x, int parts, Scratch& scratch) {
+  ConvertArgs args;
+  args.x = x.row<const float>(0);
+  args.outer = x.rows;
+  args.outer_stride = x.stride;
+  args.cols = x.cols;
+  args.padded_cols = ceil_div(x.cols, kUnitCols) * kUnitCols;
+  args.parts = parts;
+  args.out = scratch.get<uint16_t>(parts * x.rows * args.padded_cols);
+  if (args.out == nullptr) return {};
+  launch_convert(args, stream_);
+  keep(cudaGetLastError(), "conversion to BF16");
+  return {args.out, args.padded_cols, x.rows * args.padded_cols};
+}
+
+void CudaKernels::linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) {
+  if (x.rows == 0) return;
+  NIBBLE_CHECK(x.cols == weight.cols && out.cols == weight.rows && x.rows == out.rows);
+  if (weight.activation == ActivationFormat::kNvfp4) {
+    NIBBLE_CHECK(weight.format == LinearFormat::kNvfp4);
+    linear_w4a4(x, weight, out);
+  } else {
+    linear_parts(x, weight, out, parts_);
+  }
+}
+
+void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
+                               const MatrixView& out, int parts) {
+  const Bf16Rows rows = convert(x, parts, x_scratch_);
+  if (rows.data == nullptr) return;
+  const PackedShape shape = packed_shape(weight.format, weight.rows, weight.cols);
+  StreamArgs args;
+  args.format = weight.format;
+  args.group.a = static_cast<const uint8_t*>(weight.data);
+  args.group.scale_a = weight.global_scale;
+  args.rows = static_cast<int>(weight.rows);
+  args.tiles = static_cast<int>(shape.tiles);
+  args.units = static_cast<int>(shape.units);
+  args.x_units = static_cast<int>(shape.x_units);
+  args.num_tokens = static_cast<int>(x.rows);
+  args.x = rows.data;
+  args.x_parts = parts;
+  args.x_part_stride = rows.part_stride;
+  args.x_row_stride = rows.row_stride;
+  args.out = out.row<float>(0);
+  args.out_row_stride = out.stride;
+  keep(launch_linear_stream(args, stream_work_tokens(parts, x.rows), stream_), "linear");
+}
+
+W4a4Activations CudaKernels::quantize(const float* x, int64_t rows, int64_t cols, int64_t stride,
+                                      float input_scale) {
+  W4a4Activations a;
+  a.padded_cols = ceil_div(cols, kUnitCols) * kUnitCols;
+  const int64_t codes = rows * a.padded_cols;
+  const int64_t scales = codes / 16 * int64_t{4};
+  auto* const memory = code_scratch_.get<uint8_t>(codes + scales + rows * 4);
+  if (memory == nullptr) return {};
+  a.codes = reinterpret_cast<int8_t*>(memory);
+  a.scales = reinterpret_cast<int32_t*>(memory + codes);
+  a.finite = reinterpret_cast<int32_t*>(memory + codes + scales);
+  launch_w4a4_quantize(x, rows, cols, stride, input_scale, a, stream_);
+  keep(cudaGetLastError(), "quantization of activations");
+  return a;
+}
+
+void CudaKernels::linear_w4a4(const MatrixView& x, const LinearWeight& weight,
+                              const MatrixView& out) {
+  W4a4Args args;
+  args.x = quantize(x.row<const float>(0), x.rows, x.cols, x.stride, weight.input_scale);
+  if (args.x.codes == nullptr) return;
+  args.weight = {static_cast<const uint8_t*>(weight.data),
+                 weight.input_scale * weight.global_scale};
+  args.slots = x.rows;
+  args.out_rows = weight.rows;
+  args.cols = weight.cols;
+  args.out = out.row<float>(0);
+  args.out_stride = out.stride;
+  launch_linear_w4a4(args, stream_);
+  keep(cudaGetLastError(), "linear with NVFP4 activations");
+}
+
+void CudaKernels::route(const MatrixView& x, const LinearWeight& gate, const float* bias,
+                        const RouterShape& shape, int32_t* expert_ids, float* weights) {
+  if (x.rows == 0) return;
+  NIBBLE_CHECK(gate.rows == shape.n_routed_experts);
+  auto* const logits = logits_scratch_.get<float>(x.rows * gate.rows);
+  if (logits == nullptr) return;
+  // A choice of experts must not hang on the rounding of activations: all 24 bits of them.
+  linear_parts(x, gate, MatrixView{logits, DType::kF32, x.rows, gate.rows, gate.rows}, 3);
+  launch_route(logits, x.rows, bias, shape, expert_ids, weights, stream_);
+  keep(cudaGetLastError(), "route");
+}
+
+}  // namespace cuda
+
+Result<std::unique_ptr<Kernels>> make_cuda_kernels(const CudaOptions& options) {
+  NIBBLE_CHECK(options.activation_parts >= 1 && options.activation_parts <= 3);
+  auto device = NIBBLE_TRY(make_cuda_device(0));
+  int major = 0;
+  int minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) != cudaSuccess) {
+    return unavailable("the GPU does not say its compute capability");
+  }
+  if (!cuda::stream_kernels_run_here()) {
+    return unsupported(fmt::format(
+        "{} has compute capability {}.{}, and this build has no code for it; configure with "
+        "-DCMAKE_CUDA_ARCHITECTURES={}{}-real (9.0, the H100 and H200, is what has been run), or "
+        "use --backend cpu",
+        device->name(), major, minor, major, minor));
+  }
+  return std::make_unique<cuda::CudaKernels>(std::move(device), options.activation_parts);
+}
+
+}  // namespace nibble

@@ -1,0 +1,22 @@
+// The cuda backend: the operations on one NVIDIA GPU (compute capability 9.0).
+#pragma once
+
+#include <memory>
+
+#include "nibble/base/result.h"
+#include "nibble/kernels/kernels.h"
+
+namespace nibble {
+
+struct CudaOptions {
+  // What tensor cores get of an activation: 1: its nearest BF16 value (W4A16; an error of 2^-9 a
+  // value); 2: two BF16 values that sum to 16 bits of it; 3: all 24 bits of it. 2 and 3 cost time
+  // only where products are bound by arithmetic. Routing always takes 3.
+  int activation_parts = 1;
+};
+
+// On the first GPU of CUDA's count (CUDA_VISIBLE_DEVICES chooses). Errors: as make_cuda_device;
+// kUnsupported for a GPU that this build has no code for, naming its compute capability.
+Result<std::unique_ptr<Kernels>> make_cuda_kernels(const CudaOptions& options = {});
+
+}  // namespace nibble

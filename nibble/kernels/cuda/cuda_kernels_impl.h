@@ -1,0 +1,121 @@
+// The class behind make_cuda_kernels(), for the files that implement its operations.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "nibble/device/device.h"
+#include "nibble/kernels/cuda/cuda_kernels.h"
+#include "nibble/kernels/cuda/device_memory.h"
+#include "nibble/kernels/cuda/linear_stream.h"
+#include "nibble/kernels/cuda/linear_w4a4.h"
+#include "nibble/kernels/cuda/mla_attend.h"
+#include "nibble/kernels/cuda/pack.h"
+
+namespace nibble::cuda {
+
+class CudaKernels final : public Kernels {
+ public:
+  CudaKernels(std::unique_ptr<Device> device, int activation_parts);
+  ~CudaKernels() override;
+
+  std::string_view name() const override { return name_; }
+  DType activation_dtype() const override { return DType::kF32; }
+  Device& device() override { return *device_; }
+
+  size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const override;
+  Result<LinearWeight> pack(const HostLinear& source, ActivationFormat activation,
+                            void* destination) const override;
+  size_t packed_mla_up_bytes(LinearFormat format, const MlaShape& shape) const override;
+  Result<MlaUpWeight> pack_mla_up(const HostLinear& kv_b_proj, const MlaShape& shape,
+                                  void* destination) const override;
+
+  void embed(const MatrixView& table, std::span<const int32_t> token_ids,
+             const MatrixView& out) override;
+  void rms_norm(const MatrixView& x, const float* weight, float epsilon,
+                const MatrixView& out) override;
+  void linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) override;
+  void add(const MatrixView& x, const MatrixView& y) override;
+  void rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
+                    const AttentionBatch& batch) override;
+  void mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
+                       const MlaShape& shape, const RopeTable& rope, const AttentionBatch& batch,
+                       const KvCacheView& cache) override;
+  void mla_attention(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
+                     const AttentionBatch& batch, const KvCacheView& cache,
+                     const MatrixView& out) override;
+  void mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) override;
+  void route(const MatrixView& x, const LinearWeight& gate, const float* bias,
+             const RouterShape& shape, int32_t* expert_ids, float* weights) override;
+  void moe(const MatrixView& x, std::span<const MlpWeight> experts, const MlpWeight* shared,
+           const RouterShape& shape, const int32_t* expert_ids, const float* weights,
+           const MatrixView& out) override;
+
+ private:
+  // A MoE layer's experts as the device sees them; `host` is what it was made from.
+  struct ExpertTable {
+    std::vector<MlpWeight> host;
+    Buffer buffer;
+    const StreamGroup* gate_up = nullptr;  // [experts + shared]
+    const StreamGroup* down = nullptr;
+    const W4a4Weight* w4a4[3] = {};  // gate, up, down
+    const uint8_t* classes = nullptr;
+    std::vector<std::pair<int, size_t>> present;  // the classes there are, and an expert of each
+    bool shared_joins = false;
+  };
+
+  cudaStream_t stream() const { return stream_; }
+  // Keeps a failed launch for Device::synchronize().
+  void keep(cudaError_t code, std::string_view operation);
+
+  // x as BF16 parts, rows contiguous.
+  struct Bf16Rows {
+    uint16_t* data = nullptr;
+    int64_t row_stride = 0;
+    int64_t part_stride = 0;
+  };
+  Bf16Rows convert(const MatrixView& x, int parts, Scratch& scratch);
+
+  void linear_parts(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
+                    int parts);
+  void linear_w4a4(const MatrixView& x, const LinearWeight& weight, const MatrixView& out);
+  W4a4Activations quantize(const float* x, int64_t rows, int64_t cols, int64_t stride,
+                           float input_scale);
+  const ExpertTable* expert_table(std::span<const MlpWeight> experts, const MlpWeight* shared);
+  void moe_streamed(const MatrixView& x, const ExpertTable& table, int cls, const MlpWeight& like,
+                    const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
+  void moe_w4a4(const MatrixView& x, const ExpertTable& table, const MlpWeight& like,
+                const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
+  const int32_t* upload_positions(const AttentionBatch& batch);
+
+  std::unique_ptr<Device> device_;
+  cudaStream_t stream_;
+  std::string name_;
+  int parts_;  // CudaOptions::activation_parts
+
+  std::unique_ptr<PackPool> pack_pool_;
+
+  Scratch x_scratch_;
+  Scratch act_scratch_;
+  Scratch plan_scratch_;
+  Scratch expert_scratch_;
+  Scratch logits_scratch_;
+  Scratch gate_scratch_;
+  Scratch code_scratch_;
+  Scratch absorbed_scratch_;
+  Scratch latent_scratch_;
+  Upload token_ids_;
+  Upload positions_;
+  Upload entries_;
+  Upload views_;
+  Upload tables_;
+  std::unordered_map<const MlpWeight*, ExpertTable> expert_tables_;
+};
+
+}  // namespace nibble::cuda

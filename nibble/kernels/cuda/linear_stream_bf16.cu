@@ -1,0 +1,10 @@
+#include "nibble/kernels/cuda/linear_stream.cuh"
+
+namespace nibble::cuda {
+
+cudaError_t launch_linear_stream_bf16(const StreamArgs& args, int work_tokens,
+                                      cudaStream_t stream) {
+  return launch_stream_format<Bf16Unit>(args, work_tokens, stream);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,10 @@
+#include "nibble/kernels/cuda/linear_stream.cuh"
+
+namespace nibble::cuda {
+
+cudaError_t launch_linear_stream_nvfp4(const StreamArgs& args, int work_tokens,
+                                       cudaStream_t stream) {
+  return launch_stream_format<Nvfp4Unit>(args, work_tokens, stream);
+}
+
+}  // namespace nibble::cuda

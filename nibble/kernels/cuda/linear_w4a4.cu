@@ -1,0 +1,143 @@
+// A warp for each tile of 16 rows and each token; sums in int64, so that their order is free.
+// Bound: integer arithmetic.
+#include <cuda_fp8.h>
+
+#include "nibble/kernels/cuda/linear_w4a4.h"
+#include "nibble/kernels/cuda/packed_layout.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlock = 16;
+
+__device__ int e4m3_times_512(uint8_t code) {
+  const int exponent = code >> 3 & 15;
+  const int fraction = code & 7;
+  return exponent == 0 ? fraction : (8 + fraction) << (exponent - 1);
+}
+
+// Twice the E2M1 value nearest to v; midpoints go to the even code.
+__device__ int doubled_e2m1_of(float v) {
+  const float a = fabsf(v);
+  const int code = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) +
+                   (a >= 3.5f) + (a > 5.0f);
+  const int doubled = code < 5 ? code : code == 5 ? 6 : code == 6 ? 8 : 12;
+  return v < 0 ? -doubled : doubled;
+}
+
+// One thread for each block of 16; x is read with zeros behind the last column.
+__global__ void w4a4_quantize_kernel(const float* x, int64_t rows, int64_t cols, int64_t stride,
+                                     float input_scale, W4a4Activations out) {
+  const int64_t blocks = out.padded_cols / kBlock;
+  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index >= rows * blocks) return;
+  const int64_t row = index / blocks;
+  const int64_t first = index % blocks * kBlock;
+  float v[kBlock];
+  float amax = 0;
+  bool finite = true;
+  for (int i = 0; i < kBlock; ++i) {
+    v[i] = first + i < cols ? x[row * stride + first + i] : 0;
+    finite = finite && isfinite(v[i]);
+    amax = fmaxf(amax, fabsf(v[i]));
+  }
+  if (!finite) atomicAnd(out.finite + row, 0);
+  const float ratio = __fdiv_rn(amax, __fmul_rn(6.0f, input_scale));
+  const uint8_t code = __nv_cvt_float_to_fp8(fminf(ratio, 448.0f), __NV_SATFINITE, __NV_E4M3);
+  const int scale = finite ? e4m3_times_512(code) : 0;
+  const float divisor = __fmul_rn(ldexpf(static_cast<float>(scale), -9), input_scale);
+  for (int i = 0; i < kBlock; ++i) {
+    const int q = divisor == 0 ? 0 : doubled_e2m1_of(__fdiv_rn(v[i], divisor));
+    out.codes[row * out.padded_cols + first + i] = static_cast<int8_t>(q);
+  }
+  out.scales[index] = scale;
+}
+
+// Doubled value of pair `i` (of 4), half `h`, of a packed word: see packed_layout.h.
+__device__ int doubled_code(uint32_t word, int i, int h) {
+  const uint32_t half = word >> (16 * h);
+  uint32_t sign = 0;
+  uint32_t magnitude = 0;
+  if (i < 3) {
+    sign = half >> (15 - 3 * i) & 1;
+    magnitude = half >> (6 - 3 * i) & 7;
+  } else {
+    sign = half >> 14 & 1;
+    magnitude = (half >> 10 & 3) << 1 | (half >> 13 & 1);
+  }
+  const int doubled = static_cast<int>(magnitude < 5    ? magnitude
+                                       : magnitude == 5 ? 6
+                                       : magnitude == 6 ? 8
+                                                        : 12);
+  return sign != 0 ? -doubled : doubled;
+}
+
+// The sum over a block of 8 packed bytes, times nothing: 4 times the sum of products.
+__device__ int block_dot(const uint32_t* words, const int8_t* x) {
+  int sum = 0;
+  for (int w = 0; w < 2; ++w) {
+    for (int i = 0; i < 4; ++i) {
+      for (int h = 0; h < 2; ++h) sum += doubled_code(words[w], i, h) * x[8 * w + 2 * i + h];
+    }
+  }
+  return sum;
+}
+
+__global__ void linear_w4a4_kernel(W4a4Args a, int64_t tiles, int64_t units) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t tile = int64_t{blockIdx.y} * (kThreads / 32) + threadIdx.x / 32;
+  const int64_t slot = blockIdx.x;
+  if (tile >= tiles) return;
+  const W4a4Weight weight =
+      a.weights == nullptr ? a.weight : a.weights[a.expert_ids != nullptr ? a.expert_ids[slot] : 0];
+  if (weight.data == nullptr) return;
+  const int64_t x_row = slot / a.x_divisor;
+  const int8_t* const codes = a.x.codes + x_row * a.x.padded_cols;
+  const int32_t* const scales = a.x.scales + x_row * (a.x.padded_cols / kBlock);
+  int64_t sums[2] = {0, 0};
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const uint8_t* const base = weight.data + (tile * units + unit) * kNvfp4UnitBytes;
+    for (int half = 0; half < 2; ++half) {
+      const int64_t col = unit * kUnitCols + 64 * half + kBlock * (lane % 4);
+      const uint32_t* const words =
+          reinterpret_cast<const uint32_t*>(base + 512 * half + 16 * lane);
+      for (int upper = 0; upper < 2; ++upper) {
+        const int code = base[1024 + 4 * lane + 2 * half + upper];
+        const int64_t scale = (8 + (code & 7)) << (code >> 3) >> 3;
+        sums[upper] += block_dot(words + 2 * upper, codes + col) * scale *
+                       static_cast<int64_t>(scales[col / kBlock]);
+      }
+    }
+  }
+  for (int upper = 0; upper < 2; ++upper) {
+    for (int offset = 1; offset < 4; offset *= 2) {
+      sums[upper] += __shfl_xor_sync(~0u, sums[upper], offset);
+    }
+    const int64_t row = tile * kTileRows + lane / 4 + 8 * upper;
+    if (lane % 4 != 0 || row >= a.out_rows) continue;
+    const double sum = ldexp(static_cast<double>(sums[upper]), -20);
+    a.out[slot * a.out_stride + row] =
+        a.x.finite[x_row] == 0 ? nanf("")
+                               : static_cast<float>(sum * static_cast<double>(weight.alpha));
+  }
+}
+
+}  // namespace
+
+void launch_w4a4_quantize(const float* x, int64_t rows, int64_t cols, int64_t stride,
+                          float input_scale, const W4a4Activations& out, cudaStream_t stream) {
+  (void)cudaMemsetAsync(out.finite, 0xff, static_cast<size_t>(rows) * sizeof(int32_t), stream);
+  const int64_t blocks = rows * (out.padded_cols / kBlock);
+  w4a4_quantize_kernel<<<static_cast<unsigned>(ceil_div(blocks, kThreads)), kThreads, 0, stream>>>(
+      x, rows, cols, stride, input_scale, out);
+}
+
+void launch_linear_w4a4(const W4a4Args& args, cudaStream_t stream) {
+  const PackedShape shape = packed_shape(LinearFormat::kNvfp4, args.out_rows, args.cols);
+  const dim3 grid(static_cast<unsigned>(args.slots),
+                  static_cast<unsigned>(ceil_div(shape.tiles, kThreads / 32)));
+  linear_w4a4_kernel<<<grid, kThreads, 0, stream>>>(args, shape.tiles, shape.units);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,165 @@
+// The MLA operations. Both forms of AttentionSegment are computed absorbed: they are equal in
+// value.
+#include <algorithm>
+#include <vector>
+
+#include "nibble/base/check.h"
+#include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/packed_layout.h"
+#include "nibble/kernels/cuda/row_kernels.h"
+
+namespace nibble::cuda {
+
+const int32_t* CudaKernels::upload_positions(const AttentionBatch& batch) {
+  std::vector<int32_t> positions(static_cast<size_t>(batch.num_tokens));
+  for (const AttentionSegment& segment : batch.segments) {
+    for (int64_t i = 0; i < segment.num_tokens; ++i) {
+      positions[static_cast<size_t>(segment.first_token + i)] =
+          static_cast<int32_t>(segment.first_position + i);
+    }
+  }
+  return positions_.put(std::span<const int32_t>(positions));
+}
+
+void CudaKernels::rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
+                               const AttentionBatch& batch) {
+  if (q.rows == 0) return;
+  NIBBLE_CHECK(q.cols == shape.num_heads * shape.qk_head_dim());
+  NIBBLE_CHECK(2 * rope.half_dim == shape.qk_rope_head_dim);
+  for (const AttentionSegment& segment : batch.segments) {
+    NIBBLE_CHECK(segment.first_position + segment.num_tokens <= rope.max_positions);
+  }
+  const int32_t* const positions = upload_positions(batch);
+  if (positions == nullptr) return;
+  launch_rotary_query(q, shape, rope, positions, stream_);
+  keep(cudaGetLastError(), "rotary_query");
+}
+
+void CudaKernels::mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm,
+                                  float epsilon, const MlaShape& shape, const RopeTable& rope,
+                                  const AttentionBatch& batch, const KvCacheView& cache) {
+  if (kv_a.rows == 0) return;
+  NIBBLE_CHECK(kv_a.cols == shape.entry_size() && cache.entry_size == shape.entry_size());
+  std::vector<int64_t> entries(static_cast<size_t>(batch.num_tokens));
+  for (const AttentionSegment& segment : batch.segments) {
+    NIBBLE_CHECK(segment.first_position + segment.num_tokens <= rope.max_positions);
+    for (int64_t i = 0; i < segment.num_tokens; ++i) {
+      entries[static_cast<size_t>(segment.first_token + i)] =
+          cache.entry_offset(segment.block_table, segment.slot(segment.first_position + i));
+    }
+  }
+  const int32_t* const positions = upload_positions(batch);
+  const int64_t* const offsets = entries_.put(std::span<const int64_t>(entries));
+  if (positions == nullptr || offsets == nullptr) return;
+  launch_mla_cache_write(kv_a, kv_a_layernorm, epsilon, shape, rope, positions, offsets, cache,
+                         stream_);
+  keep(cudaGetLastError(), "mla_cache_write");
+}
+
+void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
+                                const MlaShape& shape, const AttentionBatch& batch,
+                                const KvCacheView& cache, const MatrixView& out) {
+  if (q.rows == 0) return;
+  NIBBLE_CHECK(q.cols == shape.num_heads * shape.qk_head_dim());
+  NIBBLE_CHECK(out.cols == shape.num_heads * shape.v_head_dim);
+  const int64_t tokens = q.rows;
+  const int64_t heads = shape.num_heads;
+  const int64_t rank = shape.kv_lora_rank;
+
+  std::vector<TokenView> views(static_cast<size_t>(tokens));
+  std::vector<int32_t> tables;
+  AttendArgs attend;
+  for (const AttentionSegment& segment : batch.segments) {
+    const int64_t last = segment.first_position + segment.num_tokens;
+    const int64_t blocks = segment.slot(last - 1) / cache.block_size + 1;
+    for (int64_t i = 0; i < segment.num_tokens; ++i) {
+      views[static_cast<size_t>(segment.first_token + i)] = {
+          segment.first_position + i + 1, static_cast<int64_t>(tables.size()), segment.slot_offset};
+    }
+    tables.insert(tables.end(), segment.block_table, segment.block_table + blocks);
+    attend.max_visible = std::max(attend.max_visible, last);
+  }
+  attend.views = views_.put(std::span<const TokenView>(views));
+  attend.tables = tables_.put(std::span<const int32_t>(tables));
+
+  auto* const absorbed = absorbed_scratch_.get<float>(tokens * heads * rank);
+  auto* const latent = latent_scratch_.get<float>(tokens * heads * rank);
+  const int64_t nope_cols = ceil_div(shape.qk_nope_head_dim, kUnitCols) * kUnitCols;
+  const int64_t rank_cols = ceil_div(rank, kUnitCols) * kUnitCols;
+  auto* const x =
+      x_scratch_.get<uint16_t>(parts_ * tokens * heads * std::max(nope_cols, rank_cols));
+  if (attend.views == nullptr || attend.tables == nullptr || absorbed == nullptr ||
+      latent == nullptr || x == nullptr) {
+    return;
+  }
+
+  // q' = W_UK^T q_nope, a product of its own for each head.
+  ConvertArgs convert;
+  convert.x = q.row<const float>(0);
+  convert.outer = tokens;
+  convert.inner = heads;
+  convert.outer_stride = q.stride;
+  convert.inner_stride = shape.qk_head_dim();
+  convert.cols = shape.qk_nope_head_dim;
+  convert.padded_cols = nope_cols;
+  convert.out = x;
+  convert.parts = parts_;
+  launch_convert(convert, stream_);
+  StreamArgs args;
+  const LinearFormat format = weight.kv_b_proj.format;
+  PackedShape packed = packed_shape(format, rank, shape.qk_nope_head_dim);
+  args.format = format;
+  args.group.a = static_cast<const uint8_t*>(weight.kv_b_k_trans.data);
+  args.group.scale_a = weight.kv_b_k_trans.global_scale;
+  args.group_bytes = static_cast<int64_t>(packed.bytes());
+  args.num_groups = static_cast<int>(heads);
+  args.rows = static_cast<int>(rank);
+  args.tiles = static_cast<int>(packed.tiles);
+  args.units = static_cast<int>(packed.units);
+  args.x_units = static_cast<int>(packed.x_units);
+  args.num_tokens = static_cast<int>(tokens);
+  args.x = x;
+  args.x_parts = parts_;
+  args.x_part_stride = tokens * heads * nope_cols;
+  args.x_row_stride = heads * nope_cols;
+  args.x_group_stride = nope_cols;
+  args.out = absorbed;
+  args.out_row_stride = heads * rank;
+  args.out_group_stride = rank;
+  keep(launch_linear_stream(args, stream_work_tokens(parts_, tokens), stream_),
+       "mla_attention: absorption");
+
+  attend.absorbed = absorbed;
+  attend.q = q.row<const float>(0);
+  attend.q_stride = q.stride;
+  attend.tokens = tokens;
+  attend.shape = shape;
+  attend.cache = cache;
+  attend.out = latent;
+  keep(launch_mla_attend(attend, stream_), "mla_attention");
+
+  // out = W_UV (sum of latents)
+  convert.x = latent;
+  convert.outer_stride = heads * rank;
+  convert.inner_stride = rank;
+  convert.cols = rank;
+  convert.padded_cols = rank_cols;
+  launch_convert(convert, stream_);
+  packed = packed_shape(format, shape.v_head_dim, rank);
+  args.group.a = static_cast<const uint8_t*>(weight.kv_b_proj.data);
+  args.group_bytes = static_cast<int64_t>(packed.bytes());
+  args.rows = static_cast<int>(shape.v_head_dim);
+  args.tiles = static_cast<int>(packed.tiles);
+  args.units = static_cast<int>(packed.units);
+  args.x_units = static_cast<int>(packed.x_units);
+  args.x_part_stride = tokens * heads * rank_cols;
+  args.x_row_stride = heads * rank_cols;
+  args.x_group_stride = rank_cols;
+  args.out = out.row<float>(0);
+  args.out_row_stride = out.stride;
+  args.out_group_stride = shape.v_head_dim;
+  keep(launch_linear_stream(args, stream_work_tokens(parts_, tokens), stream_),
+       "mla_attention: values");
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,38 @@
+// Absorbed attention over the paged latents: scores, softmax and the weighted sum of latents.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "nibble/kernels/attention_view.h"
+#include "nibble/kernels/kernels.h"
+
+namespace nibble::cuda {
+
+inline constexpr int64_t kMaxEntrySize = 1280;  // of launch_mla_attend
+
+// What attention needs to know of one token of the batch.
+struct TokenView {
+  int64_t visible;      // positions 0 .. visible - 1 are seen
+  int64_t table;        // where its sequence's block table starts in `tables`
+  int64_t slot_offset;  // AttentionSegment::slot_offset
+};
+
+struct AttendArgs {
+  const float* absorbed = nullptr;  // [tokens, heads, rank]: W_UK^T q_nope
+  const float* q = nullptr;         // [tokens, heads * qk_head_dim], for its rotated part
+  int64_t q_stride = 0;
+  int64_t tokens = 0;
+  MlaShape shape;
+  KvCacheView cache;
+  const TokenView* views = nullptr;  // [tokens]
+  const int32_t* tables = nullptr;
+  int64_t max_visible = 0;
+  float* out = nullptr;  // [tokens, heads, rank]: sum_p softmax_p latent_p
+};
+
+// For any widths. One block for each token and head: every cached entry is read once for each head.
+cudaError_t launch_mla_attend(const AttendArgs& args, cudaStream_t stream);
+
+}  // namespace nibble::cuda

@@ -1,0 +1,329 @@
+// Dense and expert MLPs. gate, up and SwiGLU are one launch, down another; which experts run and on
+// which rows is decided on the device (moe_plan.h).
+#include <algorithm>
+#include <cstring>
+
+#include "nibble/base/check.h"
+#include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/moe_plan.h"
+#include "nibble/kernels/cuda/packed_layout.h"
+#include "nibble/kernels/cuda/row_kernels.h"
+
+namespace nibble::cuda {
+namespace {
+
+const uint8_t* bytes_of(const LinearWeight& weight) {
+  return static_cast<const uint8_t*>(weight.data);
+}
+
+bool is_w4a4(const LinearWeight& weight) { return weight.activation == ActivationFormat::kNvfp4; }
+
+// The classes of experts that one launch can serve: a weight format for all three matrices, or
+// W4A4.
+constexpr int kW4a4Class = 4;
+int class_of(const MlpWeight& mlp) {
+  NIBBLE_CHECK(mlp.gate_proj.format == mlp.up_proj.format &&
+               mlp.gate_proj.format == mlp.down_proj.format);
+  NIBBLE_CHECK(is_w4a4(mlp.gate_proj) == is_w4a4(mlp.up_proj) &&
+               is_w4a4(mlp.gate_proj) == is_w4a4(mlp.down_proj));
+  return is_w4a4(mlp.gate_proj) ? kW4a4Class : static_cast<int>(mlp.gate_proj.format);
+}
+
+// One launch for gate and up?
+bool fusable(const MlpWeight& mlp) {
+  return mlp.gate_proj.format == mlp.up_proj.format && !is_w4a4(mlp.gate_proj) &&
+         !is_w4a4(mlp.up_proj) && !is_w4a4(mlp.down_proj);
+}
+
+bool same_shape(const LinearWeight& a, const LinearWeight& b) {
+  return a.rows == b.rows && a.cols == b.cols;
+}
+
+bool same_weight(const LinearWeight& a, const LinearWeight& b) {
+  return a.data == b.data && a.format == b.format && a.activation == b.activation &&
+         same_shape(a, b) && a.global_scale == b.global_scale && a.input_scale == b.input_scale;
+}
+
+bool same_mlp(const MlpWeight& a, const MlpWeight& b) {
+  return same_weight(a.gate_proj, b.gate_proj) && same_weight(a.up_proj, b.up_proj) &&
+         same_weight(a.down_proj, b.down_proj);
+}
+
+W4a4Weight w4a4_of(const LinearWeight& weight) {
+  if (!is_w4a4(weight)) return {};
+  return {bytes_of(weight), weight.input_scale * weight.global_scale};
+}
+
+void set_shape(StreamArgs& args, const LinearWeight& weight) {
+  const PackedShape shape = packed_shape(weight.format, weight.rows, weight.cols);
+  args.format = weight.format;
+  args.rows = static_cast<int>(weight.rows);
+  args.tiles = static_cast<int>(shape.tiles);
+  args.units = static_cast<int>(shape.units);
+  args.x_units = static_cast<int>(shape.x_units);
+}
+
+}  // namespace
+
+void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) {
+  if (x.rows == 0) return;
+  const int64_t intermediate = weight.gate_proj.rows;
+  NIBBLE_CHECK(weight.up_proj.rows == intermediate && weight.down_proj.cols == intermediate);
+  NIBBLE_CHECK(x.cols == weight.gate_proj.cols && out.cols == weight.down_proj.rows);
+  if (!fusable(weight)) {
+    auto* const gate = gate_scratch_.get<float>(2 * x.rows * intermediate);
+    if (gate == nullptr) return;
+    float* const up = gate + x.rows * intermediate;
+    const MatrixView gate_view{gate, DType::kF32, x.rows, intermediate, intermediate};
+    linear(x, weight.gate_proj, gate_view);
+    linear(x, weight.up_proj, MatrixView{up, DType::kF32, x.rows, intermediate, intermediate});
+    launch_swiglu(gate, up, x.rows * intermediate, gate, stream_);
+    keep(cudaGetLastError(), "mlp");
+    linear(gate_view, weight.down_proj, out);
+    return;
+  }
+  const Bf16Rows rows = convert(x, parts_, x_scratch_);
+  const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
+  auto* const act = act_scratch_.get<uint16_t>(parts_ * x.rows * act_cols);
+  if (rows.data == nullptr || act == nullptr) return;
+  if (act_cols != intermediate) {
+    keep(cudaMemsetAsync(act, 0, static_cast<size_t>(parts_ * x.rows * act_cols) * 2, stream_),
+         "mlp");
+  }
+  const int work_tokens = stream_work_tokens(parts_, x.rows);
+  StreamArgs args;
+  set_shape(args, weight.gate_proj);
+  args.group = {bytes_of(weight.gate_proj), bytes_of(weight.up_proj), weight.gate_proj.global_scale,
+                weight.up_proj.global_scale};
+  args.gate_up = true;
+  args.num_tokens = static_cast<int>(x.rows);
+  args.x = rows.data;
+  args.x_parts = parts_;
+  args.x_part_stride = rows.part_stride;
+  args.x_row_stride = rows.row_stride;
+  args.act = act;
+  args.act_parts = parts_;
+  args.act_part_stride = x.rows * act_cols;
+  args.act_row_stride = act_cols;
+  keep(launch_linear_stream(args, work_tokens, stream_), "mlp: gate and up");
+
+  StreamArgs down;
+  set_shape(down, weight.down_proj);
+  down.group.a = bytes_of(weight.down_proj);
+  down.group.scale_a = weight.down_proj.global_scale;
+  down.num_tokens = args.num_tokens;
+  down.x = act;
+  down.x_parts = parts_;
+  down.x_part_stride = args.act_part_stride;
+  down.x_row_stride = act_cols;
+  down.out = out.row<float>(0);
+  down.out_row_stride = out.stride;
+  keep(launch_linear_stream(down, work_tokens, stream_), "mlp: down");
+}
+
+// Made at a layer's first step and found again by the address of its experts; compared each time,
+// as an address may come to belong to other weights.
+const CudaKernels::ExpertTable* CudaKernels::expert_table(std::span<const MlpWeight> experts,
+                                                          const MlpWeight* shared) {
+  ExpertTable& table = expert_tables_[experts.data()];
+  std::vector<MlpWeight> all(experts.begin(), experts.end());
+  if (shared != nullptr) all.push_back(*shared);
+  if (std::equal(all.begin(), all.end(), table.host.begin(), table.host.end(), same_mlp)) {
+    return &table;
+  }
+  table = ExpertTable();
+  const MlpWeight& like = experts[0];
+  const size_t count = all.size();
+  std::vector<StreamGroup> groups(2 * count);
+  std::vector<W4a4Weight> w4a4(3 * count);
+  std::vector<uint8_t> classes(count);
+  for (size_t e = 0; e < count; ++e) {
+    const MlpWeight& mlp = all[e];
+    const bool is_shared = e == experts.size();
+    const bool joins = same_shape(mlp.gate_proj, like.gate_proj) &&
+                       same_shape(mlp.down_proj, like.down_proj) &&
+                       mlp.gate_proj.format == mlp.up_proj.format &&
+                       mlp.gate_proj.format == mlp.down_proj.format && fusable(mlp);
+    if (is_shared && !joins) {
+      classes[e] = 0xff;
+      continue;
+    }
+    NIBBLE_CHECK(same_shape(mlp.gate_proj, like.gate_proj) &&
+                 same_shape(mlp.up_proj, like.gate_proj) &&
+                 same_shape(mlp.down_proj, like.down_proj));
+    table.shared_joins = table.shared_joins || is_shared;
+    const int cls = class_of(mlp);
+    classes[e] = static_cast<uint8_t>(cls);
+    const auto known = [&](const auto& entry) { return entry.first == cls; };
+    if (std::none_of(table.present.begin(), table.present.end(), known)) {
+      table.present.emplace_back(cls, e);
+    }
+    groups[e] = {bytes_of(mlp.gate_proj), bytes_of(mlp.up_proj), mlp.gate_proj.global_scale,
+                 mlp.up_proj.global_scale};
+    groups[count + e].a = bytes_of(mlp.down_proj);
+    groups[count + e].scale_a = mlp.down_proj.global_scale;
+    w4a4[e] = w4a4_of(mlp.gate_proj);
+    w4a4[count + e] = w4a4_of(mlp.up_proj);
+    w4a4[2 * count + e] = w4a4_of(mlp.down_proj);
+  }
+  const size_t group_bytes = groups.size() * sizeof(StreamGroup);
+  const size_t w4a4_bytes = w4a4.size() * sizeof(W4a4Weight);
+  std::vector<std::byte> bytes(group_bytes + w4a4_bytes + classes.size());
+  std::memcpy(bytes.data(), groups.data(), group_bytes);
+  std::memcpy(bytes.data() + group_bytes, w4a4.data(), w4a4_bytes);
+  std::memcpy(bytes.data() + group_bytes + w4a4_bytes, classes.data(), classes.size());
+  auto buffer = device_->allocate(bytes.size());
+  Status copied;
+  if (buffer) copied = device_->copy_to_device(buffer->data(), bytes);
+  if (!buffer || !copied) {
+    expert_tables_.erase(experts.data());
+    keep(cudaErrorMemoryAllocation, "moe: the table of experts");
+    return nullptr;
+  }
+  table.buffer = *std::move(buffer);
+  const auto* const at = table.buffer.as<const std::byte>();
+  table.gate_up = reinterpret_cast<const StreamGroup*>(at);
+  table.down = table.gate_up + count;
+  for (size_t i = 0; i < 3; ++i) {
+    table.w4a4[i] = reinterpret_cast<const W4a4Weight*>(at + group_bytes) + i * count;
+  }
+  table.classes = reinterpret_cast<const uint8_t*>(at + group_bytes + w4a4_bytes);
+  table.host = std::move(all);
+  return &table;
+}
+
+void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, int cls,
+                               const MlpWeight& like, const RouterShape& shape,
+                               const int32_t* expert_ids, float* expert_rows) {
+  const int64_t slots = x.rows * shape.num_experts_per_tok;
+  const int64_t all_slots = slots + (table.shared_joins ? x.rows : 0);
+  // The mean number of rows of an expert decides the width; most have fewer at decode sizes.
+  const int work_tokens = stream_work_tokens(parts_, ceil_div(2 * slots, shape.n_routed_experts));
+  MoePlanArgs plan;
+  plan.expert_ids = expert_ids;
+  plan.num_slots = static_cast<int>(slots);
+  plan.num_tokens = static_cast<int>(x.rows);
+  plan.num_experts = shape.n_routed_experts;
+  plan.shared = table.shared_joins;
+  plan.work_tokens = work_tokens;
+  plan.classes = table.present.size() > 1 ? table.classes : nullptr;
+  plan.wanted = static_cast<uint8_t>(cls);
+  const int64_t max_work = max_moe_work(slots, x.rows, shape.n_routed_experts, work_tokens);
+  const int64_t ints = ceil_div(all_slots, 4) * 4 + 4;
+  auto* const memory = plan_scratch_.get<int32_t>(ints + max_work * 3);
+  const int64_t intermediate = like.gate_proj.rows;
+  const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
+  auto* const act = act_scratch_.get<uint16_t>(parts_ * all_slots * act_cols);
+  const Bf16Rows rows = convert(x, parts_, x_scratch_);
+  if (memory == nullptr || act == nullptr || rows.data == nullptr) return;
+  plan.num_work = memory;
+  plan.slots = memory + 4;
+  plan.work = reinterpret_cast<StreamWork*>(memory + ints);
+  keep(launch_moe_plan(plan, stream_), "moe: plan");
+  if (act_cols != intermediate) {
+    keep(cudaMemsetAsync(act, 0, static_cast<size_t>(parts_ * all_slots * act_cols) * 2, stream_),
+         "moe");
+  }
+
+  StreamArgs args;
+  set_shape(args, like.gate_proj);
+  args.groups = table.gate_up;
+  args.gate_up = true;
+  args.work = plan.work;
+  args.num_work = plan.num_work;
+  args.slots = plan.slots;
+  args.x_divisor = shape.num_experts_per_tok;
+  args.x_routed = static_cast<int>(slots);
+  args.x = rows.data;
+  args.x_parts = parts_;
+  args.x_part_stride = rows.part_stride;
+  args.x_row_stride = rows.row_stride;
+  args.act = act;
+  args.act_parts = parts_;
+  args.act_part_stride = all_slots * act_cols;
+  args.act_row_stride = act_cols;
+  keep(launch_linear_stream(args, work_tokens, stream_), "moe: gate and up");
+
+  StreamArgs down = args;
+  set_shape(down, like.down_proj);
+  down.groups = table.down;
+  down.gate_up = false;
+  down.x_divisor = 0;
+  down.x = act;
+  down.x_part_stride = args.act_part_stride;
+  down.x_row_stride = act_cols;
+  down.out = expert_rows;
+  down.out_row_stride = x.cols;
+  keep(launch_linear_stream(down, work_tokens, stream_), "moe: down");
+}
+
+void CudaKernels::moe_w4a4(const MatrixView& x, const ExpertTable& table, const MlpWeight& like,
+                           const RouterShape& shape, const int32_t* expert_ids,
+                           float* expert_rows) {
+  const int64_t slots = x.rows * shape.num_experts_per_tok;
+  const int64_t intermediate = like.gate_proj.rows;
+  auto* const gate = gate_scratch_.get<float>(2 * slots * intermediate);
+  if (gate == nullptr) return;
+  float* const up = gate + slots * intermediate;
+  W4a4Args args;
+  args.expert_ids = expert_ids;
+  args.slots = slots;
+  args.x_divisor = shape.num_experts_per_tok;
+  args.out_rows = intermediate;
+  args.cols = x.cols;
+  args.out_stride = intermediate;
+  args.x = quantize(x.row<const float>(0), x.rows, x.cols, x.stride, like.gate_proj.input_scale);
+  if (args.x.codes == nullptr) return;
+  args.weights = table.w4a4[0];
+  args.out = gate;
+  launch_linear_w4a4(args, stream_);
+  // Experts of a layer share the largest input_scale of each projection pair (Weights::load); up
+  // may still differ from gate.
+  if (like.up_proj.input_scale != like.gate_proj.input_scale) {
+    args.x = quantize(x.row<const float>(0), x.rows, x.cols, x.stride, like.up_proj.input_scale);
+    if (args.x.codes == nullptr) return;
+  }
+  args.weights = table.w4a4[1];
+  args.out = up;
+  launch_linear_w4a4(args, stream_);
+  launch_swiglu(gate, up, slots * intermediate, gate, stream_);
+  args.x = quantize(gate, slots, intermediate, intermediate, like.down_proj.input_scale);
+  if (args.x.codes == nullptr) return;
+  args.weights = table.w4a4[2];
+  args.x_divisor = 1;
+  args.out_rows = x.cols;
+  args.cols = intermediate;
+  args.out = expert_rows;
+  args.out_stride = x.cols;
+  launch_linear_w4a4(args, stream_);
+  keep(cudaGetLastError(), "moe with NVFP4 activations");
+}
+
+void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
+                      const MlpWeight* shared, const RouterShape& shape, const int32_t* expert_ids,
+                      const float* weights, const MatrixView& out) {
+  if (x.rows == 0) return;
+  NIBBLE_CHECK(static_cast<int>(experts.size()) == shape.n_routed_experts);
+  const ExpertTable* const table = expert_table(experts, shared);
+  if (table == nullptr) return;
+  const int64_t slots = x.rows * shape.num_experts_per_tok;
+  auto* const expert_rows = expert_scratch_.get<float>((slots + x.rows) * x.cols);
+  if (expert_rows == nullptr) return;
+  float* const shared_rows = expert_rows + slots * x.cols;
+  for (const auto& [cls, index] : table->present) {
+    const MlpWeight& like = table->host[index];
+    if (cls == kW4a4Class) {
+      moe_w4a4(x, *table, like, shape, expert_ids, expert_rows);
+    } else {
+      moe_streamed(x, *table, cls, like, shape, expert_ids, expert_rows);
+    }
+  }
+  if (shared != nullptr && !table->shared_joins) {
+    mlp(x, *shared, MatrixView{shared_rows, DType::kF32, x.rows, x.cols, x.cols});
+  }
+  launch_moe_combine(expert_rows, weights, shape.num_experts_per_tok,
+                     shared != nullptr ? shared_rows : nullptr, x.cols, out, stream_);
+  keep(cudaGetLastError(), "moe: combine");
+}
+
+}  // namespace nibble::cuda

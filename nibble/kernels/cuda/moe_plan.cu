@@ -1,0 +1,73 @@
+// One block. A warp counts and places the slots of every 32nd expert, 32 slots at a time. Bound at
+// decode sizes: the launch.
+#include <algorithm>
+
+#include "nibble/kernels/cuda/moe_plan.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+
+__global__ void moe_plan_kernel(MoePlanArgs a) {
+  __shared__ int first[kThreads + 1];   // where a group's slots start
+  __shared__ int pieces[kThreads + 1];  // where its work starts
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int groups = a.num_experts + (a.shared ? 1 : 0);
+
+  for (int e = warp; e < a.num_experts; e += kThreads / 32) {
+    int count = 0;
+    for (int i = lane; i < a.num_slots; i += 32) count += a.expert_ids[i] == e ? 1 : 0;
+    for (int offset = 16; offset > 0; offset /= 2) count += __shfl_xor_sync(~0u, count, offset);
+    if (lane == 0) first[e] = count;
+  }
+  if (threadIdx.x == 0 && a.shared) first[a.num_experts] = a.num_tokens;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int slot = 0;
+    int work = 0;
+    for (int e = 0; e < groups; ++e) {
+      const int count = first[e];
+      const bool wanted = a.classes == nullptr || a.classes[e] == a.wanted;
+      first[e] = slot;
+      pieces[e] = work;
+      slot += count;
+      if (wanted) work += (count + a.work_tokens - 1) / a.work_tokens;
+    }
+    first[groups] = slot;
+    pieces[groups] = work;
+    *a.num_work = work;
+  }
+  __syncthreads();
+  for (int e = warp; e < groups; e += kThreads / 32) {
+    int at = first[e];
+    if (e == a.num_experts) {
+      for (int t = lane; t < a.num_tokens; t += 32) a.slots[at + t] = a.num_slots + t;
+    } else {
+      for (int i = 0; i < a.num_slots; i += 32) {
+        const bool mine = i + lane < a.num_slots && a.expert_ids[i + lane] == e;
+        const unsigned all = __ballot_sync(~0u, mine);
+        if (mine) a.slots[at + __popc(all & ((1u << lane) - 1))] = i + lane;
+        at += __popc(all);
+      }
+    }
+    for (int i = pieces[e] + lane; i < pieces[e + 1]; i += 32) {
+      const int begin = first[e] + (i - pieces[e]) * a.work_tokens;
+      a.work[i] = {e, begin, min(a.work_tokens, first[e + 1] - begin)};
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_moe_plan(const MoePlanArgs& args, cudaStream_t stream) {
+  moe_plan_kernel<<<1, kThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+int64_t max_moe_work(int64_t num_slots, int64_t num_tokens, int64_t num_experts, int work_tokens) {
+  return std::min(num_slots, num_experts) + num_slots / work_tokens + num_tokens / work_tokens + 2;
+}
+
+}  // namespace nibble::cuda

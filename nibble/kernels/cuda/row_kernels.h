@@ -1,0 +1,59 @@
+// The operations that treat rows one by one: norms, rotations, cache writes, routing, conversions.
+// All are bound by the bytes of their rows, at decode sizes by the launch itself.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "nibble/kernels/attention_view.h"
+#include "nibble/kernels/kernels.h"
+#include "nibble/kernels/matrix_view.h"
+
+namespace nibble::cuda {
+
+void launch_embed(const MatrixView& table, const int32_t* token_ids, const MatrixView& out,
+                  cudaStream_t stream);
+void launch_rms_norm(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out,
+                     cudaStream_t stream);
+void launch_add(const MatrixView& x, const MatrixView& y, cudaStream_t stream);
+
+//   positions  int32 [tokens], in device memory
+void launch_rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
+                         const int32_t* positions, cudaStream_t stream);
+
+//   entries  int64 [tokens]: the element index of each token's cache entry
+void launch_mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
+                            const MlaShape& shape, const RopeTable& rope, const int32_t* positions,
+                            const int64_t* entries, const KvCacheView& cache, cudaStream_t stream);
+
+//   logits  float [tokens, n_routed_experts]
+void launch_route(const float* logits, int64_t tokens, const float* bias, const RouterShape& shape,
+                  int32_t* expert_ids, float* weights, cudaStream_t stream);
+
+// Float rows -> BF16 parts [parts][outer * inner][padded_cols], zeros behind the last column: row
+// (o, i) of the output is read from x + o * outer_stride + i * inner_stride.
+struct ConvertArgs {
+  const float* x = nullptr;
+  int64_t outer = 0;
+  int64_t inner = 1;
+  int64_t outer_stride = 0;
+  int64_t inner_stride = 0;
+  int64_t cols = 0;
+  int64_t padded_cols = 0;
+  uint16_t* out = nullptr;
+  int parts = 1;
+};
+void launch_convert(const ConvertArgs& args, cudaStream_t stream);
+
+// out[t, i] = sum_j weights[t, j] * expert rows[t * k + j, i], then + shared[t, i], in that order.
+//   shared  float rows of row_stride, or null
+void launch_moe_combine(const float* expert_rows, const float* weights, int64_t experts_per_token,
+                        const float* shared, int64_t row_stride, const MatrixView& out,
+                        cudaStream_t stream);
+
+// out[t, i] = silu(gate[t, i]) * up[t, i], contiguous.
+void launch_swiglu(const float* gate, const float* up, int64_t count, float* out,
+                   cudaStream_t stream);
+
+}  // namespace nibble::cuda

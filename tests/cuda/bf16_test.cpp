@@ -1,0 +1,124 @@
+// The default mode, in which tensor cores get activations rounded to BF16: against the reference on
+// rounded activations, at R1's shapes.
+#include "nibble/numeric/bf16.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "nibble/kernels/reference/reference_kernels.h"
+#include "tests/cuda/host_side_cuda.h"
+#include "tests/kernels/kernel_test_helpers.h"
+#include "tests/kernels/mla_helpers.h"
+
+namespace nibble {
+namespace {
+
+TestMatrix random_bf16(int64_t rows, int64_t cols, uint32_t seed) {
+  TestMatrix x = TestMatrix::random(rows, cols, seed);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) x.at(r, c) = bf16_to_float(float_to_bf16(x.at(r, c)));
+  }
+  return x;
+}
+
+struct LinearShape {
+  int64_t rows, cols, tokens;
+};
+
+TEST(Bf16Linear, AgreesAtR1sShapes) {
+  ReferenceKernels reference;
+  const auto cuda = make_host_side_cuda(1);
+  for (const LinearFormat format :
+       {LinearFormat::kNvfp4, LinearFormat::kFp8Block, LinearFormat::kBf16}) {
+    for (const auto& [rows, cols, tokens] : {LinearShape{2048, 7168, 1},
+                                             {2048, 7168, 9},
+                                             {7168, 2048, 33},
+                                             {1536, 7168, 4},
+                                             {576, 7168, 17},
+                                             {3072, 1536, 8},
+                                             {100, 16384, 3},
+                                             {48, 18432, 66}}) {
+      SCOPED_TRACE(testing::Message()
+                   << format_name(format) << " [" << rows << ", " << cols << "] x " << tokens);
+      const TestWeight weight = TestWeight::random(format, rows, cols, 31);
+      const PackedWeight plain = pack_weight(reference, weight);
+      const PackedWeight packed = pack_weight(*cuda, weight);
+      TestMatrix x = random_bf16(tokens, cols, 32);
+      TestMatrix want(tokens, rows);
+      TestMatrix got(tokens, rows);
+      reference.linear(x.view(), plain.weight, want.view());
+      cuda->linear(x.view(), packed.weight, got.view());
+      EXPECT_LE(nmse(got.values(), want.values()), 1e-11);
+      EXPECT_TRUE(got.padding_intact());
+    }
+  }
+}
+
+// A row's bits in batches of other sizes, whatever kernel those take.
+TEST(Bf16Linear, ARowHasTheSameBitsInAnyBatch) {
+  const auto cuda = make_host_side_cuda(1);
+  for (const LinearFormat format :
+       {LinearFormat::kNvfp4, LinearFormat::kFp8Block, LinearFormat::kBf16}) {
+    const TestWeight weight = TestWeight::random(format, 200, 1040, 33);
+    const PackedWeight packed = pack_weight(*cuda, weight);
+    TestMatrix x = TestMatrix::random(64, 1040, 34);
+    TestMatrix all(64, 200);
+    cuda->linear(x.view(), packed.weight, all.view());
+    for (const int64_t tokens : {1, 2, 7, 8, 9, 16, 17, 40}) {
+      TestMatrix some(tokens, 200);
+      cuda->linear(x.view().slice_rows(64 - tokens, tokens), packed.weight, some.view());
+      for (int64_t i = 0; i < tokens; ++i) {
+        EXPECT_TRUE(same_bits(some.row(i), all.row(64 - tokens + i)))
+            << format_name(format) << " " << tokens << " " << i;
+      }
+    }
+  }
+}
+
+TEST(Bf16Mlp, AgreesWithTheReferenceAtAnR1ExpertsShape) {
+  ReferenceKernels reference;
+  const auto cuda = make_host_side_cuda(1);
+  const TestMlp mlp = TestMlp::random(LinearFormat::kNvfp4, 7168, 2048, 35);
+  const PackedMlp plain = pack_mlp(reference, mlp);
+  const PackedMlp packed = pack_mlp(*cuda, mlp);
+  for (const int64_t tokens : {1, 12}) {
+    TestMatrix x = random_bf16(tokens, 7168, 36);
+    TestMatrix want(tokens, 7168);
+    TestMatrix got(tokens, 7168);
+    reference.mlp(x.view(), plain.weight(), want.view());
+    cuda->mlp(x.view(), packed.weight(), got.view());
+    EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5);  // the product is rounded to BF16
+    EXPECT_TRUE(got.padding_intact());
+  }
+}
+
+// R1's router and widths of attention: 256 experts in 8 groups, 128 heads.
+TEST(Bf16Mla, AgreesWithTheReferenceForAll128Heads) {
+  ReferenceKernels reference;
+  const auto cuda = make_host_side_cuda(1);
+  const MlaShape shape = real_mla_shape(128);
+  const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 37);
+  const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
+  const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
+  for (const DType dtype : {DType::kBf16, DType::kF8E4m3}) {
+    TestCache cache(dtype, shape.entry_size(), 32, {130, 65});
+    cache.fill(38);
+    TestMatrix q = TestMatrix::random(4, shape.num_heads * shape.qk_head_dim(), 39);
+    const std::vector<AttentionSegment> segments = {
+        {0, 2, 128, cache.block_table(0), MlaForm::kAbsorbed},
+        {2, 1, 64, cache.block_table(1), MlaForm::kAbsorbed},
+        {3, 1, 63, cache.block_table(1), MlaForm::kExpanded}};
+    TestMatrix want(4, shape.num_heads * shape.v_head_dim);
+    TestMatrix got(4, shape.num_heads * shape.v_head_dim);
+    reference.mla_attention(q.view(), plain.weight, shape, {4, segments}, cache.view(),
+                            want.view());
+    cuda->mla_attention(q.view(), packed.weight, shape, {4, segments}, cache.view(), got.view());
+    EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5);
+    EXPECT_TRUE(got.padding_intact());
+  }
+}
+
+}  // namespace
+}  // namespace nibble
