@@ -341,16 +341,6 @@ void swiglu(const float* gate, float gate_scale, const float* up, float up_scale
   }
 }
 
-// The lanes' sum, by a fixed tree.
-float v_sum(V16 v) {
-  float lanes[16];
-  v_store(lanes, v);
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
-}
-
 float softmax_block(float* scores, int64_t visible, float scale, float* max, float* sum) {
   constexpr float kLowest = -__builtin_inff();
   const V16 factor = v_set(scale);

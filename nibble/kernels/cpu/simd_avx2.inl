@@ -42,6 +42,14 @@ inline __m256 half_exp2i(__m256 n) {
 // 2^n for whole n in -126 .. 127.
 inline V16 v_exp2i(V16 n) { return {half_exp2i(n.lo), half_exp2i(n.hi)}; }
 
+// The lanes' sum: i with i + 8, then + 4, + 2, + 1.
+inline float v_sum(V16 v) {
+  const __m256 eight = _mm256_add_ps(v.lo, v.hi);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 inline __m256 half_bf16(const uint16_t* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));

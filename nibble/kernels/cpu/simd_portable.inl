@@ -73,6 +73,15 @@ inline V16 v_exp2i(const V16& n) {
   });
 }
 
+// The lanes' sum: i with i + 8, then + 4, + 2, + 1.
+inline float v_sum(const V16& v) {
+  V16 sums = v;
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) sums.v[i] += sums.v[i + width];
+  }
+  return sums.v[0];
+}
+
 inline V16 v_load_bf16(const uint16_t* p) {
   return v_make([&](int i) {
     const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
