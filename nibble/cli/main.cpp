@@ -19,6 +19,7 @@ namespace {
 
 void add_commands(CLI::App& app, int* exit_code) {
   add_run_command(app, exit_code);
+  add_serve_command(app, exit_code);
   add_quantize_command(app, exit_code);
   add_plan_command(app, exit_code);
   add_inspect_command(app, exit_code);

@@ -1,0 +1,879 @@
+// The table of settings.
+#include "nibble/cli/serve_options.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdlib>
+
+#include "nibble/base/error.h"
+#include "nibble/base/log.h"
+#include "nibble/engine/kv_cache.h"
+
+namespace nibble {
+namespace {
+
+using Setter = std::function<Status(ServeOptions&, const std::string&)>;
+
+Result<int64_t> parse_integer(const std::string& value, int64_t low, int64_t high) {
+  int64_t number = 0;
+  const char* end = value.data() + value.size();
+  const auto [at, error] = std::from_chars(value.data(), end, number);
+  if (error != std::errc() || at != end || number < low || number > high) {
+    return invalid_argument(fmt::format("{} is no whole number in {}..{}", value, low, high));
+  }
+  return number;
+}
+
+Result<double> parse_number(const std::string& value, double low, double high) {
+  char* end = nullptr;
+  const double number = std::strtod(value.c_str(), &end);
+  if (value.empty() || *end != '\0')
+    return invalid_argument(fmt::format("'{}' is no number", value));
+  if (!(number >= low && number <= high)) {
+    return invalid_argument(fmt::format("{} is out of range {}..{}", value, low, high));
+  }
+  return number;
+}
+
+Result<bool> parse_boolean(std::string value) {
+  std::transform(value.begin(), value.end(), value.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  if (value == "true" || value == "1" || value == "on" || value == "yes") return true;
+  if (value == "false" || value == "0" || value == "off" || value == "no") return false;
+  return invalid_argument(fmt::format("'{}' is neither true nor false", value));
+}
+
+std::vector<std::string> split_list(const std::string& value) {
+  std::vector<std::string> parts;
+  size_t begin = 0;
+  while (begin <= value.size()) {
+    const size_t end = std::min(value.find(',', begin), value.size());
+    const size_t first = value.find_first_not_of(' ', begin);
+    if (first < end) {
+      const size_t last = value.find_last_not_of(' ', end - 1);
+      parts.push_back(value.substr(first, last + 1 - first));
+    }
+    begin = end + 1;
+  }
+  return parts;
+}
+
+Setter integer(int64_t low, int64_t high, std::function<void(ServeOptions&, int64_t)> store) {
+  return [=](ServeOptions& options, const std::string& value) -> Status {
+    store(options, NIBBLE_TRY(parse_integer(value, low, high)));
+    return {};
+  };
+}
+Setter number(double low, double high, std::function<void(ServeOptions&, double)> store) {
+  return [=](ServeOptions& options, const std::string& value) -> Status {
+    store(options, NIBBLE_TRY(parse_number(value, low, high)));
+    return {};
+  };
+}
+Setter boolean(std::function<void(ServeOptions&, bool)> store) {
+  return [=](ServeOptions& options, const std::string& value) -> Status {
+    store(options, NIBBLE_TRY(parse_boolean(value)));
+    return {};
+  };
+}
+Setter text(std::function<void(ServeOptions&, const std::string&)> store) {
+  return [=](ServeOptions& options, const std::string& value) -> Status {
+    store(options, value);
+    return {};
+  };
+}
+Setter one_of(std::vector<std::string> allowed,
+              std::function<void(ServeOptions&, const std::string&)> store) {
+  return [=](ServeOptions& options, const std::string& value) -> Status {
+    if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
+      return invalid_argument(
+          fmt::format("'{}' is not one of {}", value, fmt::join(allowed, ", ")));
+    }
+    store(options, value);
+    return {};
+  };
+}
+// Taken, and told to have no effect, because ...
+Setter noted(std::string name, std::string why) {
+  return [=](ServeOptions& options, const std::string& value) -> Status {
+    options.notes.push_back(fmt::format("{} {}: accepted without effect ({})", name, value, why));
+    return {};
+  };
+}
+Setter refused(std::string what) {
+  return [=](ServeOptions&, const std::string&) -> Status { return unsupported(what); };
+}
+// Parallelism of which there is only one way.
+Setter single(std::string instead) {
+  return [=](ServeOptions&, const std::string& value) -> Status {
+    if (value == "auto" || value == "1") return {};
+    NIBBLE_TRY(parse_integer(value, 1, 1 << 20));
+    return unsupported(fmt::format(
+        "{} is not supported: this build runs a model in one process on one device, with all of "
+        "its processors ({}); use 1",
+        value, instead));
+  };
+}
+
+constexpr const char* kServer = "Server";
+constexpr const char* kModel = "Model";
+constexpr const char* kEngine = "Engine";
+constexpr const char* kLimits = "Limits";
+constexpr const char* kAccess = "Access";
+constexpr const char* kCompat = "Known from trtllm-serve";
+
+using Options = ServeOptions;
+using Duration = std::chrono::milliseconds;
+
+Duration to_duration(double seconds) { return Duration(static_cast<int64_t>(seconds * 1000)); }
+
+void add_server_settings(std::vector<ServeSetting>& s) {
+  s.push_back({"host",
+               {},
+               {},
+               kServer,
+               "Address or name to listen on [localhost]",
+               "HOST",
+               text([](Options& o, const std::string& v) { o.http.host = v; })});
+  s.push_back(
+      {"port",
+       {},
+       {},
+       kServer,
+       "0 picks a free one [8000]",
+       "PORT",
+       integer(0, 65535, [](Options& o, int64_t v) { o.http.port = static_cast<uint16_t>(v); })});
+  s.push_back({"ssl_certfile",
+               {},
+               {},
+               kServer,
+               "PEM certificate chain: serve https",
+               "FILE",
+               text([](Options& o, const std::string& v) { o.http.certificate_file = v; })});
+  s.push_back({"ssl_keyfile",
+               {},
+               {},
+               kServer,
+               "PEM private key",
+               "FILE",
+               text([](Options& o, const std::string& v) { o.http.key_file = v; })});
+  s.push_back(
+      {"served_model_name",
+       {},
+       {},
+       kServer,
+       "Names accepted as `model`, separated by commas [MODEL and its last part]",
+       "NAMES",
+       text([](Options& o, const std::string& v) { o.served_model_names = split_list(v); })});
+  s.push_back({"keepalive_interval",
+               {},
+               {},
+               kServer,
+               "Seconds of silence before a stream gets a comment [5]",
+               "S",
+               number(0.1, 3600, [](Options& o, double v) {
+                 o.service.keepalive_interval = to_duration(v);
+               })});
+  s.push_back({"shutdown_timeout",
+               {},
+               {},
+               kServer,
+               "Seconds that running requests get after SIGTERM [25]",
+               "S",
+               number(0, 86400, [](Options& o, double v) { o.shutdown_timeout = v; })});
+  s.push_back(
+      {"no_web_ui", {}, {}, kServer, "No chat page at /", "", boolean([](Options& o, bool v) {
+         o.service.web_ui = !v;
+       })});
+  s.push_back({"no_metrics", {}, {}, kServer, "No /metrics", "", boolean([](Options& o, bool v) {
+                 o.service.metrics = !v;
+               })});
+  s.push_back({"log_format",
+               {},
+               {},
+               kServer,
+               "text or json [text]",
+               "FORMAT",
+               one_of({"text", "json"},
+                      [](Options& o, const std::string& v) { o.service.log_json = v == "json"; })});
+  s.push_back({"log_prompts",
+               {},
+               {},
+               kServer,
+               "Write prompts and outputs to the log",
+               "",
+               boolean([](Options& o, bool v) { o.service.log_prompts = v; })});
+  s.push_back({"dry_run",
+               {},
+               {},
+               kServer,
+               "Print the effective configuration and end",
+               "",
+               boolean([](Options& o, bool v) { o.dry_run = v; })});
+}
+
+void add_model_settings(std::vector<ServeSetting>& s) {
+  s.push_back({"chat_template",
+               {},
+               {},
+               kModel,
+               "Template file, or deepseek_r1, deepseek_r1_0528, deepseek_v3 [the model's]",
+               "NAME",
+               text([](Options& o, const std::string& v) { o.chat_template = v; })});
+  s.push_back(
+      {"thinking",
+       {},
+       {},
+       kModel,
+       "auto, on or off where a request is silent [auto]",
+       "MODE",
+       one_of({"auto", "on", "off"}, [](Options& o, const std::string& v) { o.thinking = v; })});
+  s.push_back({"reasoning_parser",
+               {},
+               {},
+               kModel,
+               "auto, deepseek-r1 or none [auto]",
+               "NAME",
+               one_of({"auto", "deepseek-r1", "deepseek_r1", "none"},
+                      [](Options& o, const std::string& v) { o.reasoning_parser = v; })});
+  s.push_back({"tool_parser",
+               {"tool_call_parser"},
+               {},
+               kModel,
+               "auto, deepseek_v3, deepseek_v31 or none [auto]",
+               "NAME",
+               one_of({"auto", "deepseek_v3", "deepseek_v31", "none"},
+                      [](Options& o, const std::string& v) { o.tool_parser = v; })});
+  s.push_back({"reasoning_fields",
+               {},
+               {},
+               kModel,
+               "Names of reasoning in replies: both, reasoning_content, reasoning [both]",
+               "NAMES",
+               one_of({"both", "reasoning_content", "reasoning"},
+                      [](Options& o, const std::string& v) { o.reasoning_fields = v; })});
+  s.push_back({"sampling_defaults",
+               {},
+               {},
+               kModel,
+               "Where a request is silent: the model's values, or openai's 1 and 1 [model]",
+               "WHAT",
+               one_of({"model", "openai"},
+                      [](Options& o, const std::string& v) { o.sampling_defaults = v; })});
+  s.push_back({"max_new_tokens",
+               {},
+               {},
+               kModel,
+               "Default of max_tokens [rest of the context]",
+               "N",
+               integer(1, 1 << 30, [](Options& o, int64_t v) { o.max_new_tokens = v; })});
+  s.push_back({"max_logprobs",
+               {},
+               {},
+               kModel,
+               "Highest logprobs of a request [20]",
+               "N",
+               integer(0, 20, [](Options& o, int64_t v) { o.max_logprobs = v; })});
+  s.push_back({"logprobs_mode",
+               {},
+               {},
+               kModel,
+               "raw or processed [raw]",
+               "MODE",
+               one_of({"raw", "processed"}, [](Options& o, const std::string& v) {
+                 o.engine.processed_logprobs = v == "processed";
+               })});
+  s.push_back({"strict_request_fields",
+               {},
+               {},
+               kModel,
+               "Refuse requests with unknown fields",
+               "",
+               boolean([](Options& o, bool v) { o.strict_request_fields = v; })});
+  s.push_back({"allow_special_in_content",
+               {},
+               {},
+               kModel,
+               "Take special tokens spelled in messages for what they spell",
+               "",
+               boolean([](Options& o, bool v) { o.allow_special_in_content = v; })});
+}
+
+void add_engine_settings(std::vector<ServeSetting>& s) {
+  s.push_back({"max_batch_size",
+               {"max_batch"},
+               {},
+               kEngine,
+               "Sequences of a step [32]",
+               "N",
+               integer(1, 65536, [](Options& o, int64_t v) { o.engine.max_batch_size = v; })});
+  s.push_back({"max_num_tokens",
+               {},
+               {},
+               kEngine,
+               "Tokens of a step [512]",
+               "N",
+               integer(1, 1 << 24, [](Options& o, int64_t v) { o.engine.max_num_tokens = v; })});
+  s.push_back(
+      {"max_seq_len",
+       {},
+       {},
+       kEngine,
+       "Context, prompt and output [the model's]",
+       "N",
+       integer(2, 1 << 30, [](Options& o, int64_t v) { o.model_options.max_seq_len = v; })});
+  s.push_back({"kv_cache_free_gpu_memory_fraction",
+               {"free_gpu_memory_fraction", "kv_fraction"},
+               {"kv_cache_config.free_gpu_memory_fraction"},
+               kEngine,
+               "Share of the free memory for the KV cache [0.3]",
+               "X",
+               number(0.001, 1, [](Options& o, double v) {
+                 o.engine.kv_cache_free_gpu_memory_fraction = v;
+               })});
+  s.push_back(
+      {"kv_cache_max_tokens",
+       {},
+       {"kv_cache_config.max_tokens"},
+       kEngine,
+       "Tokens of the KV cache, instead of a share of memory",
+       "N",
+       integer(64, int64_t{1} << 40, [](Options& o, int64_t v) { o.kv_cache_max_tokens = v; })});
+  s.push_back({"kv_cache_dtype",
+               {"kv"},
+               {"kv_cache_config.dtype"},
+               kEngine,
+               "auto, bf16, fp8 or f32 [auto: what the checkpoint asks for]",
+               "TYPE",
+               [](Options& o, const std::string& v) -> Status {
+                 o.engine.kv_cache_dtype.reset();
+                 if (v != "auto") o.engine.kv_cache_dtype = NIBBLE_TRY(parse_kv_cache_dtype(v));
+                 return {};
+               }});
+  s.push_back({"tokens_per_block",
+               {"block_size"},
+               {"kv_cache_config.tokens_per_block"},
+               kEngine,
+               "Tokens of a KV cache block: 16, 32, 64 or 128 [32]",
+               "N",
+               one_of({"16", "32", "64", "128"}, [](Options& o, const std::string& v) {
+                 o.engine.block_size = std::stoll(v);
+               })});
+  s.push_back({"enable_block_reuse",
+               {"enable_prefix_caching"},
+               {"kv_cache_config.enable_block_reuse"},
+               kEngine,
+               "Share equal prefixes [on]",
+               "",
+               boolean([](Options& o, bool v) { o.engine.enable_block_reuse = v; })});
+  s.push_back({"enable_chunked_prefill",
+               {},
+               {},
+               kEngine,
+               "Cut long prompts into steps [on]",
+               "",
+               boolean([](Options& o, bool v) { o.engine.enable_chunked_prefill = v; })});
+  s.push_back({"num_drafts",
+               {},
+               {"speculative_config.num_nextn_predict_layers", "speculative_config.max_draft_len",
+                "speculative_config.num_speculative_tokens"},
+               kEngine,
+               "Tokens that the MTP layer proposes in each step, 0..8 [0]",
+               "N",
+               integer(0, 8, [](Options& o, int64_t v) { o.engine.num_drafts = v; })});
+  s.push_back({"use_relaxed_acceptance_for_thinking",
+               {},
+               {"speculative_config.use_relaxed_acceptance_for_thinking"},
+               kEngine,
+               "Judge drafts loosely while the model thinks (lossy)",
+               "",
+               boolean([](Options& o, bool v) { o.engine.relaxed_thinking.enabled = v; })});
+  s.push_back(
+      {"relaxed_topk",
+       {},
+       {"speculative_config.relaxed_topk"},
+       kEngine,
+       "Of that: among the k likeliest [1]",
+       "K",
+       integer(1, 1 << 20, [](Options& o, int64_t v) { o.engine.relaxed_thinking.topk = v; })});
+  s.push_back({"relaxed_delta",
+               {},
+               {"speculative_config.relaxed_delta"},
+               kEngine,
+               "Of that: at most so far below the likeliest, 0..1 [0]",
+               "X",
+               number(0, 1, [](Options& o, double v) { o.engine.relaxed_thinking.delta = v; })});
+  s.push_back({"device",
+               {},
+               {},
+               kEngine,
+               "auto or cpu [auto]",
+               "NAME",
+               [](Options&, const std::string& v) -> Status {
+                 if (v == "auto" || v == "cpu") return {};
+                 return unsupported(fmt::format(
+                     "'{}' is not supported: models run on the CPU in this build; use cpu", v));
+               }});
+  s.push_back({"threads",
+               {},
+               {},
+               kEngine,
+               "Threads [all processors]",
+               "N",
+               integer(0, 1024, [](Options& o, int64_t v) {
+                 o.model_options.threads = static_cast<int>(v);
+               })});
+  s.push_back({"w4a4",
+               {},
+               {},
+               kEngine,
+               "Quantize activations to NVFP4 too, as Blackwell does",
+               "",
+               boolean([](Options& o, bool v) {
+                 o.model_options.nvfp4_activation =
+                     v ? ActivationFormat::kNvfp4 : ActivationFormat::kUnquantized;
+               })});
+}
+
+void add_limit_settings(std::vector<ServeSetting>& s) {
+  s.push_back({"max_queue_size",
+               {},
+               {},
+               kLimits,
+               "Answers that may wait; beyond it 429 [4 x max_batch_size, in 16..4096]",
+               "N",
+               integer(0, 1 << 20, [](Options& o, int64_t v) { o.max_queue_size = v; })});
+  s.push_back(
+      {"max_requests_per_key",
+       {},
+       {},
+       kLimits,
+       "Requests of one key at once [no limit]",
+       "N",
+       integer(0, 1 << 20, [](Options& o, int64_t v) { o.service.max_requests_per_key = v; })});
+  s.push_back(
+      {"request_timeout",
+       {},
+       {},
+       kLimits,
+       "Seconds for a whole request [no limit]",
+       "S",
+       number(0, 1e6, [](Options& o, double v) { o.service.request_timeout = to_duration(v); })});
+  s.push_back(
+      {"queue_timeout",
+       {},
+       {},
+       kLimits,
+       "Seconds that a request may wait [600]",
+       "S",
+       number(0, 1e6, [](Options& o, double v) { o.service.queue_timeout = to_duration(v); })});
+  s.push_back(
+      {"stall_timeout",
+       {},
+       {},
+       kLimits,
+       "Seconds without a step until /live fails [120]",
+       "S",
+       number(1, 1e6, [](Options& o, double v) { o.service.stall_timeout = to_duration(v); })});
+  s.push_back({"max_request_bytes",
+               {},
+               {},
+               kLimits,
+               "Of a body [33554432]",
+               "N",
+               integer(1024, int64_t{1} << 32, [](Options& o, int64_t v) {
+                 o.service.max_request_bytes = static_cast<size_t>(v);
+               })});
+  s.push_back({"max_connections",
+               {},
+               {},
+               kLimits,
+               "Open at once [4096]",
+               "N",
+               integer(1, 1 << 20, [](Options& o, int64_t v) { o.http.max_connections = v; })});
+  s.push_back(
+      {"stream_write_timeout",
+       {},
+       {},
+       kLimits,
+       "Seconds after which a client that reads nothing is dropped [60]",
+       "S",
+       number(0.1, 86400, [](Options& o, double v) { o.http.write_timeout = to_duration(v); })});
+}
+
+void add_access_settings(std::vector<ServeSetting>& s) {
+  s.push_back({"api_key",
+               {},
+               {},
+               kAccess,
+               "Keys that clients need, separated by commas",
+               "KEYS",
+               text([](Options& o, const std::string& v) {
+                 for (std::string& key : split_list(v)) {
+                   o.service.api_keys.push_back(std::move(key));
+                 }
+               })});
+  s.push_back({"api_key_file",
+               {},
+               {},
+               kAccess,
+               "File with one key a line; SIGHUP reads it again",
+               "FILE",
+               text([](Options& o, const std::string& v) { o.api_key_file = v; })});
+  s.push_back({"api_key_env",
+               {},
+               {},
+               kAccess,
+               "Environment variable with keys",
+               "NAME",
+               [](Options& o, const std::string& v) -> Status {
+                 const char* value = std::getenv(v.c_str());
+                 if (value == nullptr || *value == '\0') {
+                   return invalid_argument(fmt::format("the variable {} is not set", v));
+                 }
+                 for (std::string& key : split_list(value)) {
+                   o.service.api_keys.push_back(std::move(key));
+                 }
+                 return {};
+               }});
+  s.push_back({"admin_api_key",
+               {},
+               {},
+               kAccess,
+               "Key of /admin; without it there is no /admin",
+               "KEY",
+               text([](Options& o, const std::string& v) { o.service.admin_api_key = v; })});
+  s.push_back(
+      {"cors_origins",
+       {},
+       {},
+       kAccess,
+       "Origins of web pages that may ask, or * [none]",
+       "LIST",
+       text([](Options& o, const std::string& v) { o.service.cors_origins = split_list(v); })});
+  s.push_back({"protect_metrics",
+               {},
+               {},
+               kAccess,
+               "/metrics needs a key too",
+               "",
+               boolean([](Options& o, bool v) { o.service.protect_metrics = v; })});
+}
+
+void add_compatible_settings(std::vector<ServeSetting>& s) {
+  s.push_back({"backend",
+               {},
+               {},
+               kCompat,
+               "pytorch, tensorrt, trt, _autodeploy: no effect; cpu, reference, auto",
+               "NAME",
+               [](Options& o, const std::string& v) -> Status {
+                 if (v == "auto" || v == "cpu" || v == "reference") {
+                   o.model_options.backend = v;
+                   return {};
+                 }
+                 if (v != "pytorch" && v != "tensorrt" && v != "trt" && v != "_autodeploy") {
+                   return invalid_argument(fmt::format(
+                       "'{}' is not one of auto, cpu, reference, pytorch, tensorrt, trt", v));
+                 }
+                 o.notes.push_back(
+                     fmt::format("backend {}: accepted without effect (nibble is the engine)", v));
+                 return {};
+               }});
+  s.push_back({"tp_size",
+               {"tensor_parallel_size", "tp"},
+               {},
+               kCompat,
+               "1",
+               "N",
+               single("tensor parallelism needs several")});
+  s.push_back({"ep_size",
+               {"moe_expert_parallel_size", "ep"},
+               {},
+               kCompat,
+               "auto or 1",
+               "N",
+               single("expert parallelism needs several")});
+  s.push_back({"pp_size",
+               {"pipeline_parallel_size", "pp"},
+               {},
+               kCompat,
+               "1",
+               "N",
+               single("pipelines need several")});
+  s.push_back({"cp_size",
+               {"context_parallel_size"},
+               {},
+               kCompat,
+               "1",
+               "N",
+               single("context parallelism needs several")});
+  s.push_back({"moe_cluster_parallel_size",
+               {"cluster_size"},
+               {},
+               kCompat,
+               "1",
+               "N",
+               single("clusters need several")});
+  s.push_back({"moe_tensor_parallel_size",
+               {},
+               {},
+               kCompat,
+               "1",
+               "N",
+               single("tensor parallelism needs several")});
+  s.push_back({"gpus_per_node",
+               {},
+               {},
+               kCompat,
+               "No effect",
+               "N",
+               noted("gpus_per_node", "models run on the CPU")});
+  s.push_back(
+      {"max_beam_width", {}, {}, kCompat, "1", "N", [](Options&, const std::string& v) -> Status {
+         if (v == "1") return {};
+         return unsupported("beam search is not supported; use 1, and n for more answers");
+       }});
+  s.push_back({"trust_remote_code",
+               {},
+               {},
+               kCompat,
+               "No effect: no code of a checkpoint is ever run",
+               "",
+               noted("trust_remote_code", "no code of a checkpoint is ever run")});
+  s.push_back({"enable_attention_dp",
+               {"attention_dp"},
+               {},
+               kCompat,
+               "off",
+               "",
+               [](Options&, const std::string& v) -> Status {
+                 if (!NIBBLE_TRY(parse_boolean(v))) return {};
+                 return unsupported(
+                     "attention data parallelism needs several devices; leave it off");
+               }});
+  s.push_back({"num_postprocess_workers",
+               {},
+               {},
+               kCompat,
+               "No effect",
+               "N",
+               noted("num_postprocess_workers", "text is made beside the engine's thread")});
+  s.push_back({"tokenizer",
+               {},
+               {},
+               kCompat,
+               "Only the model's own",
+               "DIR",
+               refused("a tokenizer apart from the model's is not supported; put its files into "
+                       "the model's folder")});
+  s.push_back({"custom_tokenizer",
+               {},
+               {},
+               kCompat,
+               "Refused",
+               "NAME",
+               refused("custom tokenizer code is never run; leave custom_tokenizer out")});
+  s.push_back({"uds",
+               {},
+               {},
+               kCompat,
+               "Refused",
+               "PATH",
+               refused("Unix sockets are not supported; use --host 127.0.0.1 and --port")});
+  s.push_back({"otlp_traces_endpoint",
+               {},
+               {},
+               kCompat,
+               "Refused",
+               "URL",
+               refused("exporting traces is not supported; traceparent headers are accepted")});
+  s.push_back({"server_role",
+               {"metadata_server_config_file"},
+               {},
+               kCompat,
+               "Refused",
+               "X",
+               refused("disaggregated serving is not supported; start one server")});
+  s.push_back({"fail_fast_on_attention_window_too_large",
+               {},
+               {},
+               kCompat,
+               "No effect",
+               "",
+               noted("fail_fast_on_attention_window_too_large",
+                     "requests beyond the cache are "
+                     "refused one by one")});
+  s.push_back({"deterministic",
+               {},
+               {},
+               kCompat,
+               "Always so",
+               "",
+               noted("deterministic", "results never depend on the batch here")});
+  s.push_back({"no_graphs",
+               {},
+               {},
+               kCompat,
+               "No effect",
+               "",
+               noted("no_graphs", "there are no CUDA graphs on the CPU")});
+  s.push_back({"guided_decoding_backend",
+               {},
+               {},
+               kCompat,
+               "auto, xgrammar or llguidance",
+               "NAME",
+               one_of({"auto", "xgrammar", "llguidance"}, [](Options&, const std::string&) {})});
+}
+
+// YAML alone.
+void add_yaml_settings(std::vector<ServeSetting>& s) {
+  const auto add = [&](std::vector<std::string> paths, Setter set) {
+    s.push_back({"", {}, std::move(paths), "", "", "", std::move(set)});
+  };
+  add({"moe_config.backend", "moe_backend"},
+      one_of({"AUTO", "CUTLASS", "CUTEDSL", "WIDEEP", "TRTLLM", "DEEPGEMM", "VANILLA", "TRITON"},
+             [](Options& o, const std::string& v) {
+               o.notes.push_back("moe_config.backend " + v +
+                                 ": nibble's own kernels are used in its place");
+             }));
+  add({"speculative_config.decoding_type"}, [](Options& o, const std::string& v) -> Status {
+    std::string upper = v;
+    std::transform(upper.begin(), upper.end(), upper.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+    if (upper != "MTP") {
+      return unsupported(fmt::format("decoding_type {} is not supported; MTP is", v));
+    }
+    o.speculative_decoding_type = upper;
+    return {};
+  });
+  for (const char* path :
+       {"use_cuda_graph", "cuda_graph_batch_sizes", "cuda_graph_max_batch_size",
+        "cuda_graph_padding_enabled", "cuda_graph_config", "cuda_graph_config.batch_sizes",
+        "cuda_graph_config.max_batch_size", "cuda_graph_config.enable_padding"}) {
+    add({path}, noted(path, "there are no CUDA graphs on the CPU"));
+  }
+  for (const char* path : {"print_iter_log",
+                           "enable_iter_perf_stats",
+                           "return_perf_metrics",
+                           "torch_compile_config",
+                           "autotuner_enabled",
+                           "allreduce_strategy",
+                           "stream_interval",
+                           "load_format",
+                           "moe_max_num_tokens",
+                           "moe_config.max_num_tokens",
+                           "moe_load_balancer",
+                           "moe_config.load_balancer",
+                           "enable_overlap_scheduler",
+                           "disable_overlap_scheduler",
+                           "kv_cache_config.enable_partial_reuse",
+                           "attention_dp_config.enable_balance",
+                           "attention_dp_config.timeout_iters",
+                           "attention_dp_config.batching_wait_iters",
+                           "speculative_config.use_mtp_vanilla",
+                           "speculative_config.mtp_eagle_one_model",
+                           "speculative_config.allow_advanced_sampling",
+                           "speculative_config.begin_thinking_phase_token",
+                           "speculative_config.end_thinking_phase_token",
+                           "seed"}) {
+    add({path}, noted(path, "it changes nothing here"));
+  }
+  for (const char* path :
+       {"lora_config", "peft_cache_config", "kv_connector_config", "cache_transceiver_config",
+        "sparse_attention_config", "enable_lm_head_tp_in_adp", "speculative_config.max_concurrency",
+        "speculative_config.draft_len_schedule", "speculative_config.acceptance_window",
+        "speculative_config.acceptance_length_threshold", "offload"}) {
+    add({path}, refused(fmt::format("{} is not supported; leave it out", path)));
+  }
+  add({"kv_cache_config.host_cache_size"}, [](Options&, const std::string& v) -> Status {
+    if (v == "0") return {};
+    return unsupported("a host cache beside the KV cache is not supported; use 0");
+  });
+  add({"scheduler_config.capacity_scheduler_policy", "capacity_scheduler_policy"},
+      [](Options&, const std::string& v) -> Status {
+        if (v == "MAX_UTILIZATION") return {};
+        return unsupported(
+            fmt::format("capacity_scheduler_policy {} is not supported; MAX_UTILIZATION is", v));
+      });
+}
+
+std::string folded(std::string_view name) {
+  std::string out(name);
+  std::replace(out.begin(), out.end(), '-', '_');
+  return out;
+}
+
+}  // namespace
+
+const std::vector<ServeSetting>& serve_settings() {
+  static const std::vector<ServeSetting> settings = [] {
+    std::vector<ServeSetting> s;
+    add_server_settings(s);
+    add_model_settings(s);
+    add_engine_settings(s);
+    add_limit_settings(s);
+    add_access_settings(s);
+    add_compatible_settings(s);
+    add_yaml_settings(s);
+    return s;
+  }();
+  return settings;
+}
+
+const ServeSetting* find_serve_setting(std::string_view name) {
+  const std::string wanted = folded(name);
+  const auto among = [&](const std::vector<std::string>& names) {
+    return std::find(names.begin(), names.end(), wanted) != names.end();
+  };
+  for (const ServeSetting& setting : serve_settings()) {
+    if ((!setting.name.empty() && setting.name == wanted) || among(setting.aliases) ||
+        among(setting.yaml_paths)) {
+      return &setting;
+    }
+  }
+  return nullptr;
+}
+
+Status apply_environment(ServeOptions* options) {
+  for (const ServeSetting& setting : serve_settings()) {
+    if (setting.name.empty()) continue;
+    std::string variable = "NIBBLE_SERVE_" + setting.name;
+    std::transform(variable.begin(), variable.end(), variable.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+    const char* value = std::getenv(variable.c_str());
+    if (value != nullptr) NIBBLE_TRY(with_context(setting.set(*options, value), variable));
+  }
+  return {};
+}
+
+Status check_serve_options(ServeOptions* options) {
+  ServeOptions& o = *options;
+  if (o.http.certificate_file.empty() != o.http.key_file.empty()) {
+    return invalid_argument("ssl_certfile and ssl_keyfile belong together");
+  }
+  const auto& origins = o.service.cors_origins;
+  if (origins.size() > 1 && std::find(origins.begin(), origins.end(), "*") != origins.end()) {
+    return invalid_argument("cors_origins names * beside others");
+  }
+  if (o.engine.num_drafts == 0 && !o.speculative_decoding_type.empty()) o.engine.num_drafts = 1;
+  const int64_t needed = o.engine.max_batch_size * (1 + o.engine.num_drafts);
+  if (o.engine.max_num_tokens < needed) {
+    return invalid_argument(
+        fmt::format("max_num_tokens is {}, expected at least max_batch_size * (1 + drafts) = {}",
+                    o.engine.max_num_tokens, needed));
+  }
+  if (o.kv_cache_max_tokens) {
+    o.engine.num_blocks = (*o.kv_cache_max_tokens + o.engine.block_size - 1) / o.engine.block_size;
+  }
+  o.model_options.load_mtp = o.engine.num_drafts > 0;
+  o.service.max_batch_size = o.engine.max_batch_size;
+  o.service.max_queue_size =
+      o.max_queue_size.value_or(std::clamp<int64_t>(4 * o.engine.max_batch_size, 16, 4096));
+  return {};
+}
+
+}  // namespace nibble

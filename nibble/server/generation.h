@@ -1,0 +1,125 @@
+// One request on the engine: its answers while they grow, and the reply that tells them.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "nibble/engine/engine_thread.h"
+#include "nibble/server/http.h"
+#include "nibble/server/metrics.h"
+#include "nibble/server/reply_writer.h"
+
+namespace nibble {
+
+// What all generations of a server share; outlives them.
+struct GenerationShared {
+  EngineThread* engine = nullptr;
+  const ServedModel* model = nullptr;
+  ServerMetrics* metrics = nullptr;
+  std::function<void(std::function<void()>)> post;  // to the server's thread
+  std::chrono::milliseconds keepalive_interval = std::chrono::seconds(5);
+  std::chrono::milliseconds queue_timeout = std::chrono::seconds(600);  // 0: none
+  std::string fingerprint;
+  bool log_prompts = false;
+  bool log_json = false;
+};
+
+// The request's HTTP side.
+struct GenerationOrigin {
+  std::string request_id;
+  std::string client;
+  std::string route;
+  HttpHeaders headers;  // of the reply
+  std::optional<std::chrono::milliseconds> timeout;
+};
+
+// All on the server's thread. Kept alive by the engine's sinks and by its owner.
+class Generation : public std::enable_shared_from_this<Generation> {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  Generation(GenerationShared& shared, GenerationRequest request, GenerationOrigin origin,
+             std::shared_ptr<HttpReply> reply);
+  Generation(const Generation&) = delete;
+  Generation& operator=(const Generation&) = delete;
+  ~Generation();
+
+  // Hands the request to the engine. `on_end` is called once, when the reply is complete.
+  void start(std::function<void(Generation&)> on_end);
+
+  // Keep-alive comments and deadlines; to be called a few times a second.
+  void tick(Clock::time_point now);
+
+  // Ends it with an error: as a reply if nothing was sent yet, otherwise as an event.
+  void fail(const ApiError& error);
+
+  // Ends it without a word.
+  void abort();
+
+  int64_t num_answers() const { return static_cast<int64_t>(answers_.size()); }
+  // Whether the engine has brought nothing yet.
+  bool is_waiting() const { return !first_update_; }
+  bool ended() const { return ended_; }
+  const std::string& request_id() const { return origin_.request_id; }
+
+ private:
+  struct Answer {
+    Choice choice;
+    size_t prompt = 0;  // index
+    std::unique_ptr<ReplyParser> parser;
+    std::optional<uint64_t> ticket;
+    std::vector<PositionLogprobs> held_logprobs;    // white space that may become content
+    std::vector<PositionLogprobs> pending_content;  // not yet with their text
+    std::vector<PositionLogprobs> pending_reasoning;
+    int64_t num_tokens = 0;
+    std::string forced_name;  // chosen; "" while it is being chosen
+    std::string chosen_text;
+    bool counted_cached = false;
+    bool begun = false;
+    bool done = false;
+  };
+
+  void submit(size_t index);
+  void submit_choice_of_name(size_t index);
+  void on_update(size_t index, const RequestUpdate& update);
+  void on_name_update(Answer& answer, size_t index, const RequestUpdate& update);
+  void take_tokens(Answer& answer, const RequestUpdate& update, ReplyDelta* delta);
+  void take_text(Answer& answer, const RequestUpdate& update, ReplyDelta* delta);
+  void apply(Answer& answer, ReplyDelta* delta);
+  void finish_answer(Answer& answer, const RequestUpdate& update, ReplyDelta* delta);
+  void send_delta(const ReplyDelta& delta);
+  void begin_stream();
+  void finish();
+  void end(int status, std::string_view finish);
+  void cancel_all();
+  void measure(const RequestUpdate& update);
+  std::vector<const Choice*> choose();
+  HttpResponse head() const;
+  void log_line(int status, std::string_view finish) const;
+
+  GenerationShared& shared_;
+  GenerationRequest request_;
+  GenerationOrigin origin_;
+  std::shared_ptr<HttpReply> reply_;
+  std::function<void(Generation&)> on_end_;
+  ReplyContext context_;
+  std::unique_ptr<ReplyWriter> writer_;
+  std::vector<Answer> answers_;
+  Usage usage_;
+
+  bool streaming_ = false;
+  bool ended_ = false;
+  bool first_update_ = false;
+  bool deadline_passed_ = false;
+  Clock::time_point arrival_;
+  Clock::time_point first_token_;
+  Clock::time_point last_token_;
+  Clock::time_point last_sent_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,202 @@
+#include "nibble/server/metrics.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+
+namespace nibble {
+namespace {
+
+constexpr double kFirstTokenBounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                        1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+constexpr double kTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3,
+                                   .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
+constexpr double kRequestBounds[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                     30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+constexpr double kCountBounds[] = {1,   2,   5,   10,  20,  50,  100, 200, 500,
+                                   1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5};
+
+// A label's value: backslash, quote and line end are escaped.
+std::string escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\\' || c == '"') out += '\\';
+    if (c == '\n') {
+      out += "\\n";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+class Page {
+ public:
+  explicit Page(const std::string& model_name)
+      : labels_(fmt::format("model_name=\"{}\",engine=\"0\"", escaped(model_name))) {}
+
+  void family(std::string_view name, std::string_view type, std::string_view help) {
+    text_ += fmt::format("# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
+  }
+  template <typename Number>
+  void value(std::string_view name, Number number, std::string_view more = "") {
+    text_ += fmt::format("{}{{{}{}{}}} {}\n", name, labels_, more.empty() ? "" : ",", more, number);
+  }
+  template <typename Number>
+  void single(std::string_view name, std::string_view type, std::string_view help, Number number) {
+    family(name, type, help);
+    value(name, number);
+  }
+  void histogram(std::string_view name, std::string_view help, const Histogram& histogram) {
+    histogram.print(name, help, labels_, &text_);
+  }
+  std::string text() && { return std::move(text_); }
+
+ private:
+  std::string labels_;
+  std::string text_;
+};
+
+}  // namespace
+
+void Histogram::observe(double value, int64_t times) {
+  const auto bound = std::lower_bound(bounds_.begin(), bounds_.end(), value);
+  counts_[static_cast<size_t>(bound - bounds_.begin())] += times;
+  sum_ += value * static_cast<double>(times);
+}
+
+void Histogram::print(std::string_view name, std::string_view help, const std::string& labels,
+                      std::string* out) const {
+  auto end = std::back_inserter(*out);
+  fmt::format_to(end, "# HELP {} {}\n# TYPE {} histogram\n", name, help, name);
+  int64_t total = 0;
+  for (size_t i = 0; i < bounds_.size(); ++i) {
+    total += counts_[i];
+    fmt::format_to(end, "{}_bucket{{{},le=\"{}\"}} {}\n", name, labels, bounds_[i], total);
+  }
+  total += counts_.back();
+  fmt::format_to(end, "{}_bucket{{{},le=\"+Inf\"}} {}\n", name, labels, total);
+  fmt::format_to(end, "{}_sum{{{}}} {}\n{}_count{{{}}} {}\n", name, labels, sum_, name, labels,
+                 total);
+}
+
+ServerMetrics::ServerMetrics()
+    : ttft_(kFirstTokenBounds),
+      itl_(kTokenBounds),
+      tpot_(kTokenBounds),
+      end_to_end_(kRequestBounds),
+      queue_(kRequestBounds),
+      prefill_(kRequestBounds),
+      decode_(kRequestBounds),
+      inference_(kRequestBounds),
+      prompt_tokens_(kCountBounds),
+      generation_tokens_(kCountBounds) {
+  for (const char* reason : {"stop", "length", "abort", "error"}) finished_[reason] = 0;
+}
+
+void ServerMetrics::finished(const RequestTimes& times) {
+  end_to_end_.observe(times.end_to_end);
+  queue_.observe(times.queue);
+  prefill_.observe(times.prefill);
+  decode_.observe(times.decode);
+  inference_.observe(times.prefill + times.decode);
+  if (times.generation_tokens > 1) {
+    tpot_.observe(times.decode / static_cast<double>(times.generation_tokens - 1));
+  }
+  prompt_tokens_.observe(static_cast<double>(times.prompt_tokens));
+  generation_tokens_.observe(static_cast<double>(times.generation_tokens));
+}
+
+std::string ServerMetrics::print(const EngineStats& stats, const std::string& model_name,
+                                 std::string_view state, int64_t num_waiting,
+                                 std::string_view version) const {
+  Page page(model_name);
+  const double used = stats.num_blocks == 0 ? 0
+                                            : static_cast<double>(stats.num_used_blocks) /
+                                                  static_cast<double>(stats.num_blocks);
+  page.single("vllm:num_requests_running", "gauge", "Sequences in the running batch.",
+              stats.num_running);
+  page.single("vllm:num_requests_waiting", "gauge", "Sequences that wait.",
+              std::max(num_waiting, stats.num_waiting));
+  page.single("vllm:kv_cache_usage_perc", "gauge", "Share of the KV cache's blocks in use, 0 to 1.",
+              used);
+  page.family("vllm:cache_config_info", "gauge", "The KV cache.");
+  page.value("vllm:cache_config_info", 1, fmt::format("num_gpu_blocks=\"{}\"", stats.num_blocks));
+  page.single("vllm:prompt_tokens_total", "counter", "Prompt tokens computed or found.",
+              stats.num_prompt_tokens + stats.num_cached_tokens);
+  page.single("vllm:generation_tokens_total", "counter", "Tokens generated.",
+              stats.num_generated_tokens);
+  page.single("vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up.",
+              stats.num_prompt_tokens + stats.num_cached_tokens);
+  page.single("vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
+              stats.num_cached_tokens);
+  page.single("vllm:num_preemptions_total", "counter", "Sequences that gave up their blocks.",
+              stats.num_preemptions);
+  page.family("vllm:request_success_total", "counter", "Finished requests by reason.");
+  for (const auto& [reason, count] : finished_) {
+    page.value("vllm:request_success_total", count, fmt::format("finished_reason=\"{}\"", reason));
+  }
+  int64_t accepted = 0;
+  for (const int64_t count : stats.accepted_at) accepted += count;
+  page.single("vllm:spec_decode_num_drafts_total", "counter", "Windows of drafts verified.",
+              stats.num_windows);
+  page.single("vllm:spec_decode_num_draft_tokens_total", "counter", "Draft tokens verified.",
+              stats.num_draft_tokens);
+  page.single("vllm:spec_decode_num_accepted_tokens_total", "counter", "Draft tokens accepted.",
+              accepted);
+  page.family("vllm:spec_decode_num_accepted_tokens_per_pos_total", "counter",
+              "Windows in which the draft at this place was accepted.");
+  for (size_t i = 0; i < stats.accepted_at.size(); ++i) {
+    page.value("vllm:spec_decode_num_accepted_tokens_per_pos_total", stats.accepted_at[i],
+               fmt::format("position=\"{}\"", i));
+  }
+  page.histogram("vllm:time_to_first_token_seconds", "From arrival to the first token.", ttft_);
+  page.histogram("vllm:inter_token_latency_seconds", "Between tokens.", itl_);
+  page.histogram("vllm:time_per_output_token_seconds", "Between tokens (the older name).", itl_);
+  page.histogram("vllm:request_time_per_output_token_seconds", "Mean of a request, but the first.",
+                 tpot_);
+  page.histogram("vllm:e2e_request_latency_seconds", "From arrival to the end.", end_to_end_);
+  page.histogram("vllm:request_queue_time_seconds", "From arrival to the engine.", queue_);
+  page.histogram("vllm:request_prefill_time_seconds", "From the engine to the first token.",
+                 prefill_);
+  page.histogram("vllm:request_decode_time_seconds", "From the first token to the last.", decode_);
+  page.histogram("vllm:request_inference_time_seconds", "From the engine to the end.", inference_);
+  page.histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", prompt_tokens_);
+  page.histogram("vllm:request_generation_tokens", "Tokens generated for a request.",
+                 generation_tokens_);
+
+  page.family("nibble_http_requests_total", "counter", "Answers by route and status.");
+  for (const auto& [key, count] : http_requests_) {
+    page.value("nibble_http_requests_total", count,
+               fmt::format("route=\"{}\",status=\"{}\"", escaped(key.first), key.second));
+  }
+  page.single("nibble_queue_rejected_total", "counter", "Requests refused with 429.",
+              queue_rejected_);
+  page.single("nibble_client_disconnects_total", "counter", "Clients gone before their answer.",
+              disconnects_);
+  page.family("nibble_state", "gauge", "1 for the state that the server is in.");
+  for (const std::string_view name : {"loading", "ready", "draining"}) {
+    page.value("nibble_state", name == state ? 1 : 0, fmt::format("state=\"{}\"", name));
+  }
+  page.single("nibble_acceptance_length", "gauge", "Tokens for each verified window of drafts.",
+              stats.acceptance_length());
+  page.single("nibble_steps_total", "counter", "Steps of the engine.", stats.num_steps);
+  page.family("nibble_parser_anomalies_total", "counter", "Oddities in replies, by kind.");
+  for (const auto& [kind, count] : anomalies_) {
+    page.value("nibble_parser_anomalies_total", count, fmt::format("kind=\"{}\"", escaped(kind)));
+  }
+  page.single("nibble_tool_calls_total", "counter", "Tool calls in replies.", tool_calls_);
+  page.single("nibble_bad_logits_total", "counter", "Requests ended by logits that allow no token.",
+              bad_logits_);
+  page.family("nibble_kv_blocks", "gauge", "Blocks of the KV cache.");
+  page.value("nibble_kv_blocks", stats.num_used_blocks, "state=\"used\"");
+  page.value("nibble_kv_blocks", stats.num_cached_blocks, "state=\"cached\"");
+  page.value("nibble_kv_blocks", stats.num_blocks - stats.num_used_blocks - stats.num_cached_blocks,
+             "state=\"free\"");
+  page.family("nibble_build_info", "gauge", "1, with the version.");
+  page.value("nibble_build_info", 1, fmt::format("version=\"{}\"", escaped(version)));
+  return std::move(page).text();
+}
+
+}  // namespace nibble
