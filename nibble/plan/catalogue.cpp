@@ -369,7 +369,11 @@ PlanResult<DeviceSpec> Catalogue::find(std::string_view name) const {
                       "give the whole id; --gpu list prints the catalogue");
   }
   std::vector<std::pair<int, std::string>> near;
-  for (const DeviceSpec& spec : devices_) near.emplace_back(distance(name, spec.id), spec.id);
+  // Nothing that long is a misspelt name, and distances of long texts take seconds.
+  constexpr size_t kLongestName = 100;
+  if (name.size() <= kLongestName) {
+    for (const DeviceSpec& spec : devices_) near.emplace_back(distance(name, spec.id), spec.id);
+  }
   std::stable_sort(near.begin(), near.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
   const int limit = std::max<int>(1, static_cast<int>(wanted.size()) / 3);
