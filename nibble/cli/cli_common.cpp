@@ -106,15 +106,16 @@ Result<std::vector<std::string>> check_arguments(const CLI::App& app,
     std::string& argument = arguments[i];
     if (argument == "--") break;  // what follows is positional
     if (!looks_like_option(argument)) {
-      if (current != &app) continue;  // a positional argument of the command
-      const std::vector<std::string> commands = command_names(app);
+      const std::vector<std::string> commands = command_names(*current);
+      if (commands.empty()) continue;  // a positional argument of the command
+      const std::string path = command->empty() ? "" : *command + " ";
       if (std::find(commands.begin(), commands.end(), argument) == commands.end()) {
         std::string hint = did_you_mean(argument, commands);
-        if (hint.empty()) hint = "; nibble --help lists the commands";
-        return invalid_argument(fmt::format("unknown command '{}'{}", argument, hint));
+        if (hint.empty()) hint = fmt::format("; nibble {}--help lists the commands", path);
+        return invalid_argument(fmt::format("unknown command '{}{}'{}", path, argument, hint));
       }
-      current = app.get_subcommand(argument);
-      *command = argument;
+      current = current->get_subcommand(argument);
+      *command = path + argument;
       names = option_names(*current);
       continue;
     }
