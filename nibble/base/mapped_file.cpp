@@ -68,6 +68,14 @@ void MappedFile::release(size_t offset, size_t length) const {
   }
 }
 
+void MappedFile::prefetch(size_t offset, size_t length) const {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  if (offset >= size_) return;
+  const size_t begin = offset / page * page;
+  const size_t end = offset + std::min(length, size_ - offset);
+  (void)::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_WILLNEED);
+}
+
 Result<std::string> read_text_file(const std::filesystem::path& path, uint64_t max_bytes) {
   const MappedFile file = NIBBLE_TRY(MappedFile::open(path));
   const auto bytes = file.bytes();

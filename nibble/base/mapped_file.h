@@ -30,6 +30,9 @@ class MappedFile {
   // memory does not push everything else out. Never changes contents.
   void release(size_t offset, size_t length) const;
 
+  // Asks the kernel to read these bytes in the background.
+  void prefetch(size_t offset, size_t length) const;
+
  private:
   MappedFile() = default;
   const std::byte* data_ = nullptr;

@@ -214,6 +214,16 @@ Result<WeightFormat> check_linear_shapes(const CheckpointSource& source, std::st
 
 Result<LinearTensors> read_linear(const CheckpointSource& source, std::string_view module,
                                   int64_t expected_rows, int64_t expected_cols) {
+  LinearTensors linear = NIBBLE_TRY(map_linear(source, module, expected_rows, expected_cols));
+  if (linear.format == WeightFormat::kFp8Block) {
+    const TensorInfo& weight = *source.find(tensor_name(module, "weight"));
+    NIBBLE_TRY(check_codes(weight, linear.weight, false));
+  }
+  return linear;
+}
+
+Result<LinearTensors> map_linear(const CheckpointSource& source, std::string_view module,
+                                 int64_t expected_rows, int64_t expected_cols) {
   LinearTensors linear;
   linear.format = NIBBLE_TRY(check_linear_shapes(source, module, expected_rows, expected_cols));
   linear.rows = expected_rows;
@@ -224,7 +234,6 @@ Result<LinearTensors> read_linear(const CheckpointSource& source, std::string_vi
     const std::string scales = tensor_name(module, "weight_scale_inv");
     linear.scales = NIBBLE_TRY(source.read(scales));
     NIBBLE_TRY(check_positive(*source.find(scales), linear.scales));
-    NIBBLE_TRY(check_codes(*source.find(weight), linear.weight, false));
   } else if (linear.format == WeightFormat::kNvfp4) {
     const std::string scales = tensor_name(module, "weight_scale");
     linear.scales = NIBBLE_TRY(source.read(scales));

@@ -56,6 +56,11 @@ Result<WeightFormat> check_linear_shapes(const CheckpointSource& source, std::st
 Result<LinearTensors> read_linear(const CheckpointSource& source, std::string_view module,
                                   int64_t expected_rows, int64_t expected_cols);
 
+// The same without a look at the weight's codes, for a reader that goes through a matrix larger
+// than memory piece by piece and finds NaN codes itself. Scales are checked.
+Result<LinearTensors> map_linear(const CheckpointSource& source, std::string_view module,
+                                 int64_t expected_rows, int64_t expected_cols);
+
 // source.release of the weight and all companions.
 void release_linear(const CheckpointSource& source, std::string_view module);
 

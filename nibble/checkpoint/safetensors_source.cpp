@@ -281,4 +281,20 @@ void SafetensorsSource::release(std::string_view name) const {
   copies_.erase(i);
 }
 
+void SafetensorsSource::release_part(std::string_view name, uint64_t offset,
+                                     uint64_t length) const {
+  const TensorInfo* info = find(name);
+  if (info == nullptr) return;
+  const Place& place = places_[static_cast<size_t>(info - tensors_.data())];
+  if (offset >= place.size) return;
+  shards_[place.shard].release(place.offset + offset, std::min(length, place.size - offset));
+}
+
+void SafetensorsSource::prefetch(std::string_view name) const {
+  const TensorInfo* info = find(name);
+  if (info == nullptr) return;
+  const Place& place = places_[static_cast<size_t>(info - tensors_.data())];
+  shards_[place.shard].prefetch(place.offset, place.size);
+}
+
 }  // namespace nibble

@@ -36,6 +36,8 @@ class SafetensorsSource final : public CheckpointSource {
   const TensorInfo* find(std::string_view name) const override;
   Result<TensorView> read(std::string_view name) const override;
   void release(std::string_view name) const override;
+  void release_part(std::string_view name, uint64_t offset, uint64_t length) const override;
+  void prefetch(std::string_view name) const override;
 
   // Things a person should know that are not errors, such as files that the index does not name.
   const std::vector<std::string>& warnings() const { return warnings_; }

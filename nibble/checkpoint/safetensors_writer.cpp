@@ -3,62 +3,25 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
-#include <numeric>
 
-#include "nibble/base/check.h"
 #include "nibble/base/error.h"
-#include "nibble/base/text.h"
 #include "nibble/checkpoint/json.h"
+#include "nibble/checkpoint/safetensors_layout.h"
 
 namespace nibble {
 
 Result<SafetensorsWriter> SafetensorsWriter::create(const std::filesystem::path& path,
                                                     std::vector<TensorInfo> tensors) {
-  std::stable_sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
-    return dtype_size(a.dtype) > dtype_size(b.dtype);
-  });
-  std::string header = R"({"__metadata__":{"format":"pt"})";
-  uint64_t data_bytes = 0;
-  std::vector<Entry> entries;
-  for (const TensorInfo& info : tensors) {
-    if (!is_valid_utf8(info.name)) return invalid_argument("a tensor's name is not UTF-8");
-    if (info.name == "__metadata__") {
-      return invalid_argument("a tensor cannot be called __metadata__");
-    }
-    const auto size = static_cast<uint64_t>(info.shape.num_elements() * dtype_size(info.dtype));
-    header += fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                          json_quote(info.name), dtype_name(info.dtype),
-                          fmt::join(info.shape.dims(), ","), data_bytes, data_bytes + size);
-    entries.push_back({info.name, data_bytes, size, false});
-    data_bytes += size;
-  }
-  header += '}';
-  header.resize((header.size() + 7) / 8 * 8, ' ');
-  if (header.size() > 100'000'000) {
-    return invalid_argument(
-        fmt::format("{} tensors need a header above the format's 100 MB: "
-                    "write several shards",
-                    tensors.size()));
-  }
-  std::sort(entries.begin(), entries.end(),
-            [](const Entry& a, const Entry& b) { return a.name < b.name; });
-  const auto twice =
-      std::adjacent_find(entries.begin(), entries.end(),
-                         [](const Entry& a, const Entry& b) { return a.name == b.name; });
-  if (twice != entries.end()) {
-    return invalid_argument(fmt::format("tensor {} is declared twice", json_quote(twice->name)));
-  }
-  for (Entry& entry : entries) entry.offset += 8 + header.size();
-
+  SafetensorsLayout layout = NIBBLE_TRY(safetensors_layout(std::move(tensors)));
   SafetensorsWriter writer(NIBBLE_TRY(OutputFile::create(path)));
-  std::array<std::byte, 8> length = {};
-  for (size_t i = 0; i < 8; ++i) length[i] = static_cast<std::byte>(header.size() >> (8 * i));
-  NIBBLE_TRY(writer.file_.write(length));
-  NIBBLE_TRY(writer.file_.write(header));
+  NIBBLE_TRY(writer.file_.write(layout.head));
+  std::vector<Entry> entries;
+  for (auto& entry : layout.entries) {
+    entries.push_back({std::move(entry.name), entry.offset, entry.size, false});
+  }
   writer.entries_ = std::move(entries);
-  writer.data_bytes_ = data_bytes;
+  writer.data_bytes_ = layout.data_bytes;
   return writer;
 }
 

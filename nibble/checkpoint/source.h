@@ -36,6 +36,12 @@ class CheckpointSource {
 
   // The caller is done with this tensor for now; its pages may be dropped.
   virtual void release(std::string_view name) const = 0;
+
+  // The same for a part of it, in bytes from its beginning; and a hint that a tensor will be read
+  // soon. Both may do nothing.
+  virtual void release_part(std::string_view /*name*/, uint64_t /*offset*/,
+                            uint64_t /*length*/) const {}
+  virtual void prefetch(std::string_view /*name*/) const {}
 };
 
 }  // namespace nibble

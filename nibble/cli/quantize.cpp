@@ -1,4 +1,5 @@
-// nibble quantize IN OUT: converts an FP8 or BF16 checkpoint to NVFP4.
+// nibble quantize IN OUT: converts an FP8 or BF16 checkpoint to NVFP4; with --verify it compares
+// two.
 #include "nibble/quantize/quantize.h"
 
 #include <fmt/format.h>
@@ -11,8 +12,10 @@
 #include "nibble/base/text.h"
 #include "nibble/checkpoint/json.h"
 #include "nibble/checkpoint/model_path.h"
+#include "nibble/cli/calibration_text.h"
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/command.h"
+#include "nibble/cli/verify.h"
 
 namespace nibble {
 namespace {
@@ -21,6 +24,13 @@ struct QuantizeArguments {
   std::string in;
   std::string out;
   std::string scheme = "nvfp4-v2";
+  std::string algorithm = WeightAlgorithm().name();
+  std::vector<std::string> overrides;
+  std::string kv_cache = "fp8";
+  std::string calibrate;
+  CalibrationTextOptions calibration;
+  bool verify = false;
+  VerifyOptions verify_options;
   QuantizeOptions options;
   bool json = false;
   bool quiet = false;
@@ -37,7 +47,12 @@ std::string report_json(const QuantizeReport& report, const QuantizeArguments& a
              {"source", JsonValue::string(printable(arguments.in))},
              {"output", JsonValue::string(printable(arguments.out))},
              {"dry_run", JsonValue::boolean(report.dry_run)},
-             {"scheme", JsonValue::string(std::string(quantize_scheme_name(report.scheme)))},
+             {"scheme", JsonValue::string(report.recipe.name())},
+             {"algorithm", JsonValue::string(report.algorithm.name())},
+             {"num_calibration_tokens", JsonValue::integer(report.num_calibration_tokens)},
+             {"resumed", JsonValue::boolean(report.resumed)},
+             {"reused_bytes", json_of(report.reused_bytes)},
+             {"expected_seconds", JsonValue::number(report.expected_seconds)},
              {"source_format", JsonValue::string(report.source_format)},
              {"num_source_tensors", JsonValue::integer(report.num_source_tensors)},
              {"num_output_tensors", JsonValue::integer(report.num_output_tensors)},
@@ -69,16 +84,26 @@ std::string report_text(const QuantizeReport& report, const QuantizeArguments& a
   std::string text = fmt::format("{:<18}{} {}, {} tensors\n", "source", report.source_format,
                                  format_bytes(report.source_bytes),
                                  format_count(static_cast<uint64_t>(report.num_source_tensors)));
-  text += fmt::format("{:<18}NVFP4 ({}) {}, {} tensors in {} shard{}, {}\n", "output",
-                      quantize_scheme_name(report.scheme), format_bytes(report.output_bytes),
-                      format_count(static_cast<uint64_t>(report.num_output_tensors)),
-                      report.num_shards, report.num_shards == 1 ? "" : "s", change(report.ratio()));
+  text +=
+      fmt::format("{:<18}NVFP4 ({}, {}) {}, {} tensors in {} shard{}, {}\n", "output",
+                  report.recipe.name(), report.algorithm.name(), format_bytes(report.output_bytes),
+                  format_count(static_cast<uint64_t>(report.num_output_tensors)), report.num_shards,
+                  report.num_shards == 1 ? "" : "s", change(report.ratio()));
   text +=
       fmt::format("{:<18}{} linears, {} -> {}, {}\n", "quantized",
                   format_count(static_cast<uint64_t>(report.num_quantized_linears)),
                   format_bytes(report.quantized_source_bytes),
                   format_bytes(report.quantized_output_bytes), change(report.quantized_ratio()));
+  if (report.num_calibration_tokens > 0) {
+    text += fmt::format("{:<18}{} tokens\n", "calibration",
+                        format_count(static_cast<uint64_t>(report.num_calibration_tokens)));
+  }
   if (report.dry_run) {
+    if (report.expected_seconds > 0) {
+      text += fmt::format("{:<18}about {} on {} thread{}, disks permitting\n", "time",
+                          format_duration(report.expected_seconds), report.threads,
+                          report.threads == 1 ? "" : "s");
+    }
     text +=
         fmt::format("{:<18}{} needed, {} free{}\n", "disk", format_bytes(report.needed_disk_bytes),
                     format_bytes(report.free_disk_bytes),
@@ -88,13 +113,41 @@ std::string report_text(const QuantizeReport& report, const QuantizeArguments& a
   text += fmt::format("{:<18}{}, {:.2f} GB/s of source, {} thread{}\n", "time",
                       format_duration(report.seconds), report.gb_per_second(), report.threads,
                       report.threads == 1 ? "" : "s");
+  if (report.resumed) {
+    text += fmt::format("{:<18}an earlier run, {} of source were done\n", "continued",
+                        format_bytes(report.reused_bytes));
+  }
   return text + fmt::format("{:<18}{}\n", "written", printable(arguments.out));
 }
 
+// What the texts of the command line mean.
+Status parse_arguments(QuantizeArguments& arguments) {
+  QuantizeOptions& options = arguments.options;
+  options.recipe.scheme = NIBBLE_TRY(parse_quantize_scheme(arguments.scheme));
+  for (const std::string& text : arguments.overrides) {
+    options.recipe.overrides.push_back(NIBBLE_TRY(parse_scheme_override(text)));
+  }
+  options.algorithm = NIBBLE_TRY(parse_weight_algorithm(arguments.algorithm));
+  options.fp8_kv_cache = arguments.kv_cache != "none";
+  options.kv_scales = arguments.kv_cache == "fp8-scales";
+  options.show_progress = !arguments.quiet;
+  return {};
+}
+
 Status run_quantize(QuantizeArguments& arguments) {
-  arguments.options.scheme = NIBBLE_TRY(parse_quantize_scheme(arguments.scheme));
-  arguments.options.show_progress = !arguments.quiet;
+  NIBBLE_TRY(parse_arguments(arguments));
   const auto in = NIBBLE_TRY(resolve_model(arguments.in));
+  if (arguments.verify) {
+    arguments.verify_options.json = arguments.json;
+    arguments.verify_options.threads = arguments.options.threads;
+    const auto out = NIBBLE_TRY(resolve_model(arguments.out));
+    return verify_quantized(in, out, arguments.verify_options);
+  }
+  if (!arguments.calibrate.empty()) {
+    arguments.options.samples =
+        NIBBLE_TRY(read_calibration_text(arguments.calibrate, in, arguments.calibration));
+    arguments.options.samples_name = std::filesystem::path(arguments.calibrate).filename().string();
+  }
   const auto report = NIBBLE_TRY(quantize_checkpoint(in, arguments.out, arguments.options));
   for (const std::string& warning : report.warnings) log_warning(printable(warning));
   if (arguments.json) {
@@ -103,6 +156,53 @@ Status run_quantize(QuantizeArguments& arguments) {
     print(report_text(report, arguments));
   }
   return {};
+}
+
+void add_recipe_options(CLI::App& command, QuantizeArguments& arguments) {
+  command.add_option("--scheme", arguments.scheme, "What to quantize [nvfp4-v2]")
+      ->type_name("NAME");
+  command
+      .add_option("--override", arguments.overrides,
+                  "Exceptions: PATTERN=nvfp4 or PATTERN=bf16 for modules, as '*.down_proj=bf16'")
+      ->type_name("P=F")
+      ->allow_extra_args(false);
+  command
+      .add_option("--algorithm", arguments.algorithm,
+                  "How codes are chosen [" + arguments.algorithm + "]")
+      ->type_name("NAME");
+  command
+      .add_option(
+          "--kv-cache", arguments.kv_cache,
+          "What the checkpoint asks for: fp8, fp8-scales (with k_scale, v_scale), none [fp8]")
+      ->check(CLI::IsMember({"fp8", "fp8-scales", "none"}).description(""))
+      ->type_name("NAME");
+  command
+      .add_option("--calibrate", arguments.calibrate,
+                  "Text or JSON lines (text, messages, ids) to run the model over")
+      ->type_name("FILE");
+  command.add_option("--samples", arguments.calibration.samples, "Samples to take of it [512]")
+      ->check(CLI::Range(1, 1'000'000).description(""))
+      ->type_name("N");
+  command
+      .add_option("--sequence", arguments.calibration.sequence, "Tokens of a sample at most [512]")
+      ->check(CLI::Range(1, 1'000'000).description(""))
+      ->type_name("N");
+}
+
+void add_verify_options(CLI::App& command, QuantizeArguments& arguments) {
+  command.add_flag("--verify", arguments.verify,
+                   "Compare the checkpoint OUT with the one it was made from, IN");
+  command
+      .add_option("--text", arguments.verify_options.text,
+                  "With --verify: text to compare the two models' logits over")
+      ->type_name("FILE");
+  command.add_flag("--w4a4", arguments.verify_options.w4a4,
+                   "With --verify: quantize activations as Blackwell does");
+  command
+      .add_option("--tokens", arguments.verify_options.tokens,
+                  "With --verify: tokens of the text to take [all]")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40).description(""))
+      ->type_name("N");
 }
 
 }  // namespace
@@ -115,30 +215,43 @@ void add_quantize_command(CLI::App& app, int* exit_code) {
   command->footer(
       "Reads a DeepSeek-V3/R1 checkpoint folder and writes another one in NVIDIA Model "
       "Optimizer's\n"
-      "layout. Needs no calibration data and no GPU: scales come from the weights, input_scale is "
-      "1.\n"
-      "OUT appears only when it is complete; Ctrl-C or an error leaves nothing behind.\n\n"
+      "layout. Without --calibrate no data is needed: weight scales come from the weights and\n"
+      "input_scale is 1. OUT appears when it is complete; until then OUT.partial holds what is "
+      "done,\n"
+      "and the same command goes on from there after an interrupt, a crash or a full disk.\n\n"
       "schemes:\n"
-      "  nvfp4-v2    dense, shared and routed MLPs, and o_proj, as DeepSeek-R1-0528-NVFP4-v2\n"
-      "  nvfp4-mlp   the MLPs alone, as DeepSeek-R1-0528-FP4\n"
-      "The rest (other attention matrices, router, embeddings, the MTP layer) stays or becomes "
-      "BF16.\n\n"
+      "  nvfp4-v2         dense, shared and routed MLPs, and o_proj (DeepSeek-R1-0528-NVFP4-v2)\n"
+      "  nvfp4-mlp        the MLPs alone, as DeepSeek-R1-0528-FP4\n"
+      "  nvfp4-attention  v2 and q_a_proj, q_b_proj, kv_a_proj_with_mqa\n"
+      "  nvfp4-all        the same in the MTP layer too\n"
+      "The rest (router, embeddings, kv_b_proj) stays or becomes BF16.\n\n"
+      "algorithms:\n"
+      "  max, 4over6, mse            block scales by the largest value, or by the least error\n"
+      "  local-hessian               by the least error of the output (needs --calibrate)\n"
+      "  gptq-max, gptq-4over6, ...  and later columns make up for errors (needs --calibrate)\n\n"
       "examples:\n"
       "  nibble quantize demo demo-nvfp4\n"
-      "  nibble quantize --dry-run DeepSeek-R1-0528 DeepSeek-R1-0528-NVFP4");
+      "  nibble quantize --dry-run DeepSeek-R1-0528 DeepSeek-R1-0528-NVFP4\n"
+      "  nibble quantize demo demo-gptq --algorithm gptq-mse --calibrate texts.jsonl\n"
+      "  nibble quantize --verify demo demo-nvfp4 --text held-out.txt");
   command
       ->add_option("IN", arguments->in,
                    "FP8 or BF16 checkpoint folder, or a model's name such as demo")
       ->required();
   command->add_option("OUT", arguments->out, "Folder to write; must not exist")->required();
-  command->add_option("--scheme", arguments->scheme, "What to quantize [nvfp4-v2]")
-      ->type_name("NAME");
+  add_recipe_options(*command, *arguments);
+  add_verify_options(*command, *arguments);
   command->add_option("--shard-size", options.shard_bytes, "Tensor bytes of one file [5GB]")
       ->transform(CLI::AsSizeValue(true).description(""))
       ->type_name("SIZE");
   command->add_option("--threads", options.threads, "Threads to use [all processors]")
       ->check(CLI::Range(1, 4096).description(""))
       ->type_name("N");
+  command->add_option("--max-memory", options.max_memory, "Memory to work with [what is free]")
+      ->transform(CLI::AsSizeValue(true).description(""))
+      ->type_name("SIZE");
+  command->add_flag("--resume,!--no-resume", options.resume,
+                    "Go on with what an interrupted run has left [on]");
   command->add_flag("--overwrite", options.overwrite, "Replace OUT if it is a checkpoint folder");
   command->add_flag("--dry-run", options.dry_run, "Check, and print sizes and disk space needed");
   command->add_flag("--json", arguments->json, "Print the summary as JSON");

@@ -15,7 +15,11 @@ struct Pass {
   Kernels& kernels;
   Workspace& workspace;
   float epsilon;
+  const ActivationObserver& observer;
 
+  void observe(ActivationSite site, const MatrixView& x_of_site) const {
+    if (observer) observer(site, x_of_site);
+  }
   MatrixView rows(const MatrixView& matrix) const {
     return matrix.slice_rows(0, batch.num_tokens());
   }
@@ -33,8 +37,10 @@ void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& c
   const MlaShape& shape = pass.weights.mla_shape;
   const RopeTable& rope = pass.weights.rope;
 
+  pass.observe(ActivationSite::kAttentionInput, x);
   k.linear(x, w.q_a_proj, q_a);  // [tokens, q_lora_rank]
   k.rms_norm(q_a, w.q_a_layernorm, pass.epsilon, q_a);
+  pass.observe(ActivationSite::kQueryLatent, q_a);
   k.linear(q_a, w.q_b_proj, q);  // [tokens, num_heads * qk_head_dim]
   k.rotary_query(q, shape, rope, pass.batch.attention);
 
@@ -42,6 +48,7 @@ void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& c
   k.mla_cache_write(kv_a, w.kv_a_layernorm, pass.epsilon, shape, rope, pass.batch.attention, cache);
 
   k.mla_attention(q, w.kv_b_proj, shape, pass.batch.attention, cache, heads);
+  pass.observe(ActivationSite::kHeads, heads);
   k.linear(heads, w.o_proj, out);  // [tokens, hidden_size]
 }
 
@@ -51,6 +58,7 @@ void moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const Matri
   int32_t* expert_ids = pass.workspace.expert_ids;
   float* expert_weights = pass.workspace.expert_weights;
   pass.kernels.route(x, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
+  pass.observe(ActivationSite::kMlpInput, x);
   pass.kernels.moe(x, w.experts, w.shared_experts ? &*w.shared_experts : nullptr, shape, expert_ids,
                    expert_weights, out);
 }
@@ -70,25 +78,35 @@ void decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheVie
   if (layer.moe) {
     moe(pass, *layer.moe, normed, sublayer);
   } else {
+    pass.observe(ActivationSite::kMlpInput, normed);
     k.mlp(normed, *layer.mlp, sublayer);
   }
   k.add(x, sublayer);
 }
 
 Pass make_pass(const ModelConfig& config, const Weights& weights, const Batch& batch,
-               Kernels& kernels, Workspace& workspace) {
+               Kernels& kernels, Workspace& workspace, const ActivationObserver& observer) {
   NIBBLE_CHECK(batch.num_tokens() >= 1 && batch.num_tokens() <= workspace.max_tokens());
   NIBBLE_CHECK(batch.attention.num_tokens == batch.num_tokens());
-  return {config, weights, batch, kernels, workspace, static_cast<float>(config.rms_norm_eps)};
+  return {config,  weights, batch, kernels, workspace, static_cast<float>(config.rms_norm_eps),
+          observer};
 }
 
 }  // namespace
+
+void forward_layer(const ModelConfig& config, const Weights& weights, int layer, const Batch& batch,
+                   const KvCacheView& cache, Kernels& kernels, Workspace& workspace,
+                   const ActivationObserver& observer) {
+  const Pass pass = make_pass(config, weights, batch, kernels, workspace, observer);
+  decoder_layer(pass, weights.layers[static_cast<size_t>(layer)], cache, pass.rows(workspace.x));
+}
 
 void forward(const ModelConfig& config, const Weights& weights, const Batch& batch,
              std::span<const KvCacheView> kv_cache, Kernels& kernels, Workspace& workspace,
              const MatrixView& hidden, const HiddenObserver& observer) {
   NIBBLE_CHECK(kv_cache.size() >= weights.layers.size());
-  const Pass pass = make_pass(config, weights, batch, kernels, workspace);
+  const ActivationObserver nobody;
+  const Pass pass = make_pass(config, weights, batch, kernels, workspace, nobody);
   const MatrixView x = pass.rows(workspace.x);
 
   kernels.embed(weights.embed_tokens, batch.token_ids, x);
@@ -102,10 +120,11 @@ void forward(const ModelConfig& config, const Weights& weights, const Batch& bat
 
 void forward_mtp(const ModelConfig& config, const Weights& weights, const Batch& batch,
                  const MatrixView& previous, const KvCacheView& mtp_cache, Kernels& kernels,
-                 Workspace& workspace, const MatrixView& hidden) {
+                 Workspace& workspace, const MatrixView& hidden,
+                 const ActivationObserver& observer) {
   NIBBLE_CHECK(weights.mtp.has_value());
   const MtpWeights& mtp = *weights.mtp;
-  const Pass pass = make_pass(config, weights, batch, kernels, workspace);
+  const Pass pass = make_pass(config, weights, batch, kernels, workspace, observer);
   const MatrixView x = pass.rows(workspace.x);
   const MatrixView input = pass.rows(workspace.mtp_input);
   const MatrixView embedding_half = input.slice_cols(0, config.hidden_size);

@@ -15,6 +15,24 @@ namespace nibble {
 // Sees the residual stream: index 0 after the embedding, k after layer k - 1. For tests and probes.
 using HiddenObserver = std::function<void(int index, const MatrixView& hidden)>;
 
+// What linear layers read, by where it comes from.
+enum class ActivationSite {
+  kAttentionInput,  // [tokens, hidden_size]: q_a_proj, kv_a_proj_with_mqa
+  kQueryLatent,     // [tokens, q_lora_rank]: q_b_proj
+  kHeads,           // [tokens, num_heads * v_head_dim]: o_proj
+  kMlpInput,  // [tokens, hidden_size]: gate_proj, up_proj; in a MoE layer those of all experts,
+              // and workspace.expert_ids say which of them take which token
+};
+
+// Sees the inputs of a layer's linears before they run. For calibration.
+using ActivationObserver = std::function<void(ActivationSite site, const MatrixView& x)>;
+
+// One decoder layer, in place on workspace.x: what forward() does for each of its layers, for a
+// caller that holds one layer at a time.
+void forward_layer(const ModelConfig& config, const Weights& weights, int layer, const Batch& batch,
+                   const KvCacheView& cache, Kernels& kernels, Workspace& workspace,
+                   const ActivationObserver& observer = {});
+
 // Runs the batch through all layers, writing its cache entries.
 //
 //   kv_cache   one view a layer, at least num_hidden_layers
@@ -34,6 +52,7 @@ void forward(const ModelConfig& config, const Weights& weights, const Batch& bat
 //              logits for token t + 2. May be `previous`.
 void forward_mtp(const ModelConfig& config, const Weights& weights, const Batch& batch,
                  const MatrixView& previous, const KvCacheView& mtp_cache, Kernels& kernels,
-                 Workspace& workspace, const MatrixView& hidden);
+                 Workspace& workspace, const MatrixView& hidden,
+                 const ActivationObserver& observer = {});
 
 }  // namespace nibble

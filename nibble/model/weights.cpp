@@ -270,16 +270,22 @@ Result<Weights> Weights::load(const CheckpointSource& source, const ModelConfig&
                   config.norm_topk_prob,   static_cast<float>(config.routed_scaling_factor)};
 
   Loader loader(source, config, options, kernels, weights);
-  NIBBLE_TRY(loader.embedding());
+  const auto wanted = [&](int layer) {
+    return !options.only_layer || *options.only_layer == layer;
+  };
+  if (wanted(config.num_hidden_layers)) NIBBLE_TRY(loader.embedding());
   NIBBLE_TRY(loader.rope());
   weights.layers.resize(static_cast<size_t>(config.num_hidden_layers));
   for (int i = 0; i < config.num_hidden_layers; ++i) {
+    if (!wanted(i)) continue;
     loader.layer(i, config.is_moe_layer(i), &weights.layers[static_cast<size_t>(i)]);
   }
   loader.vector("model.norm.weight", config.hidden_size, &weights.norm);
-  loader.linear(config.tie_word_embeddings ? "model.embed_tokens" : "lm_head", config.vocab_size,
-                config.hidden_size, &weights.lm_head);
-  if (options.load_mtp && config.num_nextn_predict_layers > 0) {
+  if (!options.only_layer) {
+    loader.linear(config.tie_word_embeddings ? "model.embed_tokens" : "lm_head", config.vocab_size,
+                  config.hidden_size, &weights.lm_head);
+  }
+  if (options.load_mtp && config.num_nextn_predict_layers > 0 && wanted(config.num_hidden_layers)) {
     const int index = config.num_hidden_layers;
     const std::string prefix = fmt::format("model.layers.{}", index);
     MtpWeights& mtp = weights.mtp.emplace();

@@ -57,6 +57,11 @@ struct WeightsOptions {
   int64_t max_positions = 0;  // rows of the rotary table; 0: max_position_embeddings
   bool show_progress = false;
   int threads = 1;  // that pack in parallel
+
+  // One layer alone, for a caller that can't hold more: 0 .. num_hidden_layers - 1, or
+  // num_hidden_layers for the MTP layer, which comes with embed_tokens. The other layers and
+  // lm_head stay empty; model.norm is loaded.
+  std::optional<int> only_layer;
 };
 
 // Move-only; owns all device memory that its members point into.

@@ -120,7 +120,9 @@ float fp8_block_rounded_amax(const Fp8BlockMatrix& matrix, int64_t row_begin, in
       }
       const float scale = matrix.scales_inv[row / kFp8BlockSize * num_fp8_blocks(matrix.cols) +
                                             begin / kFp8BlockSize];
-      amax = std::max(amax, round_to_bf16(kE4m3Values[largest] * scale));
+      const float value = round_to_bf16(kE4m3Values[largest] * scale);
+      if (!std::isfinite(value)) return value;
+      amax = std::max(amax, value);
     }
   }
   return amax;

@@ -44,8 +44,7 @@ Status dequantize_fp8_block_rounded(const Fp8BlockMatrix& matrix, int64_t row_be
 
 // The largest magnitude of what dequantize_fp8_block_rounded gives for these rows, from the codes'
 // bytes: E4M3 magnitudes, products with a positive scale and rounding all keep the order. Needs
-// scales that are positive and finite and codes that are not NaN, as read_linear checks; then
-// infinity tells of an overflow.
+// positive scales. NaN or infinity where there is a NaN code or a product that overflows.
 float fp8_block_rounded_amax(const Fp8BlockMatrix& matrix, int64_t row_begin, int64_t row_end,
                              Isa isa = numeric_isa());
 

@@ -47,9 +47,10 @@ bool is_companion(const std::string& name) {
 }  // namespace
 
 std::string hf_quant_config_json(std::span<const std::string> exclude_modules,
-                                 std::string_view producer_version) {
+                                 std::string_view producer_version, bool fp8_kv_cache) {
+  JsonValue kv_cache = fp8_kv_cache ? JsonValue::string("FP8") : JsonValue();
   JsonValue quantization = JsonValue::object({{"quant_algo", JsonValue::string("NVFP4")},
-                                              {"kv_cache_quant_algo", JsonValue::string("FP8")},
+                                              {"kv_cache_quant_algo", std::move(kv_cache)},
                                               {"group_size", JsonValue::integer(kNvfp4BlockSize)},
                                               {"exclude_modules", string_array(exclude_modules)}});
   return to_json(JsonValue::object({{"producer", producer(producer_version)},
@@ -59,7 +60,7 @@ std::string hf_quant_config_json(std::span<const std::string> exclude_modules,
 
 Result<std::string> quantized_config_json(std::string_view source, std::string_view where,
                                           std::span<const std::string> exclude_modules,
-                                          std::string_view producer_version) {
+                                          std::string_view producer_version, bool fp8_kv_cache) {
   JsonValue config = NIBBLE_TRY(parse_json(source, where));
   if (config.as_object() == nullptr) {
     return corrupt(fmt::format("{} is {}, expected an object", where, config.kind_name()));
@@ -71,6 +72,7 @@ Result<std::string> quantized_config_json(std::string_view source, std::string_v
   JsonValue kv_cache = JsonValue::object({{"dynamic", JsonValue::boolean(false)},
                                           {"num_bits", JsonValue::integer(8)},
                                           {"type", JsonValue::string("float")}});
+  if (!fp8_kv_cache) kv_cache = JsonValue();
   config.set(
       "quantization_config",
       JsonValue::object({{"config_groups", JsonValue::object({{"group_0", std::move(group)}})},

@@ -46,15 +46,23 @@ bool model_less(std::string_view a, std::string_view b) {
 // Collects the jobs of a plan; holds what more than one of its steps needs.
 class Planner {
  public:
-  Planner(const CheckpointSource& source, const ModelConfig& config, QuantizeScheme scheme)
-      : source_(source), config_(config), scheme_(scheme) {}
+  Planner(const CheckpointSource& source, const ModelConfig& config, const QuantizeRecipe& recipe)
+      : source_(source), config_(config), recipe_(recipe) {
+    const auto tensors = source.tensors();
+    has_mtp_ = std::any_of(tensors.begin(), tensors.end(), [&](const TensorInfo& info) {
+      return layer_of(info.name) >= config.num_hidden_layers;
+    });
+  }
 
-  Result<ConversionPlan> run(uint64_t shard_bytes) {
+  Result<ConversionPlan> run(uint64_t shard_bytes, bool kv_scales) {
     NIBBLE_TRY(refuse_quantized_source());
     NIBBLE_TRY(check_complete());
-    for (LinearGroup& group : quantized_groups(config_, scheme_)) {
-      NIBBLE_TRY(add_quantize_job(std::move(group)));
+    auto groups = NIBBLE_TRY(quantized_groups(config_, recipe_));
+    for (LinearGroup& group : groups) {
+      const bool is_mtp = layer_of(group.front().module) >= config_.num_hidden_layers;
+      if (!is_mtp || has_mtp_) NIBBLE_TRY(add_quantize_job(std::move(group)));
     }
+    if (kv_scales) add_kv_scales();
     for (const TensorInfo& info : source_.tensors()) NIBBLE_TRY(add_remaining(info));
     std::stable_sort(plan_.jobs.begin(), plan_.jobs.end(),
                      [](const ConversionJob& a, const ConversionJob& b) {
@@ -81,15 +89,10 @@ class Planner {
   // Every tensor that config.json implies has to be there in its shape. A source may come without
   // its MTP layer, as some conversions leave it out, but not with a part of it.
   Status check_complete() const {
-    const auto tensors = source_.tensors();
-    const bool has_mtp =
-        std::any_of(tensors.begin(), tensors.end(), [this](const TensorInfo& info) {
-          return layer_of(info.name) >= config_.num_hidden_layers;
-        });
     for (const ModelTensor& expected : model_tensors(config_)) {
       const TensorInfo* const found = source_.find(expected.name);
       if (found == nullptr) {
-        if (expected.is_optional || (expected.module_class == ModuleClass::kMtp && !has_mtp))
+        if (expected.is_optional || (expected.module_class == ModuleClass::kMtp && !has_mtp_))
           continue;
         return not_found(fmt::format("tensor {} is missing, config.json implies it with shape {}",
                                      expected.name, expected.shape.to_string()));
@@ -209,7 +212,22 @@ class Planner {
     return {};
   }
 
+  void add_kv_scales() {
+    const int layers =
+        config_.num_hidden_layers + (has_mtp_ ? config_.num_nextn_predict_layers : 0);
+    for (int layer = 0; layer < layers; ++layer) {
+      for (const char* name : {"k_proj.k_scale", "v_proj.v_scale"}) {
+        ConversionJob job;
+        job.kind = JobKind::kUnitScale;
+        job.outputs.push_back(
+            {fmt::format("model.layers.{}.self_attn.{}", layer, name), DType::kF32, {}, {}});
+        add_job(std::move(job));
+      }
+    }
+  }
+
   void add_job(ConversionJob job) {
+    job.layer = layer_of(job.outputs.front().name);
     for (const TensorInfo& output : job.outputs) job.output_bytes += tensor_bytes(output);
     plan_.num_output_tensors += static_cast<int64_t>(job.outputs.size());
     plan_.source_bytes += job.source_bytes;
@@ -243,7 +261,8 @@ class Planner {
 
   const CheckpointSource& source_;
   const ModelConfig& config_;
-  const QuantizeScheme scheme_;
+  const QuantizeRecipe& recipe_;
+  bool has_mtp_ = false;
   ConversionPlan plan_;
   std::unordered_set<std::string> quantized_;  // modules
 };
@@ -251,8 +270,9 @@ class Planner {
 }  // namespace
 
 Result<ConversionPlan> plan_conversion(const CheckpointSource& source, const ModelConfig& config,
-                                       QuantizeScheme scheme, uint64_t shard_bytes) {
-  return Planner(source, config, scheme).run(shard_bytes);
+                                       const QuantizeRecipe& recipe, uint64_t shard_bytes,
+                                       bool kv_scales) {
+  return Planner(source, config, recipe).run(shard_bytes, kv_scales);
 }
 
 bool natural_less(std::string_view a, std::string_view b) {

@@ -15,9 +15,10 @@
 namespace nibble {
 
 enum class JobKind {
-  kCopy,      // the tensor as it is
-  kToBf16,    // an FP8 matrix that the scheme leaves out
-  kQuantize,  // a group of matrices that become NVFP4 together
+  kCopy,       // the tensor as it is
+  kToBf16,     // an FP8 matrix that the scheme leaves out
+  kQuantize,   // a group of matrices that become NVFP4 together
+  kUnitScale,  // a scalar 1 that the source does not have: k_scale, v_scale
 };
 
 // The smallest piece of work: what one thread does in one go. Its outputs lie in one shard.
@@ -29,6 +30,7 @@ struct ConversionJob {
   uint64_t source_bytes = 0;  // companions included
   uint64_t output_bytes = 0;
   size_t shard = 0;
+  int layer = -1;  // of its outputs, as layer_of has it
 };
 
 struct ConversionPlan {
@@ -50,9 +52,13 @@ struct ConversionPlan {
 // source lacks; kCorrupt for a shape other than config.json's, FP8 without weight_scale_inv or the
 // reverse, and MLP matrices that config.json knows nothing of; kInvalidArgument where the columns
 // are no multiple of
-// 16. Each names the tensor.
+// 16; those of quantized_groups. Each names the tensor.
+//
+// With `kv_scales` each layer gets self_attn.k_proj.k_scale and v_proj.v_scale, as the first
+// published checkpoint has them; they are 1, the only value that deployments take.
 Result<ConversionPlan> plan_conversion(const CheckpointSource& source, const ModelConfig& config,
-                                       QuantizeScheme scheme, uint64_t shard_bytes);
+                                       const QuantizeRecipe& recipe, uint64_t shard_bytes,
+                                       bool kv_scales = false);
 
 // "model.layers.2.x" before "model.layers.10.x": runs of digits compare as numbers.
 bool natural_less(std::string_view a, std::string_view b);

@@ -1,11 +1,9 @@
 #include "nibble/quantize/convert_job.h"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <algorithm>
-#include <cmath>
-#include <span>
-#include <vector>
 
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
@@ -13,156 +11,279 @@
 #include "nibble/checkpoint/finite_values.h"
 #include "nibble/checkpoint/linear_tensors.h"
 #include "nibble/numeric/bf16.h"
-#include "nibble/numeric/fp8_block.h"
 #include "nibble/numeric/nvfp4.h"
+#include "nibble/quantize/gptq.h"
+#include "nibble/quantize/hessian.h"
+#include "nibble/quantize/source_rows.h"
 
 namespace nibble {
 namespace {
 
-constexpr int64_t kRowsBetweenChecks = 64;
-
-Status check_stop(int64_t row, const std::atomic<bool>& stop) {
-  if (row % kRowsBetweenChecks != 0) return {};
-  if (stop.load(std::memory_order_relaxed)) return cancelled("stopped");
+Status check_stop(const ConversionContext& context) {
+  if (context.stop.load(std::memory_order_relaxed)) return cancelled("stopped");
   return check_interrupt();
 }
 
-Fp8BlockMatrix fp8_matrix(const LinearTensors& linear) {
-  return {linear.weight.data<uint8_t>(), linear.scales.data<float>(), linear.rows, linear.cols};
+int64_t rows_at_once(const ConversionContext& context, const LinearSpec& linear) {
+  return std::clamp<int64_t>(context.chunk_bytes / (6 * linear.cols), 1, linear.rows);
 }
 
-// One row after the other of a matrix of any source format, rounded to BF16, as floats.
-class Bf16Rows {
- public:
-  explicit Bf16Rows(const LinearTensors& linear)
-      : linear_(linear),
-        half_(static_cast<size_t>(linear.cols)),
-        row_(static_cast<size_t>(linear.cols)) {}
-
-  // Valid until the next call.
-  Result<std::span<const float>> read(int64_t row) {
-    const auto cols = static_cast<size_t>(linear_.cols);
-    const size_t begin = static_cast<size_t>(row) * cols;
-    switch (linear_.format) {
-      case WeightFormat::kF32: {
-        const float* const values = linear_.weight.data<float>() + begin;
-        std::transform(values, values + cols, row_.begin(), round_to_bf16);
-        return row_;
-      }
-      case WeightFormat::kBf16: {
-        const uint16_t* const values = linear_.weight.data<uint16_t>() + begin;
-        std::transform(values, values + cols, row_.begin(), bf16_to_float);
-        return row_;
-      }
-      case WeightFormat::kFp8Block:
-        NIBBLE_TRY(dequantize_fp8_block_to_bf16(fp8_matrix(linear_), row, row + 1, half_.data()));
-        std::transform(half_.begin(), half_.end(), row_.begin(), bf16_to_float);
-        return row_;
-      case WeightFormat::kNvfp4:
-        break;
-    }
-    NIBBLE_CHECK(false);  // the plan refuses NVFP4 sources
-  }
-
- private:
-  const LinearTensors& linear_;
-  std::vector<uint16_t> half_;
-  std::vector<float> row_;
-};
-
-Result<float> linear_amax(const LinearTensors& linear, const std::atomic<bool>& stop) {
-  Bf16Rows rows(linear);
+Result<float> matrix_amax(const ConversionContext& context, const LinearSpec& spec,
+                          const SourceRows& matrix) {
+  const int64_t step = rows_at_once(context, spec);
+  std::vector<float> scratch;
   float amax = 0;
-  for (int64_t r = 0; r < linear.rows; ++r) {
-    NIBBLE_TRY(check_stop(r, stop));
-    const auto row = NIBBLE_TRY(rows.read(r));
-    amax = std::max(amax, NIBBLE_TRY(with_context(nvfp4_amax(row), fmt::format("row {}", r))));
+  for (int64_t r = 0; r < spec.rows; r += step) {
+    NIBBLE_TRY(check_stop(context));
+    const int64_t end = std::min(r + step, spec.rows);
+    amax = std::max(amax, NIBBLE_TRY(matrix.amax(r, end, &scratch)));
+    matrix.release(r, end);
   }
   return amax;
 }
 
-Status write_scalar(const std::string& name, float value, SafetensorsWriter* writer) {
-  return writer->write(name, std::as_bytes(std::span<const float>(&value, 1)));
+Status append_scalar(const std::string& name, float value, JobOutput* output) {
+  return output->append(name, std::as_bytes(std::span<const float>(&value, 1)));
 }
 
-Status write_nvfp4(const LinearSpec& spec, const LinearTensors& linear, float global_scale,
-                   const std::atomic<bool>& stop, SafetensorsWriter* writer) {
-  std::vector<uint8_t> packed(static_cast<size_t>(linear.rows * linear.cols / 2));
-  std::vector<uint8_t> scales(static_cast<size_t>(linear.rows * linear.cols / kNvfp4BlockSize));
-  Bf16Rows rows(linear);
-  for (int64_t r = 0; r < linear.rows; ++r) {
-    NIBBLE_TRY(check_stop(r, stop));
-    const auto row = NIBBLE_TRY(rows.read(r));
+// Some rows at a time, so that a matrix may be larger than memory.
+Status encode_streaming(const ConversionContext& context, const LinearSpec& spec,
+                        const SourceRows& matrix, float global_scale, JobOutput* output) {
+  const int64_t step = rows_at_once(context, spec);
+  std::vector<float> values(static_cast<size_t>(step * spec.cols));
+  std::vector<uint8_t> packed(values.size() / 2);
+  std::vector<uint8_t> scales(values.size() / kNvfp4BlockSize);
+  for (int64_t r = 0; r < spec.rows; r += step) {
+    NIBBLE_TRY(check_stop(context));
+    const int64_t end = std::min(r + step, spec.rows);
+    const auto count = static_cast<size_t>((end - r) * spec.cols);
+    NIBBLE_TRY(matrix.read(r, end, values.data()));
     NIBBLE_TRY(
-        with_context(quantize_nvfp4_rows(row.data(), 1, linear.cols, global_scale, Nvfp4Mode::kMax,
-                                         packed.data() + r * linear.cols / 2,
-                                         scales.data() + r * linear.cols / kNvfp4BlockSize),
-                     fmt::format("{}.weight row {}", spec.module, r)));
+        with_context(quantize_nvfp4_rows(values.data(), end - r, spec.cols, global_scale,
+                                         context.algorithm.mode, packed.data(), scales.data()),
+                     fmt::format("{}.weight rows from {}", spec.module, r)));
+    matrix.release(r, end);
+    NIBBLE_TRY(
+        output->append(spec.module + ".weight", std::as_bytes(std::span(packed).first(count / 2))));
+    NIBBLE_TRY(output->append(spec.module + ".weight_scale",
+                              std::as_bytes(std::span(scales).first(count / kNvfp4BlockSize))));
   }
-  NIBBLE_TRY(writer->write(spec.module + ".weight", std::as_bytes(std::span(packed))));
-  NIBBLE_TRY(writer->write(spec.module + ".weight_scale", std::as_bytes(std::span(scales))));
-  NIBBLE_TRY(write_scalar(spec.module + ".weight_scale_2", global_scale, writer));
-  return write_scalar(spec.module + ".input_scale", 1.0f, writer);
+  return {};
 }
 
-Status quantize_group(const CheckpointSource& source, const LinearGroup& group,
-                      const std::atomic<bool>& stop, SafetensorsWriter* writer) {
-  std::vector<LinearTensors> linears;
+Status encode_block_columns(const ConversionContext& context, const LinearSpec& spec,
+                            const std::vector<float>& values, const std::vector<float>& blocks,
+                            float global_scale, std::vector<uint8_t>* packed,
+                            std::vector<uint8_t>* scales) {
+  const int64_t num_columns = spec.cols / kNvfp4BlockSize;
+  std::vector<Status> results(static_cast<size_t>(num_columns));
+  context.pool->parallel_for(num_columns, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t c = begin; c < end; ++c) {
+      const Nvfp4BlockColumn column{values.data() + c * kNvfp4BlockSize,
+                                    spec.rows,
+                                    spec.cols,
+                                    packed->data() + c * kNvfp4BlockSize / 2,
+                                    spec.cols / 2,
+                                    scales->data() + c,
+                                    num_columns};
+      results[static_cast<size_t>(c)] =
+          quantize_nvfp4_block_column(column, global_scale, context.algorithm.mode,
+                                      blocks.data() + c * kNvfp4BlockSize * kNvfp4BlockSize);
+    }
+  });
+  for (Status& result : results) NIBBLE_TRY(std::move(result));
+  return {};
+}
+
+Status encode_with_data(const ConversionContext& context, const LinearSpec& spec,
+                        const SourceRows& matrix, float global_scale, JobOutput* output) {
+  std::vector<float> values(static_cast<size_t>(spec.rows * spec.cols));
+  std::vector<uint8_t> packed(values.size() / 2);
+  std::vector<uint8_t> scales(values.size() / kNvfp4BlockSize);
+  NIBBLE_TRY(matrix.read(0, spec.rows, values.data()));
+  matrix.release(0, spec.rows);
+  std::vector<float> blocks;
+  if (context.algorithm.mode == Nvfp4Mode::kLocalHessian) {
+    blocks =
+        NIBBLE_TRY(block_hessians(*context.activations, spec.module, spec.cols, *context.pool));
+  }
+  NIBBLE_TRY(check_stop(context));
+  if (context.algorithm.gptq) {
+    auto factors =
+        NIBBLE_TRY(full_hessian(*context.activations, spec.module, spec.cols, *context.pool));
+    NIBBLE_TRY(check_stop(context));
+    factor_hessian(&factors, spec.cols, *context.pool);
+    NIBBLE_TRY(check_stop(context));
+    NIBBLE_TRY(with_context(quantize_gptq({values.data(), spec.rows, spec.cols, factors.data(),
+                                           blocks.empty() ? nullptr : blocks.data()},
+                                          global_scale, context.algorithm.mode, packed.data(),
+                                          scales.data(), *context.pool),
+                            spec.module + ".weight"));
+  } else {
+    NIBBLE_TRY(with_context(
+        encode_block_columns(context, spec, values, blocks, global_scale, &packed, &scales),
+        spec.module + ".weight"));
+  }
+  NIBBLE_TRY(output->append(spec.module + ".weight", std::as_bytes(std::span(packed))));
+  return output->append(spec.module + ".weight_scale", std::as_bytes(std::span(scales)));
+}
+
+// Where activations are known to stay small block scales would underflow; never to 0.
+Result<float> input_scale_of(const ConversionContext& context, const LinearGroup& group) {
+  if (context.activations == nullptr) return 1.0f;
   float amax = 0;
   for (const LinearSpec& spec : group) {
-    linears.push_back(NIBBLE_TRY(read_linear(source, spec.module, spec.rows, spec.cols)));
-    amax = std::max(
-        amax, NIBBLE_TRY(with_context(linear_amax(linears.back(), stop), spec.module + ".weight")));
+    const auto found = context.activations->input_amax(spec.module);
+    if (!found) {
+      return invalid_argument(fmt::format(
+          "{} has no calibration statistics: no token of the data reached it or any other expert "
+          "of its layer",
+          spec.module));
+    }
+    amax = std::max(amax, *found);
   }
-  const float global_scale =
-      NIBBLE_TRY(with_context(nvfp4_global_scale(amax), group.front().module + ".weight"));
+  return with_context(nvfp4_global_scale(amax), group.front().module + ".input_scale");
+}
+
+Status quantize_group(const ConversionContext& context, const LinearGroup& group,
+                      JobOutput* output) {
+  std::vector<SourceRows> matrices;
+  float amax = 0;
+  for (const LinearSpec& spec : group) {
+    matrices.push_back(
+        NIBBLE_TRY(SourceRows::open(context.source, spec.module, spec.rows, spec.cols)));
+    amax = std::max(amax, NIBBLE_TRY(matrix_amax(context, spec, matrices.back())));
+  }
+  const float global_scale = NIBBLE_TRY(with_context(
+      nvfp4_global_scale(amax, context.algorithm.mode), group.front().module + ".weight"));
+  const float input_scale = NIBBLE_TRY(input_scale_of(context, group));
   for (size_t i = 0; i < group.size(); ++i) {
-    NIBBLE_TRY(write_nvfp4(group[i], linears[i], global_scale, stop, writer));
-    release_linear(source, group[i].module);
+    const bool with_data = context.algorithm.needs_activations();
+    NIBBLE_TRY(with_data ? encode_with_data(context, group[i], matrices[i], global_scale, output)
+                         : encode_streaming(context, group[i], matrices[i], global_scale, output));
+    NIBBLE_TRY(append_scalar(group[i].module + ".weight_scale_2", global_scale, output));
+    NIBBLE_TRY(append_scalar(group[i].module + ".input_scale", input_scale, output));
+    release_linear(context.source, group[i].module);
   }
   return {};
 }
 
-Status convert_to_bf16(const CheckpointSource& source, const LinearSpec& spec,
-                       const std::atomic<bool>& stop, SafetensorsWriter* writer) {
-  const auto linear = NIBBLE_TRY(read_linear(source, spec.module, spec.rows, spec.cols));
-  NIBBLE_CHECK(linear.format == WeightFormat::kFp8Block);
-  std::vector<uint16_t> values(static_cast<size_t>(spec.rows * spec.cols));
-  for (int64_t r = 0; r < spec.rows; ++r) {
-    NIBBLE_TRY(check_stop(r, stop));
-    NIBBLE_TRY(with_context(
-        dequantize_fp8_block_to_bf16(fp8_matrix(linear), r, r + 1, values.data() + r * spec.cols),
-        spec.module));
+Status convert_to_bf16(const ConversionContext& context, const LinearSpec& spec,
+                       JobOutput* output) {
+  const auto matrix =
+      NIBBLE_TRY(SourceRows::open(context.source, spec.module, spec.rows, spec.cols));
+  const int64_t step = rows_at_once(context, spec);
+  std::vector<float> values(static_cast<size_t>(step * spec.cols));
+  std::vector<uint16_t> halves(values.size());
+  for (int64_t r = 0; r < spec.rows; r += step) {
+    NIBBLE_TRY(check_stop(context));
+    const int64_t end = std::min(r + step, spec.rows);
+    const auto count = static_cast<size_t>((end - r) * spec.cols);
+    NIBBLE_TRY(matrix.read(r, end, values.data()));
+    matrix.release(r, end);
+    std::transform(values.begin(), values.begin() + static_cast<int64_t>(count), halves.begin(),
+                   float_to_bf16);
+    NIBBLE_TRY(
+        output->append(spec.module + ".weight", std::as_bytes(std::span(halves).first(count))));
   }
-  NIBBLE_TRY(writer->write(spec.module + ".weight", std::as_bytes(std::span(values))));
-  release_linear(source, spec.module);
+  release_linear(context.source, spec.module);
   return {};
 }
 
-Status copy_tensor(const CheckpointSource& source, const std::string& name,
-                   SafetensorsWriter* writer) {
-  const auto view = NIBBLE_TRY(source.read(name));
+Status copy_tensor(const ConversionContext& context, const std::string& name, JobOutput* output) {
+  const auto view = NIBBLE_TRY(context.source.read(name));
   // Norms and biases; loading would refuse them.
-  if (view.shape.rank() == 1) NIBBLE_TRY(check_finite(*source.find(name), view));
-  NIBBLE_TRY(writer->write(name, view.bytes));
-  source.release(name);
+  if (view.shape.rank() == 1) NIBBLE_TRY(check_finite(*context.source.find(name), view));
+  const auto step = static_cast<size_t>(context.chunk_bytes);
+  for (size_t at = 0; at < view.bytes.size(); at += step) {
+    NIBBLE_TRY(check_stop(context));
+    const auto part = view.bytes.subspan(at, std::min(step, view.bytes.size() - at));
+    NIBBLE_TRY(output->append(name, part));
+    context.source.release_part(name, at, part.size());
+  }
+  context.source.release(name);
   return {};
+}
+
+std::string combined(const std::vector<uint64_t>& hashes) {
+  return fmt::format("{:016x}", XXH3_64bits(hashes.data(), hashes.size() * sizeof(uint64_t)));
 }
 
 }  // namespace
 
-Status convert_job(const CheckpointSource& source, const ConversionJob& job,
-                   const std::atomic<bool>& stop, SafetensorsWriter* writer) {
-  NIBBLE_TRY(check_stop(0, stop));
+struct JobOutput::Tensor {
+  std::string_view name;
+  uint64_t written;
+  XXH3_state_t* state;
+};
+
+JobOutput::JobOutput(ShardFile& shard, const ConversionJob& job) : shard_(shard) {
+  for (const TensorInfo& info : job.outputs) {
+    XXH3_state_t* const state = XXH3_createState();
+    NIBBLE_CHECK(state != nullptr && XXH3_64bits_reset(state) == XXH_OK);
+    tensors_.push_back({info.name, 0, state});
+  }
+}
+
+JobOutput::~JobOutput() {
+  for (const Tensor& tensor : tensors_) XXH3_freeState(tensor.state);
+}
+
+Status JobOutput::append(std::string_view name, std::span<const std::byte> bytes) {
+  const auto tensor = std::find_if(tensors_.begin(), tensors_.end(),
+                                   [&](const Tensor& t) { return t.name == name; });
+  NIBBLE_CHECK(tensor != tensors_.end());
+  NIBBLE_TRY(shard_.write(name, tensor->written, bytes));
+  tensor->written += bytes.size();
+  NIBBLE_CHECK(XXH3_64bits_update(tensor->state, bytes.data(), bytes.size()) == XXH_OK);
+  return {};
+}
+
+std::string JobOutput::hash() const {
+  std::vector<uint64_t> hashes;
+  for (const Tensor& tensor : tensors_) hashes.push_back(XXH3_64bits_digest(tensor.state));
+  return combined(hashes);
+}
+
+Result<std::string> JobOutput::stored_hash(const ShardFile& shard, const ConversionJob& job) {
+  std::vector<std::byte> buffer(1 << 20);
+  std::vector<uint64_t> hashes;
+  for (const TensorInfo& info : job.outputs) {
+    const auto size = static_cast<uint64_t>(info.shape.num_elements() * dtype_size(info.dtype));
+    const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(),
+                                                                                XXH3_freeState);
+    NIBBLE_CHECK(state != nullptr && XXH3_64bits_reset(state.get()) == XXH_OK);
+    for (uint64_t at = 0; at < size; at += buffer.size()) {
+      const auto part = std::span(buffer).first(std::min<uint64_t>(buffer.size(), size - at));
+      NIBBLE_TRY(shard.read(info.name, at, part));
+      NIBBLE_CHECK(XXH3_64bits_update(state.get(), part.data(), part.size()) == XXH_OK);
+    }
+    hashes.push_back(XXH3_64bits_digest(state.get()));
+  }
+  return combined(hashes);
+}
+
+Status convert_job(const ConversionContext& context, const ConversionJob& job, JobOutput* output) {
+  NIBBLE_TRY(check_stop(context));
   switch (job.kind) {
     case JobKind::kCopy:
-      return copy_tensor(source, job.tensor, writer);
+      return copy_tensor(context, job.tensor, output);
     case JobKind::kToBf16:
-      return convert_to_bf16(source, job.linears.front(), stop, writer);
+      return convert_to_bf16(context, job.linears.front(), output);
     case JobKind::kQuantize:
-      return quantize_group(source, job.linears, stop, writer);
+      return quantize_group(context, job.linears, output);
+    case JobKind::kUnitScale:
+      return append_scalar(job.outputs.front().name, 1.0f, output);
   }
   NIBBLE_CHECK(false);
+}
+
+uint64_t data_driven_bytes(const LinearSpec& linear, const WeightAlgorithm& algorithm) {
+  const auto rows = static_cast<uint64_t>(linear.rows);
+  const auto cols = static_cast<uint64_t>(linear.cols);
+  uint64_t bytes = rows * cols * 5 + cols * 256 * 4;  // values, codes and scales, some inputs
+  if (algorithm.gptq) bytes += cols * cols * 4;
+  return bytes + cols * kNvfp4BlockSize * 4;
 }
 
 }  // namespace nibble

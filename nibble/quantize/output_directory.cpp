@@ -121,14 +121,20 @@ Status OutputDirectory::check(const fs::path& path, bool overwrite) {
       "{} is not a checkpoint folder ({}), so it is not overwritten", path.string(), reason));
 }
 
-Result<OutputDirectory> OutputDirectory::create(const fs::path& path, bool overwrite) {
+Result<OutputDirectory> OutputDirectory::create(const fs::path& path, bool overwrite, bool resume) {
   NIBBLE_TRY(check(path, overwrite));
   OutputDirectory directory;
   directory.path_ = path;
   directory.overwrite_ = overwrite;
-  const fs::path partial = fmt::format("{}.partial-{}", path.string(), ::getpid());
+  const fs::path partial = path.string() + ".partial";
+  if (!resume && is_there(partial)) remove_tree(partial);
   if (::mkdir(partial.c_str(), 0777) != 0) {
-    return system_error(fmt::format("cannot create folder {}", partial.string()), errno);
+    std::error_code ignored;
+    if (errno != EEXIST || !fs::is_directory(partial, ignored)) {
+      return system_error(fmt::format("cannot create folder {}", partial.string()), errno);
+    }
+    directory.resumed_ = true;
+    directory.keep_ = true;  // until the caller knows whose it is
   }
   directory.partial_ = partial;
   return directory;
@@ -137,10 +143,12 @@ Result<OutputDirectory> OutputDirectory::create(const fs::path& path, bool overw
 OutputDirectory::OutputDirectory(OutputDirectory&& other) noexcept
     : path_(std::move(other.path_)),
       partial_(std::exchange(other.partial_, fs::path())),
-      overwrite_(other.overwrite_) {}
+      overwrite_(other.overwrite_),
+      resumed_(other.resumed_),
+      keep_(other.keep_) {}
 
 OutputDirectory::~OutputDirectory() {
-  if (!partial_.empty()) remove_tree(partial_);
+  if (!partial_.empty() && !keep_) remove_tree(partial_);
 }
 
 Status OutputDirectory::commit() {

@@ -42,7 +42,7 @@ HeadersOnly r1_source(CheckpointLayout layout) {
 // Made once: 45,000 jobs.
 const ConversionPlan& r1_v2_plan() {
   static const ConversionPlan plan = plan_conversion(r1_source(CheckpointLayout::kFp8), r1_config(),
-                                                     QuantizeScheme::kNvfp4V2, 5'000'000'000)
+                                                     {QuantizeScheme::kNvfp4V2, {}}, 5'000'000'000)
                                          .value();
   return plan;
 }
@@ -72,7 +72,7 @@ TEST(ConversionPlan, DeepseekR1BecomesThePublishedV2TensorForTensor) {
 TEST(ConversionPlan, DeepseekR1BecomesThePublishedV1ButForItsKvScales) {
   // The published v1 has k_scale and v_scale, F32 scalars, for each of 62 layers; they mean 1.
   const auto plan = plan_conversion(r1_source(CheckpointLayout::kFp8), r1_config(),
-                                    QuantizeScheme::kNvfp4Mlp, 5'000'000'000)
+                                    {QuantizeScheme::kNvfp4Mlp, {}}, 5'000'000'000)
                         .value();
   EXPECT_EQ(plan.num_output_tensors, 180'488 - 2 * 62);
   EXPECT_EQ(plan.output_bytes, 423'605'060'520u - 2 * 62 * 4);
@@ -109,15 +109,15 @@ TEST(ConversionPlan, ShardsFollowTheOrderOfTheModelAndKeepToTheirSize) {
 }
 
 TEST(ConversionPlan, AJobLargerThanAShardHasAShardOfItsOwn) {
-  const auto plan =
-      plan_conversion(r1_source(CheckpointLayout::kFp8), r1_config(), QuantizeScheme::kNvfp4V2, 1)
-          .value();
+  const auto plan = plan_conversion(r1_source(CheckpointLayout::kFp8), r1_config(),
+                                    {QuantizeScheme::kNvfp4V2, {}}, 1)
+                        .value();
   EXPECT_EQ(plan.shard_names.size(), plan.jobs.size());
 }
 
 TEST(ConversionPlan, ABf16SourceGivesTheSameOutputs) {
   const auto plan = plan_conversion(r1_source(CheckpointLayout::kBf16), r1_config(),
-                                    QuantizeScheme::kNvfp4V2, 5'000'000'000)
+                                    {QuantizeScheme::kNvfp4V2, {}}, 5'000'000'000)
                         .value();
   EXPECT_FALSE(plan.source_is_fp8);
   EXPECT_EQ(plan.num_output_tensors, 180'547);
@@ -128,8 +128,8 @@ TEST(ConversionPlan, ASourceWithoutItsMtpLayerIsConvertedWithoutIt) {
   auto tensors = stored_tensors(r1_config(), CheckpointLayout::kFp8).value();
   std::erase_if(tensors,
                 [](const TensorInfo& i) { return i.name.starts_with("model.layers.61."); });
-  const auto plan =
-      plan_conversion(HeadersOnly(tensors), r1_config(), QuantizeScheme::kNvfp4V2, 5'000'000'000);
+  const auto plan = plan_conversion(HeadersOnly(tensors), r1_config(),
+                                    {QuantizeScheme::kNvfp4V2, {}}, 5'000'000'000);
   ASSERT_TRUE(plan.has_value()) << plan.error().message;
   EXPECT_NEAR(static_cast<double>(plan->source_bytes), 673.15e9, 0.01e9);
   EXPECT_NEAR(static_cast<double>(plan->output_bytes), 386.38e9, 0.01e9);
@@ -139,22 +139,22 @@ TEST(ConversionPlan, AnMtpLayerWithAHoleIsRefused) {
   auto tensors = stored_tensors(r1_config(), CheckpointLayout::kFp8).value();
   std::erase_if(tensors,
                 [](const TensorInfo& i) { return i.name == "model.layers.61.eh_proj.weight"; });
-  const auto plan =
-      plan_conversion(HeadersOnly(tensors), r1_config(), QuantizeScheme::kNvfp4V2, 5'000'000'000);
+  const auto plan = plan_conversion(HeadersOnly(tensors), r1_config(),
+                                    {QuantizeScheme::kNvfp4V2, {}}, 5'000'000'000);
   ASSERT_FALSE(plan.has_value());
   EXPECT_THAT(plan.error().message, ::testing::HasSubstr("model.layers.61.eh_proj.weight"));
 }
 
 TEST(ConversionPlan, Nvfp4SourcesAreRefused) {
   const auto plan = plan_conversion(r1_source(CheckpointLayout::kNvfp4V2), r1_config(),
-                                    QuantizeScheme::kNvfp4V2, 5'000'000'000);
+                                    {QuantizeScheme::kNvfp4V2, {}}, 5'000'000'000);
   ASSERT_FALSE(plan.has_value());
   EXPECT_EQ(plan.error().code, ErrorCode::kUnsupported);
   EXPECT_THAT(plan.error().message, ::testing::HasSubstr("already"));
 }
 
 TEST(QuantizeSchemes, ExclusionsOfV2AreSortedAsStringsWithTheMtpLayerLast) {
-  const auto modules = excluded_modules(r1_config(), QuantizeScheme::kNvfp4V2);
+  const auto modules = excluded_modules(r1_config(), {QuantizeScheme::kNvfp4V2, {}});
   ASSERT_EQ(modules.size(), 246u);
   EXPECT_EQ(modules[0], "lm_head");
   EXPECT_EQ(modules[1], "model.layers.0.self_attn.kv_a_proj_with_mqa");
@@ -168,7 +168,7 @@ TEST(QuantizeSchemes, ExclusionsOfV2AreSortedAsStringsWithTheMtpLayerLast) {
 }
 
 TEST(QuantizeSchemes, ExclusionsOfTheMlpSchemeAreWholeAttentionBlocks) {
-  const auto modules = excluded_modules(r1_config(), QuantizeScheme::kNvfp4Mlp);
+  const auto modules = excluded_modules(r1_config(), {QuantizeScheme::kNvfp4Mlp, {}});
   ASSERT_EQ(modules.size(), 63u);
   EXPECT_EQ(modules[0], "lm_head");
   EXPECT_EQ(modules[1], "model.layers.0.self_attn*");

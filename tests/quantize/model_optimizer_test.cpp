@@ -7,6 +7,7 @@
 #include "nibble/checkpoint/config.h"
 #include "nibble/checkpoint/quant_config.h"
 #include "nibble/quantize/quantize.h"
+#include "nibble/quantize/source_rows.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/quantize/test_checkpoint.h"
 
@@ -43,6 +44,7 @@ class DemoConversion : public ::testing::Test {
   static void SetUpTestSuite() {
     folder_ = new TemporaryFolder;
     QuantizeOptions options;
+    options.algorithm.mode = Nvfp4Mode::kMax;
     options.shard_bytes = 9'000'000;
     options.threads = 2;
     auto report = quantize_checkpoint(demo_source(), out(), options);
@@ -301,6 +303,57 @@ TEST_F(DemoConversion, ThreadsAndShardsDoNotChangeABit) {
         << info.name;
   }
 }
+
+// tests/golden/demo/nvfp4_modes.json: the same matrices by an independent implementation in Python,
+// made by tools/golden/make_nvfp4_modes.py.
+class DemoModes : public ::testing::TestWithParam<Nvfp4Mode> {};
+
+double squared_error(const CheckpointSource& source, const CheckpointSource& result,
+                     const std::string& module, const nlohmann::ordered_json& rows) {
+  const Shape shape = source.find(module + ".weight")->shape;
+  const auto original = SourceRows::open(source, module, shape[0], shape[1]).value();
+  const auto quantized = SourceRows::open(result, module, shape[0], shape[1]).value();
+  std::vector<float> a(static_cast<size_t>(shape[1]));
+  std::vector<float> b(a.size());
+  double error = 0;
+  for (const int64_t row : rows) {
+    EXPECT_TRUE(original.read(row, row + 1, a.data()).has_value());
+    EXPECT_TRUE(quantized.read(row, row + 1, b.data()).has_value());
+    for (size_t i = 0; i < a.size(); ++i) {
+      const double difference = double{a[i]} - double{b[i]};
+      error += difference * difference;
+    }
+  }
+  return error;
+}
+
+TEST_P(DemoModes, EveryTensorAgreesWithTheIndependentImplementation) {
+  const TemporaryFolder folder;
+  QuantizeOptions options;
+  options.algorithm.mode = GetParam();
+  ASSERT_TRUE(quantize_checkpoint(demo_source(), folder / "out", options).has_value());
+  const auto source = SafetensorsSource::open(demo_source()).value();
+  const auto result = SafetensorsSource::open(folder / "out").value();
+  const auto golden = json_file(NIBBLE_SOURCE_DIR "/tests/golden/demo/nvfp4_modes.json");
+  ASSERT_EQ(golden.size(), 160u);
+  for (const auto& [name, modes] : golden.items()) {
+    SCOPED_TRACE(name);
+    const auto& expected = modes[options.algorithm.name()];
+    if (GetParam() == Nvfp4Mode::kMse) {
+      const std::string module = name.substr(0, name.size() - 7);
+      EXPECT_NEAR(squared_error(*source, *result, module, expected["rows"]),
+                  expected["squared_error"], 1e-9);
+      continue;
+    }
+    EXPECT_EQ(sha256(tensor_bytes_of(*result, name)), expected["weight"]);
+    EXPECT_EQ(sha256(tensor_bytes_of(*result, name + "_scale")), expected["weight_scale"]);
+    EXPECT_EQ(scalar_bits(*result, name + "_scale_2"), expected["weight_scale_2"]);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DemoModes,
+                         ::testing::Values(Nvfp4Mode::kMax, Nvfp4Mode::kFourOverSix,
+                                           Nvfp4Mode::kMse));
 
 }  // namespace
 }  // namespace nibble

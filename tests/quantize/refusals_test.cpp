@@ -2,7 +2,10 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -107,7 +110,7 @@ TEST(QuantizeTiny, TheMlpSchemeLeavesAttentionInBf16) {
   const TemporaryFolder folder;
   tiny_checkpoint().write(folder / "in");
   QuantizeOptions options;
-  options.scheme = QuantizeScheme::kNvfp4Mlp;
+  options.recipe.scheme = QuantizeScheme::kNvfp4Mlp;
   ASSERT_TRUE(quantize_checkpoint(folder / "in", folder / "out", options).has_value());
   const auto out = SafetensorsSource::open(folder / "out").value();
   EXPECT_EQ(out->find("model.layers.0.self_attn.o_proj.weight")->dtype, DType::kBf16);
@@ -401,7 +404,8 @@ TEST(QuantizeDiskFull, TooLittleRoomIsSeenBeforehand) {
   EXPECT_EQ(entries_in(folder / "disk"), 0);
 }
 
-TEST(QuantizeDiskFull, ADiskThatFillsUpMeanwhileIsReportedWithTheFileAndCleanedUp) {
+TEST(QuantizeDiskFull,
+     ADiskThatFillsUpMeanwhileIsReportedWithTheFileAndTheWorkGoesOnWhenThereIsRoom) {
   const TemporaryFolder folder;
   const TinyDisk disk(folder / "disk", "size=46M");
   if (!disk.mounted()) GTEST_SKIP() << "mounting a tmpfs is not permitted here";
@@ -420,7 +424,127 @@ TEST(QuantizeDiskFull, ADiskThatFillsUpMeanwhileIsReportedWithTheFileAndCleanedU
   EXPECT_EQ(report.error().code, ErrorCode::kUnavailable);
   EXPECT_THAT(report.error().message,
               AllOf(HasSubstr("model-00001-of-00001.safetensors"), HasSubstr("No space left")));
-  EXPECT_EQ(entries_in(folder / "disk"), 1);  // the other's file
+  EXPECT_TRUE(fs::exists(folder / "disk" / "out.partial"));
+  fs::remove(folder / "disk" / "other");
+  const auto again = quantize_checkpoint(testing::demo_source(), folder / "disk" / "out", {});
+  ASSERT_TRUE(again.has_value()) << again.error().message;
+  EXPECT_TRUE(again->resumed);
+  EXPECT_EQ(entries_in(folder / "disk"), 1);
+}
+
+// Bytes of a file.
+std::string content(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// A conversion that fails at its last layer for want of room: everything before is done.
+class QuantizeResumes : public ::testing::Test {
+ protected:
+  QuantizeResumes() {
+    options_.shard_bytes = 12'000;
+    options_.threads = 1;
+    tiny_checkpoint().write(folder_ / "in");
+    EXPECT_TRUE(quantize_checkpoint(folder_ / "in", folder_ / "whole", options_).has_value());
+  }
+  // What a killed run leaves, put together from a whole one and its own journal: the last shard is
+  // missing, and the one before it is not renamed yet.
+  void leave_partial() {
+    fs::create_directory(partial());
+    const pid_t child = ::fork();
+    if (child == 0) {
+      // Ends by a signal at the first write into the last shard.
+      ::setrlimit(RLIMIT_FSIZE, &limit_);
+      (void)quantize_checkpoint(folder_ / "in", folder_ / "out", options_);
+      ::_exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << "the file size limit did not end it";
+    ASSERT_TRUE(fs::exists(partial() / "journal"));
+  }
+  fs::path partial() const { return folder_ / "out.partial"; }
+  void expect_whole() {
+    for (const auto& entry : fs::directory_iterator(folder_ / "whole")) {
+      EXPECT_EQ(content(entry.path()), content(folder_ / "out" / entry.path().filename().string()))
+          << entry.path();
+    }
+    EXPECT_EQ(entries_in(folder_ / "whole"), entries_in(folder_ / "out"));
+  }
+
+  TemporaryFolder folder_;
+  QuantizeOptions options_;
+  rlimit limit_{13'500, 13'500};
+};
+
+TEST_F(QuantizeResumes, WhereAnotherRunWasKilled) {
+  leave_partial();
+  const auto report = quantize_checkpoint(folder_ / "in", folder_ / "out", options_);
+  ASSERT_TRUE(report.has_value()) << report.error().message;
+  EXPECT_TRUE(report->resumed);
+  EXPECT_GT(report->reused_bytes, 0u);
+  expect_whole();
+}
+
+TEST_F(QuantizeResumes, AndDoesAgainWhatIsNotAsTheJournalSays) {
+  leave_partial();
+  // What a power cut may leave: old zeros where data was written, and a torn line.
+  for (const auto& entry : fs::directory_iterator(partial())) {
+    if (entry.path().filename() == "journal") continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(fs::file_size(entry.path())) - 600);
+    file.write(std::string(300, '\0').data(), 300);
+  }
+  std::ofstream(partial() / "journal", std::ios::app) << "job 1";
+  const auto report = quantize_checkpoint(folder_ / "in", folder_ / "out", options_);
+  ASSERT_TRUE(report.has_value()) << report.error().message;
+  expect_whole();
+}
+
+TEST_F(QuantizeResumes, NotWithAChangedSourceOrOtherOptions) {
+  leave_partial();
+  QuantizeOptions other = options_;
+  other.algorithm.mode = Nvfp4Mode::kMse;
+  const auto refused = quantize_checkpoint(folder_ / "in", folder_ / "out", other);
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_THAT(refused.error().message, AllOf(HasSubstr("out.partial"), HasSubstr("--no-resume")));
+  tiny_checkpoint(CheckpointLayout::kFp8, 2).write(folder_ / "in");
+  const auto changed = quantize_checkpoint(folder_ / "in", folder_ / "out", options_);
+  ASSERT_FALSE(changed.has_value());
+  EXPECT_THAT(changed.error().message, HasSubstr("another source"));
+  EXPECT_TRUE(fs::exists(partial()));
+  options_.resume = false;
+  const auto fresh = quantize_checkpoint(folder_ / "in", folder_ / "out", options_);
+  ASSERT_TRUE(fresh.has_value()) << fresh.error().message;
+  EXPECT_FALSE(fresh->resumed);
+  EXPECT_FALSE(fs::exists(partial()));
+}
+
+TEST_F(QuantizeResumes, NotBesideAnotherProcess) {
+  leave_partial();
+  const int fd = ::open((partial() / "journal").c_str(), O_RDWR);
+  ASSERT_EQ(::flock(fd, LOCK_EX), 0);
+  const auto report = quantize_checkpoint(folder_ / "in", folder_ / "out", options_);
+  ::close(fd);
+  ASSERT_FALSE(report.has_value());
+  EXPECT_THAT(report.error().message, HasSubstr("another process"));
+  EXPECT_TRUE(fs::exists(partial()));
+}
+
+TEST(QuantizeMemory, TheResultDoesNotDependOnMemoryAndThreads) {
+  const TemporaryFolder folder;
+  QuantizeOptions options;
+  options.threads = 1;
+  options.max_memory = 52'000'000;
+  ASSERT_TRUE(quantize_checkpoint(testing::demo_source(), folder / "small", options).has_value());
+  options.threads = 3;
+  options.max_memory = 0;
+  ASSERT_TRUE(quantize_checkpoint(testing::demo_source(), folder / "large", options).has_value());
+  EXPECT_EQ(content(folder / "small" / "SHA256SUMS"), content(folder / "large" / "SHA256SUMS"));
+  options.max_memory = 1'000'000;
+  const auto refused = quantize_checkpoint(testing::demo_source(), folder / "none", options);
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_THAT(refused.error().message, AllOf(HasSubstr("--max-memory"), HasSubstr("1.0 MB")));
 }
 
 TEST(OutputDirectories, AFolderThatAppearsMeanwhileIsNotReplaced) {
