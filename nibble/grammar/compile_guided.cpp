@@ -15,8 +15,9 @@ namespace {
 
 // Two requests have the same key exactly when they ask for the same.
 std::string cache_key(const Guided& guided) {
-  std::string key = fmt::format("{} {} {}:{}", static_cast<int>(guided.kind), guided.strict,
-                                guided.text.size(), guided.text);
+  std::string key =
+      fmt::format("{} {} {}:{} {}:{}", static_cast<int>(guided.kind), guided.strict,
+                  guided.text.size(), guided.text, guided.suffix.size(), guided.suffix);
   for (const std::string& choice : guided.choices) {
     key += fmt::format(" {}:{}", choice.size(), choice);
   }
@@ -35,9 +36,32 @@ Result<Grammar> choice_grammar(const Guided& guided) {
   return std::move(builder).build();
 }
 
-}  // namespace
+// The texts of `grammar`, each followed by `suffix`: rule 0 becomes a call of what it was.
+Grammar with_suffix(Grammar grammar, std::string_view suffix) {
+  const auto body = static_cast<int32_t>(grammar.rules.size());
+  for (GrammarNode& node : grammar.nodes) {
+    if (node.kind == GrammarNode::Kind::kCall && node.a == 0) node.a = body;
+  }
+  for (GrammarRepeat& repeat : grammar.repeats) {
+    if (repeat.rule == 0) repeat.rule = body;
+  }
+  grammar.rules.push_back(grammar.rules.front());
+  const auto add = [&](GrammarNode node) {
+    grammar.nodes.push_back(node);
+    return static_cast<int32_t>(grammar.nodes.size()) - 1;
+  };
+  int32_t next = GrammarBuilder::kReturn;
+  for (size_t i = suffix.size(); i-- > 0;) {
+    const int byte = static_cast<uint8_t>(suffix[i]);
+    grammar.byte_sets.push_back(byte_range(byte, byte));
+    const auto set = static_cast<int32_t>(grammar.byte_sets.size()) - 1;
+    next = add({GrammarNode::Kind::kBytes, set, next});
+  }
+  grammar.rules.front() = add({GrammarNode::Kind::kCall, body, next});
+  return grammar;
+}
 
-Result<Grammar> guided_grammar(const Guided& guided) {
+Result<Grammar> grammar_without_suffix(const Guided& guided) {
   GrammarBuilder builder;
   switch (guided.kind) {
     case Guided::Kind::kJsonSchema:
@@ -56,6 +80,13 @@ Result<Grammar> guided_grammar(const Guided& guided) {
   }
   return unsupported(
       "guided grammar (GBNF) is not supported; a JSON schema, json_object, a regex or a choice is");
+}
+
+}  // namespace
+
+Result<Grammar> guided_grammar(const Guided& guided) {
+  Grammar grammar = NIBBLE_TRY(grammar_without_suffix(guided));
+  return guided.suffix.empty() ? grammar : with_suffix(std::move(grammar), guided.suffix);
 }
 
 Result<std::shared_ptr<CompiledGrammar>> GuidedCache::compile(const Guided& guided) {

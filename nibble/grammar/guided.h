@@ -19,6 +19,9 @@ struct Guided {
   std::vector<std::string> choices = {};
   // kJsonSchema: refuse schema keywords without support; otherwise ignore them with a warning.
   bool strict = true;
+  // Stands behind all that. A tool call's closing fence: its newline may be in one token with the
+  // last brace.
+  std::string suffix = {};
 };
 
 }  // namespace nibble

@@ -162,6 +162,7 @@ void Generation::submit(size_t index) {
     guided.kind = schema.empty() ? Guided::Kind::kJsonObject : Guided::Kind::kJsonSchema;
     guided.text = schema;
     guided.strict = false;
+    guided.suffix = "\n```";
     request.params.guided = std::move(guided);
     if (options.tags.think_begin >= 0) request.params.logit_bias[options.tags.think_begin] = -100;
     options.forced_tool = answer.forced_name;

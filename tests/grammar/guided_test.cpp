@@ -56,6 +56,22 @@ TEST(Guided, ARegexMatchesTheWholeText) {
   }
 }
 
+TEST(Guided, ASuffixStandsBehindWhatIsAskedFor) {
+  Guided guided;
+  guided.kind = Guided::Kind::kJsonSchema;
+  // Recursive, so that rule 0 is called from inside.
+  guided.text = R"({"type": "object", "properties": {"a": {"$ref": "#"}},
+                    "additionalProperties": false})";
+  guided.suffix = "\n```";
+  const auto grammar = compiled(guided, byte_trie());
+  ASSERT_NE(grammar, nullptr);
+  for (const char* text : {"{}\n```", "{\"a\": {}}\n```"})
+    EXPECT_TRUE(allows(grammar, text)) << text;
+  for (const char* text : {"{}", "{}\n``", "{\"a\": {}\n```}", "\n```"}) {
+    EXPECT_FALSE(allows(grammar, text)) << text;
+  }
+}
+
 TEST(Guided, BadPatternsAreErrors) {
   for (const char* pattern : {"(", ")", "a)", "[a", "*a", "a**", "a{2,1}", "a{", "a{x}", "\\",
                               "[b-a]", "\\xZZ", "(?<n", "\xff", "[\\d-z]", "[]a]", "[]"}) {
