@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "nibble/base/error.h"
+#include "nibble/base/mapped_file.h"
 #include "nibble/engine/kv_cache.h"
 
 namespace nibble {
@@ -60,6 +61,41 @@ void add_run_options(CLI::App& command, RunOptions* o) {
   command.add_flag("--ignore-eos", o->ignore_eos, "Go on behind the end-of-sequence token")
       ->group(sampling);
 
+  command
+      .add_option("--repetition-penalty", o->repetition_penalty,
+                  "Of tokens in prompt and output, above 0, at most 10 [1]")
+      ->type_name("X")
+      ->group(sampling);
+  command
+      .add_option("--presence-penalty", o->presence_penalty, "Of tokens in the output, -2..2 [0]")
+      ->type_name("X")
+      ->group(sampling);
+  command.add_option("--frequency-penalty", o->frequency_penalty, "For each time, -2..2 [0]")
+      ->type_name("X")
+      ->group(sampling);
+  command.add_option("--min-tokens", o->min_tokens, "No end before so many tokens [0]")
+      ->type_name("N")
+      ->group(sampling);
+
+  const std::string guided = "Form of the answer (behind its thinking)";
+  command.add_option("--guided-json", o->guided_json, "JSON of the schema in FILE")
+      ->type_name("FILE")
+      ->group(guided);
+  command.add_flag("--guided-json-object", o->guided_json_object, "Any JSON object")->group(guided);
+  command.add_option("--guided-regex", o->guided_regex, "A text of this regular expression")
+      ->type_name("REGEX")
+      ->group(guided);
+  command
+      .add_option("--guided-choice", o->guided_choice, "One of these texts; given several times")
+      ->type_name("TEXT")
+      ->allow_extra_args(false)
+      ->group(guided);
+  command
+      .add_option("--thinking-budget", o->thinking_budget,
+                  "Tokens of thinking after which </think> is forced [none]")
+      ->type_name("N")
+      ->group(guided);
+
   const std::string engine = "Engine";
   command.add_option("--backend", o->backend, "auto, cpu or reference [auto]")
       ->type_name("NAME")
@@ -86,6 +122,24 @@ void add_run_options(CLI::App& command, RunOptions* o) {
                   "Tokens that the MTP layer proposes in each step, 0..8 [0]")
       ->type_name("N")
       ->group(engine);
+  command
+      .add_flag("--adaptive-drafts", o->adaptive_drafts,
+                "Fewer drafts where they were refused lately")
+      ->group(engine);
+  command
+      .add_flag("--draft-sampling", o->draft_sampling,
+                "Draw drafts instead of taking the likeliest: same law, other text")
+      ->group(engine);
+  command
+      .add_option("--relaxed-topk", o->relaxed_topk,
+                  "While thinking accept drafts among the K likeliest: lossy [off]")
+      ->type_name("K")
+      ->group(engine);
+  command
+      .add_option("--relaxed-delta", o->relaxed_delta,
+                  "And at most X less probable than the likeliest, 0..1 [0]")
+      ->type_name("X")
+      ->group(engine);
 
   const std::string output = "Output";
   command.add_flag("--json", o->json, "One JSON object a prompt instead of streamed text")
@@ -93,6 +147,32 @@ void add_run_options(CLI::App& command, RunOptions* o) {
   command.add_flag("-q,--quiet", o->quiet, "No progress and no statistics on stderr")
       ->group(output);
 }
+
+namespace {
+
+Result<std::optional<Guided>> guided_of(const RunOptions& options) {
+  std::vector<Guided> asked;
+  if (!options.guided_json.empty()) {
+    std::string schema = NIBBLE_TRY(read_text_file(options.guided_json));
+    asked.push_back({Guided::Kind::kJsonSchema, std::move(schema), {}, true});
+  }
+  if (options.guided_json_object) asked.push_back({Guided::Kind::kJsonObject, "", {}, true});
+  if (!options.guided_regex.empty()) {
+    asked.push_back({Guided::Kind::kRegex, options.guided_regex, {}, true});
+  }
+  if (!options.guided_choice.empty()) {
+    asked.push_back({Guided::Kind::kChoice, "", options.guided_choice, true});
+  }
+  if (asked.size() > 1) {
+    return invalid_argument(
+        "--guided-json, --guided-json-object, --guided-regex and --guided-choice exclude each "
+        "other; give one");
+  }
+  if (asked.empty()) return std::optional<Guided>();
+  return std::optional<Guided>(std::move(asked.front()));
+}
+
+}  // namespace
 
 Result<SamplingParams> sampling_params(const RunOptions& options,
                                        const GenerationConfig& defaults) {
@@ -104,6 +184,12 @@ Result<SamplingParams> sampling_params(const RunOptions& options,
   params.min_p = options.min_p.value_or(0);
   params.seed = options.seed;
   params.ignore_eos = options.ignore_eos;
+  params.repetition_penalty = options.repetition_penalty;
+  params.presence_penalty = options.presence_penalty;
+  params.frequency_penalty = options.frequency_penalty;
+  params.min_tokens = options.min_tokens;
+  params.guided = NIBBLE_TRY(guided_of(options));
+  params.thinking_budget = options.thinking_budget;
   NIBBLE_TRY(validate(params));
   return params;
 }
@@ -124,6 +210,13 @@ Result<ModelOptions> model_options(const RunOptions& options) {
   if (options.num_drafts < 0 || options.num_drafts > 8) {
     return invalid_argument(fmt::format("--num-drafts is {}, expected 0..8", options.num_drafts));
   }
+  const bool wants_drafts = options.adaptive_drafts || options.draft_sampling ||
+                            options.relaxed_topk || options.relaxed_delta;
+  if (wants_drafts && options.num_drafts == 0) {
+    return invalid_argument(
+        "--adaptive-drafts, --draft-sampling, --relaxed-topk and --relaxed-delta need "
+        "--num-drafts");
+  }
   if (options.thinking != "auto" && options.thinking != "on" && options.thinking != "off") {
     return invalid_argument(
         fmt::format("--thinking is '{}', expected auto, on or off", options.thinking));
@@ -143,6 +236,12 @@ Result<EngineOptions> run_engine_options(const RunOptions& options) {
   engine.max_batch_size = 1;
   engine.max_num_tokens = std::max(options.chunk_size, 1 + options.num_drafts);
   engine.num_drafts = options.num_drafts;
+  engine.draft.adaptive = options.adaptive_drafts;
+  engine.draft.draft_sampling = options.draft_sampling;
+  if (options.relaxed_topk || options.relaxed_delta) {
+    engine.relaxed_thinking = {true, options.relaxed_topk.value_or(1),
+                               options.relaxed_delta.value_or(0)};
+  }
   if (options.kv_cache_dtype != "auto") {
     engine.kv_cache_dtype = NIBBLE_TRY(parse_kv_cache_dtype(options.kv_cache_dtype));
   }

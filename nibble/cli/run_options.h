@@ -34,6 +34,17 @@ struct RunOptions {
   std::optional<double> min_p;
   std::optional<int64_t> seed;
   bool ignore_eos = false;
+  double repetition_penalty = 1;
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+  int64_t min_tokens = 0;
+
+  // At most one of the four.
+  std::string guided_json;  // file of a JSON schema
+  bool guided_json_object = false;
+  std::string guided_regex;
+  std::vector<std::string> guided_choice;
+  std::optional<int64_t> thinking_budget;
 
   std::string backend = "auto";
   int threads = 0;
@@ -42,6 +53,10 @@ struct RunOptions {
   int64_t max_seq_len = 0;
   int64_t chunk_size = 512;
   int64_t num_drafts = 0;
+  bool adaptive_drafts = false;
+  bool draft_sampling = false;
+  std::optional<int64_t> relaxed_topk;
+  std::optional<double> relaxed_delta;
 
   bool json = false;
   bool quiet = false;

@@ -27,6 +27,11 @@ Status validate(const EngineOptions& options, const LoadedModel& model) {
   NIBBLE_TRY(nibble::validate(options.draft, options.num_drafts));
   NIBBLE_TRY(check_range("max_num_tokens", options.max_num_tokens, 1, kMax));
   NIBBLE_TRY(check_range("num_blocks", options.num_blocks, 0, std::numeric_limits<int32_t>::max()));
+  const RelaxedThinking& relaxed = options.relaxed_thinking;
+  NIBBLE_TRY(check_range("relaxed_topk", relaxed.topk, 1, kMax));
+  if (!(relaxed.delta >= 0 && relaxed.delta <= 1)) {
+    return invalid_argument(fmt::format("relaxed_delta is {}, expected 0..1", relaxed.delta));
+  }
   const double fraction = options.kv_cache_free_gpu_memory_fraction;
   if (!(fraction > 0 && fraction <= 1)) {
     return invalid_argument(fmt::format(

@@ -21,6 +21,15 @@ using ::testing::Not;
 const std::string kSum =
     "What is 384 + 597? Please reason step by step, and put your final answer within \\boxed{}.";
 
+std::filesystem::path temporary_file(const std::string& text) {
+  std::string name = (std::filesystem::temp_directory_path() / "nibble-run-XXXXXX").string();
+  const int file = ::mkstemp(name.data());
+  NIBBLE_CHECK(file >= 0);
+  ::close(file);
+  std::ofstream(name, std::ios::binary) << text;
+  return name;
+}
+
 // The continuation in tests/golden/demo/reference.json.
 TEST(RunCommand, ContinuesAPromptGreedily) {
   const ProgramRun run = run_nibble({"run", "demo", "-t", "0", "-p", "The capital of France is"});
@@ -167,6 +176,50 @@ TEST(RunCommand, RefusesW4A4OnACheckpointWithoutNvfp4Weights) {
   const ProgramRun run = run_nibble({"run", "demo", "--w4a4", "-p", "x"});
   EXPECT_EQ(run.exit_code, 1);
   EXPECT_THAT(run.err, HasSubstr("nibble quantize"));
+}
+
+TEST(RunCommand, WritesTheJsonOfASchemaBehindItsThinking) {
+  const std::filesystem::path schema = temporary_file(R"({"type": "object", "properties": {
+      "name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
+      "required": ["name", "age", "city"],
+      "additionalProperties": false})");
+  const ProgramRun run = run_nibble({"run", "demo", "--chat", "-q", "-t", "0", "--hide-thinking",
+                                     "--num-drafts", "3", "--guided-json", schema.string(), "-p",
+                                     "Noah is 90 years old and lives in Bucharest. Return a JSON "
+                                     "object with the keys name, age and city."});
+  std::filesystem::remove(schema);
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr(R"({"name": "Noah", "age": 90, "city": "Bucharest"})"));
+}
+
+TEST(RunCommand, RefusesFormsThatExcludeEachOtherAndDraftOptionsWithoutDrafts) {
+  const ProgramRun forms =
+      run_nibble({"run", "demo", "-p", "x", "--guided-regex", "a+", "--guided-choice", "yes"});
+  EXPECT_EQ(forms.exit_code, 2);
+  EXPECT_THAT(forms.err, HasSubstr("exclude each other"));
+  const ProgramRun drafts = run_nibble({"run", "demo", "-p", "x", "--adaptive-drafts"});
+  EXPECT_EQ(drafts.exit_code, 2);
+  EXPECT_THAT(drafts.err, HasSubstr("need --num-drafts"));
+  const ProgramRun delta =
+      run_nibble({"run", "demo", "-p", "x", "--num-drafts", "2", "--relaxed-delta", "6"});
+  EXPECT_EQ(delta.exit_code, 2);
+  EXPECT_THAT(delta.err, HasSubstr("relaxed_delta is 6"));
+}
+
+TEST(BenchCommand, OfflineCountsTheTokensOfRealQuestionsAndRefusesBadLines) {
+  const std::filesystem::path prompts =
+      temporary_file("{\"problem\": \"What is 4+7?\"}\n\n{\"prompt\": \"Hello!\"}\n");
+  const ProgramRun run = run_nibble({"bench", "offline", "demo", "--prompts", prompts.string(),
+                                     "--num-requests", "3", "--output-len", "12", "--batch-sizes",
+                                     "2", "--num-drafts", "2", "--adaptive-drafts", "--json"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("\"adaptive_drafts\": true"));
+  std::ofstream(prompts, std::ios::app) << "[1]\n";
+  const ProgramRun bad = run_nibble({"bench", "offline", "--prompts", prompts.string()});
+  std::filesystem::remove(prompts);
+  EXPECT_EQ(bad.exit_code, 2);
+  EXPECT_THAT(bad.err, HasSubstr(":4: expected a JSON object"));
+  EXPECT_THAT(run_nibble({"bench", "ofline"}).err, HasSubstr("did you mean 'offline'?"));
 }
 
 }  // namespace

@@ -435,6 +435,9 @@ TEST(Engine, RefusesOptionsThatContradictEachOther) {
   options.num_drafts = 9;
   refused(options, "num_drafts is 9, expected 0..8");
   options = {};
+  options.relaxed_thinking = {true, 10, 6};
+  refused(options, "relaxed_delta is 6, expected 0..1");
+  options = {};
   options.max_num_tokens = 16;
   refused(options, "at least max_batch_size * (1 + drafts) = 32");
   options = {};
