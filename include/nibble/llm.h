@@ -79,6 +79,13 @@ class NIBBLE_EXPORT RequestHandle {
   // Waits for the end.
   RequestOutput result() const;
 
+  // Waits up to `seconds` for the end; false if it didn't come.
+  bool wait_finished(double seconds) const;
+
+  // Calls `callback` whenever next() has something new, now already if it has. On the engine's
+  // thread, mostly: it must be quick and must not throw. Replaces the one before.
+  void on_progress(std::function<void()> callback);
+
   bool finished() const;
 
   // Ends with finish_reason "abort" within one step.
@@ -149,9 +156,20 @@ class NIBBLE_EXPORT LLM {
   Result<RequestHandle> generate_async(const Prompt& prompt, const SamplingParams& params = {},
                                        OutputCallback on_output = nullptr) const;
 
-  // The ids of a conversation in the model's template. Messages as OpenAI's JSON: an array, or an
-  // object {messages, tools, chat_template_kwargs, ...}. `thinking`: auto, on, off.
-  Result<std::vector<int32_t>> apply_chat_template(std::string_view json,
+  // Starts a request for each prompt, once all have been checked. Errors: those of generate().
+  Result<std::vector<RequestHandle>> generate_async(const Prompts& prompts,
+                                                    std::span<const SamplingParams> params) const;
+
+  // Puts a conversation into the model's template and answers it. Messages as OpenAI's JSON: an
+  // array, or an object {messages, tools, chat_template_kwargs, ...}. Thinking is parted from the
+  // answer: reasoning_content and text; tool calls are left in the text. Errors: as generate(), and
+  // kInvalidArgument naming a message.
+  Result<RequestOutput> chat(std::string_view messages, const SamplingParams& params = {}) const;
+  Result<RequestHandle> chat_async(std::string_view messages, const SamplingParams& params = {},
+                                   OutputCallback on_output = nullptr) const;
+
+  // The ids that chat() runs. `thinking`: auto, on, off.
+  Result<std::vector<int32_t>> apply_chat_template(std::string_view messages,
                                                    const std::string& thinking = "auto") const;
 
   Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens = true) const;

@@ -35,6 +35,7 @@ struct CompletionOutput {
 
   // What is new since the handle was last asked, or the callback last called.
   std::string text_diff;
+  std::string reasoning_content_diff;
   std::vector<int32_t> token_ids_diff;
 };
 

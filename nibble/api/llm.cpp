@@ -50,10 +50,15 @@ class LLM::Impl {
   struct Prepared {
     nibble::Request request;
     std::string prompt;
+    bool is_chat = false;
   };
   EngineResult<Prepared> prepare(const Prompt& prompt, const SamplingParams& params);
   EngineResult<RequestHandle> start(Prepared prepared, RequestHandle::State::Callback on_output);
+  EngineResult<RequestHandle> chat(std::string_view messages, const SamplingParams& params,
+                                   OutputCallback on_output);
 
+  EngineResult<std::vector<RequestHandle>> start_all(const Prompts& prompts,
+                                                     std::span<const SamplingParams> params);
   EngineResult<std::vector<RequestOutput>> generate(const Prompts& prompts,
                                                     std::span<const SamplingParams> params);
   EngineResult<RequestHandle> generate_async(const Prompt& prompt, const SamplingParams& params,
@@ -173,11 +178,12 @@ EngineResult<RequestHandle> LLM::Impl::start(Prepared prepared,
   output.metrics.arrival_time = unix_seconds();
   auto state = std::make_shared<RequestHandle::State>(std::move(output), prepared.request.params,
                                                       std::move(on_output));
+  if (prepared.is_chat) state->split_thinking(tokenizer());
   NIBBLE_TRY(state->submit(runtime_, std::move(prepared.request)));
   return RequestHandle(std::move(state));
 }
 
-EngineResult<std::vector<RequestOutput>> LLM::Impl::generate(
+EngineResult<std::vector<RequestHandle>> LLM::Impl::start_all(
     const Prompts& prompts, std::span<const SamplingParams> params) {
   if (prompts.empty()) return nibble::invalid_argument("there are no prompts");
   if (params.size() != 1 && params.size() != prompts.size()) {
@@ -202,6 +208,12 @@ EngineResult<std::vector<RequestOutput>> LLM::Impl::generate(
     }
     handles.push_back(*std::move(handle));
   }
+  return handles;
+}
+
+EngineResult<std::vector<RequestOutput>> LLM::Impl::generate(
+    const Prompts& prompts, std::span<const SamplingParams> params) {
+  const auto handles = NIBBLE_TRY(start_all(prompts, params));
   std::vector<RequestOutput> outputs;
   outputs.reserve(handles.size());
   for (const RequestHandle& handle : handles) outputs.push_back(handle.result());
@@ -226,6 +238,14 @@ EngineResult<std::vector<int32_t>> LLM::Impl::encode_chat(std::string_view json,
         fmt::format("thinking is '{}', expected auto, on or off", thinking));
   }
   return chat_template_->encode(request, tokenizer());
+}
+
+EngineResult<RequestHandle> LLM::Impl::chat(std::string_view messages, const SamplingParams& params,
+                                            OutputCallback on_output) {
+  const Prompt prompt(NIBBLE_TRY(encode_chat(messages, params.thinking)));
+  Prepared prepared = NIBBLE_TRY(prepare(prompt, params));
+  prepared.is_chat = true;
+  return start(std::move(prepared), std::move(on_output));
 }
 
 LLM::LLM(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -260,9 +280,25 @@ Result<RequestHandle> LLM::generate_async(const Prompt& prompt, const SamplingPa
   return to_api(impl_->generate_async(prompt, params, std::move(on_output)));
 }
 
-Result<std::vector<int32_t>> LLM::apply_chat_template(std::string_view json,
+Result<std::vector<RequestHandle>> LLM::generate_async(
+    const Prompts& prompts, std::span<const SamplingParams> params) const {
+  return to_api(impl_->start_all(prompts, params));
+}
+
+Result<RequestOutput> LLM::chat(std::string_view messages, const SamplingParams& params) const {
+  auto handle = impl_->chat(messages, params, nullptr);
+  if (!handle) return to_api(handle.error());
+  return handle->result();
+}
+
+Result<RequestHandle> LLM::chat_async(std::string_view messages, const SamplingParams& params,
+                                      OutputCallback on_output) const {
+  return to_api(impl_->chat(messages, params, std::move(on_output)));
+}
+
+Result<std::vector<int32_t>> LLM::apply_chat_template(std::string_view messages,
                                                       const std::string& thinking) const {
-  return to_api(impl_->encode_chat(json, thinking));
+  return to_api(impl_->encode_chat(messages, thinking));
 }
 
 Result<std::vector<int32_t>> LLM::encode(std::string_view text, bool add_special_tokens) const {

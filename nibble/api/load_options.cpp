@@ -63,12 +63,12 @@ Status apply_speculation(const api::SpeculativeConfig& config, EngineOptions* op
     return invalid_argument(
         fmt::format("speculative_config.relaxed_delta is {}, expected 0..1", config.relaxed_delta));
   }
-  if (config.draft_sampling || config.adaptive || config.max_concurrency != 0 ||
-      !config.draft_len_schedule.empty() || config.acceptance_window != 0) {
-    return unsupported(
-        "speculative_config: the number of drafts is fixed and drafts are argmaxes; leave "
-        "draft_sampling, adaptive, max_concurrency, draft_len_schedule and acceptance_window out");
-  }
+  options->draft.draft_sampling = config.draft_sampling;
+  options->draft.adaptive = config.adaptive;
+  options->draft.max_concurrency = config.max_concurrency;
+  options->draft.draft_len_schedule = config.draft_len_schedule;
+  options->draft.acceptance_window = config.acceptance_window;
+  options->draft.acceptance_length_threshold = config.acceptance_length_threshold;
   options->num_drafts = drafts;
   if (config.use_relaxed_acceptance_for_thinking) {
     log_warning(

@@ -12,6 +12,11 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+// A century is as good as for ever, and no clock overflows. NaN is no time.
+std::chrono::duration<double> bounded(double seconds) {
+  return std::chrono::duration<double>(seconds > 0 ? std::min(seconds, 3e9) : 0.0);
+}
+
 }  // namespace
 
 RequestHandle::State::State(RequestOutput output, const nibble::SamplingParams& params,
@@ -26,6 +31,11 @@ RequestHandle::State::State(RequestOutput output, const nibble::SamplingParams& 
   for (size_t i = 0; i < n; ++i) output_.outputs[i].index = static_cast<int64_t>(i);
   taken_.resize(n);
   callback_taken_.resize(n);
+}
+
+void RequestHandle::State::split_thinking(const Tokenizer& tokenizer) {
+  splits_.assign(output_.outputs.size(),
+                 ThinkingSplit(tokenizer, output_.prompt_token_ids, params_.skip_special_tokens));
 }
 
 nibble::Status RequestHandle::State::submit(const std::shared_ptr<Runtime>& runtime,
@@ -49,12 +59,15 @@ nibble::Status RequestHandle::State::submit(const std::shared_ptr<Runtime>& runt
 void RequestHandle::State::on_update(const AnswerGroup& group, int choice,
                                      const RequestUpdate& update) {
   std::optional<RequestOutput> shown;
+  std::function<void()> on_progress;
   {
     const std::lock_guard lock(mutex_);
     take_in(group, choice, update);
     if (on_output_ && (streams_ || output_.finished)) shown = snapshot(&callback_taken_);
+    if (fresh_) on_progress = on_progress_;
   }
   changed_.notify_all();
+  if (on_progress) on_progress();
   if (!shown) return;
   try {
     on_output_(*shown);
@@ -73,8 +86,7 @@ void RequestHandle::State::take_in(const AnswerGroup& group, int choice,
   if (streams_) {
     const Answer& answer = group.answers()[static_cast<size_t>(choice)];
     CompletionOutput& shown = output_.outputs[static_cast<size_t>(choice)];
-    shown.text += update.text;
-    shown.token_ids.insert(shown.token_ids.end(), update.token_ids.begin(), update.token_ids.end());
+    add_text(static_cast<size_t>(choice), update.token_ids, update.text);
     for (const auto& position : update.logprobs) shown.logprobs.push_back(to_api(position));
     if (params_.logprobs) shown.cumulative_logprob = answer.cumulative_logprob;
     if (update.finished) {
@@ -88,13 +100,23 @@ void RequestHandle::State::take_in(const AnswerGroup& group, int choice,
   if (group.finished()) finish(group);
 }
 
+void RequestHandle::State::add_text(size_t output, std::span<const int32_t> token_ids,
+                                    std::string_view text) {
+  CompletionOutput& shown = output_.outputs[output];
+  shown.token_ids.insert(shown.token_ids.end(), token_ids.begin(), token_ids.end());
+  if (splits_.empty()) {
+    shown.text += text;
+  } else {
+    splits_[output].push(token_ids, text, &shown.reasoning_content, &shown.text);
+  }
+}
+
 void RequestHandle::State::finish(const AnswerGroup& group) {
   if (!streams_) {
     const auto best = group.best();
     for (size_t i = 0; i < best.size(); ++i) {
       CompletionOutput& shown = output_.outputs[i];
-      shown.text = best[i]->text;
-      shown.token_ids = best[i]->token_ids;
+      add_text(i, best[i]->token_ids, best[i]->text);
       shown.cumulative_logprob = best[i]->cumulative_logprob;
       if (params_.logprobs) {
         for (const auto& position : best[i]->logprobs) shown.logprobs.push_back(to_api(position));
@@ -123,24 +145,37 @@ RequestOutput RequestHandle::State::snapshot(std::vector<Taken>* taken) const {
     CompletionOutput& output = copy.outputs[i];
     Taken& before = (*taken)[i];
     output.text_diff = output.text.substr(before.text_bytes);
+    output.reasoning_content_diff = output.reasoning_content.substr(before.reasoning_bytes);
     output.token_ids_diff.assign(
         output.token_ids.begin() + static_cast<std::ptrdiff_t>(before.tokens),
         output.token_ids.end());
-    before = {output.text.size(), output.token_ids.size()};
+    before = {output.text.size(), output.reasoning_content.size(), output.token_ids.size()};
   }
   return copy;
 }
 
-bool RequestHandle::State::wait(std::optional<double> seconds) {
+bool RequestHandle::State::wait(double seconds) {
   std::unique_lock lock(mutex_);
-  const auto ready = [this] { return fresh_ || output_.finished; };
-  if (!seconds) {
-    changed_.wait(lock, ready);
-    return true;
+  return changed_.wait_for(lock, bounded(seconds), [this] { return fresh_ || output_.finished; });
+}
+
+bool RequestHandle::State::wait_finished(double seconds) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, bounded(seconds), [this] { return output_.finished; });
+}
+
+void RequestHandle::State::on_progress(std::function<void()> callback) {
+  bool now = false;
+  {
+    const std::lock_guard lock(mutex_);
+    now = callback && (fresh_ || (output_.finished && !gave_last_));
+    if (now) {
+      on_progress_ = callback;
+    } else {
+      on_progress_ = std::move(callback);
+    }
   }
-  // A century is as good as for ever, and no clock overflows.
-  const std::chrono::duration<double> limit(std::clamp(*seconds, 0.0, 3e9));
-  return changed_.wait_for(lock, limit, ready);
+  if (now) callback();
 }
 
 std::optional<RequestOutput> RequestHandle::State::next() {
@@ -179,6 +214,10 @@ uint64_t RequestHandle::request_id() const { return state_->request_id(); }
 std::optional<RequestOutput> RequestHandle::next() { return state_->next(); }
 bool RequestHandle::wait(double seconds) const { return state_->wait(seconds); }
 RequestOutput RequestHandle::result() const { return state_->result(); }
+bool RequestHandle::wait_finished(double seconds) const { return state_->wait_finished(seconds); }
+void RequestHandle::on_progress(std::function<void()> callback) {
+  state_->on_progress(std::move(callback));
+}
 bool RequestHandle::finished() const { return state_->finished(); }
 void RequestHandle::abort() { state_->abort(); }
 

@@ -233,6 +233,27 @@ TEST(Llm, HandlesOutliveTheirModelAndLaterCallsAreRefused) {
   EXPECT_EQ(handle->result().outputs[0].finish_reason, "abort");
 }
 
+TEST(Llm, AChatPartsThinkingFromTheAnswer) {
+  const std::string messages = R"([{"role": "user", "content": "What is 384 + 597?"}])";
+  const SamplingParams greedy{.temperature = 0};
+  const auto ids = demo_llm().apply_chat_template(messages);
+  ASSERT_TRUE(ids.has_value()) << ids.error().message;
+  const std::string raw = demo_llm().generate(*ids, greedy)->text();
+  const auto chat = demo_llm().chat(messages, greedy);
+  ASSERT_TRUE(chat.has_value()) << chat.error().message;
+  const CompletionOutput& output = chat->outputs[0];
+  EXPECT_EQ(raw, "<think>\n" + output.reasoning_content + "\n</think>\n\n" + output.text);
+  EXPECT_THAT(output.text, HasSubstr("981"));
+
+  // A stop string behind the thinking ends it early; the parts stay the same up to there.
+  SamplingParams stopping = greedy;
+  stopping.stop = {"981"};
+  const auto stopped = demo_llm().chat(messages, stopping);
+  EXPECT_EQ(stopped->outputs[0].stop_text, "981");
+  EXPECT_TRUE(output.reasoning_content.starts_with(stopped->outputs[0].reasoning_content));
+  EXPECT_THAT(demo_llm().chat("[]").error().message, HasSubstr("messages"));
+}
+
 TEST(Llm, TextGoesToIdsAndBack) {
   const auto ids = demo_llm().encode("The capital of France is");
   ASSERT_TRUE(ids.has_value());
