@@ -22,11 +22,11 @@ constexpr size_t kFewestTokens = 256;
 
 class SampleReader {
  public:
-  SampleReader(const std::filesystem::path& model, Tokenizer tokenizer)
-      : model_(model), tokenizer_(std::move(tokenizer)) {}
+  explicit SampleReader(const std::filesystem::path& model) : model_(model) {}
 
-  Result<Sample> text(std::string_view text) const {
-    return tokenizer_.encode(text, {tokenizer_.add_bos_token(), true});
+  Result<Sample> text(std::string_view text) {
+    NIBBLE_TRY(load_tokenizer());
+    return tokenizer_->encode(text, {tokenizer_->add_bos_token(), true});
   }
 
   // One line of JSON.
@@ -41,15 +41,22 @@ class SampleReader {
       return text(*found->as_string());
     }
     if (json.find("messages") != nullptr) {
+      NIBBLE_TRY(load_tokenizer());
       if (!chat_) chat_.emplace(NIBBLE_TRY(ChatTemplate::load(model_)));
       ChatRequest request = NIBBLE_TRY(parse_chat_request(line));
       request.add_generation_prompt = false;
-      return chat_->encode(request, tokenizer_);
+      return chat_->encode(request, *tokenizer_);
     }
     return invalid_argument("expected an object with text, messages or ids, or a list of ids");
   }
 
  private:
+  // Ids alone need none.
+  Status load_tokenizer() {
+    if (!tokenizer_) tokenizer_.emplace(NIBBLE_TRY(Tokenizer::load(model_)));
+    return {};
+  }
+
   static Result<Sample> ids(const JsonValue& json) {
     Sample sample;
     if (json.as_array() == nullptr) {
@@ -66,7 +73,7 @@ class SampleReader {
   }
 
   const std::filesystem::path& model_;
-  Tokenizer tokenizer_;
+  std::optional<Tokenizer> tokenizer_;
   std::optional<ChatTemplate> chat_;
 };
 
@@ -76,7 +83,7 @@ Result<std::vector<Sample>> read_calibration_text(const std::filesystem::path& f
                                                   const std::filesystem::path& model,
                                                   const CalibrationTextOptions& options) {
   const std::string content = NIBBLE_TRY(read_text_file(file));
-  SampleReader reader(model, NIBBLE_TRY(Tokenizer::load(model)));
+  SampleReader reader(model);
   const auto wanted = static_cast<size_t>(options.samples.value_or(kDefaultSamples));
   const auto length = static_cast<size_t>(options.sequence);
   std::vector<Sample> samples;
