@@ -84,7 +84,7 @@ class NIBBLE_EXPORT RequestHandle {
 
   // Calls `callback` whenever next() has something new, now already if it has. On the engine's
   // thread, mostly: it must be quick and must not throw. Replaces the one before.
-  void on_progress(std::function<void()> callback);
+  void on_progress(const std::function<void()>& callback);
 
   bool finished() const;
 

@@ -164,16 +164,12 @@ bool RequestHandle::State::wait_finished(double seconds) {
   return changed_.wait_for(lock, bounded(seconds), [this] { return output_.finished; });
 }
 
-void RequestHandle::State::on_progress(std::function<void()> callback) {
+void RequestHandle::State::on_progress(const std::function<void()>& callback) {
   bool now = false;
   {
     const std::lock_guard lock(mutex_);
+    on_progress_ = callback;
     now = callback && (fresh_ || (output_.finished && !gave_last_));
-    if (now) {
-      on_progress_ = callback;
-    } else {
-      on_progress_ = std::move(callback);
-    }
   }
   if (now) callback();
 }
@@ -215,8 +211,8 @@ std::optional<RequestOutput> RequestHandle::next() { return state_->next(); }
 bool RequestHandle::wait(double seconds) const { return state_->wait(seconds); }
 RequestOutput RequestHandle::result() const { return state_->result(); }
 bool RequestHandle::wait_finished(double seconds) const { return state_->wait_finished(seconds); }
-void RequestHandle::on_progress(std::function<void()> callback) {
-  state_->on_progress(std::move(callback));
+void RequestHandle::on_progress(const std::function<void()>& callback) {
+  state_->on_progress(callback);
 }
 bool RequestHandle::finished() const { return state_->finished(); }
 void RequestHandle::abort() { state_->abort(); }

@@ -43,7 +43,7 @@ class RequestHandle::State : public std::enable_shared_from_this<RequestHandle::
   bool wait(double seconds);
   RequestOutput result();
   bool wait_finished(double seconds);
-  void on_progress(std::function<void()> callback);
+  void on_progress(const std::function<void()>& callback);
   bool finished() const;
   void abort();
 
