@@ -150,8 +150,10 @@ class NIBBLE_EXPORT LLM {
   Result<RequestOutput> generate(const Prompt& prompt, const SamplingParams& params = {}) const;
 
   // Starts a request. `on_output` is called on the engine's thread whenever tokens came, and at the
-  // end; it must be quick, and may use the handle's abort() but not wait for any request.
-  // Errors: as generate(); kInvalidArgument for best_of above n, which can't be streamed.
+  // end; it must be quick, and may use the handle's abort() but not wait for any request. When it
+  // throws, its request is aborted. With best_of above n which answers are kept is known at the
+  // end: the handle gives one output then. Errors: as generate(); kInvalidArgument for best_of
+  // above n with a callback.
   using OutputCallback = std::function<void(const RequestOutput&)>;
   Result<RequestHandle> generate_async(const Prompt& prompt, const SamplingParams& params = {},
                                        OutputCallback on_output = nullptr) const;

@@ -58,9 +58,10 @@ struct SamplingParams {
   std::string thinking = "auto";                          // of chats: auto, on, off
   std::optional<int64_t> thinking_budget = std::nullopt;  // >= 0 tokens, then </think> is forced
   std::optional<RelaxedAcceptance> relaxed_acceptance = std::nullopt;  // none: as configured
-  std::string cache_salt = {};                           // separates the prefix cache of tenants
-  int64_t priority = 0;                                  // -100..100, higher first
-  std::optional<double> timeout_seconds = std::nullopt;  // then what is there, or an error
+  std::string cache_salt = {};  // separates the prefix cache of tenants
+  int64_t priority = 0;         // -100..100, higher first
+  std::optional<double> timeout_seconds =
+      std::nullopt;  // above 0: then the request ends with what is there
 };
 
 // From a JSON object with these names and their aliases (max_new_tokens, max_completion_tokens).

@@ -152,6 +152,10 @@ EngineResult<LLM::Impl::Prepared> LLM::Impl::prepare(const Prompt& prompt,
   Prepared prepared;
   const int64_t seed = params.seed ? *params.seed : seed_of(seed_, num_seeds_++);
   prepared.request.params = NIBBLE_TRY(to_engine(params, defaults_, seed));
+  if (params.timeout_seconds && !(*params.timeout_seconds > 0)) {
+    return nibble::invalid_argument(
+        fmt::format("timeout_seconds is {}, expected more than 0", *params.timeout_seconds));
+  }
   prepared.request.timeout_seconds = params.timeout_seconds;
   auto& ids = prepared.request.prompt_token_ids;
   if (prompt.is_ids) {
@@ -224,6 +228,7 @@ EngineResult<RequestHandle> LLM::Impl::generate_async(const Prompt& prompt,
                                                       const SamplingParams& params,
                                                       OutputCallback on_output) {
   Prepared prepared = NIBBLE_TRY(prepare(prompt, params));
+  if (on_output) NIBBLE_TRY(check_streaming(prepared.request.params));
   return start(std::move(prepared), std::move(on_output));
 }
 
@@ -244,6 +249,7 @@ EngineResult<RequestHandle> LLM::Impl::chat(std::string_view messages, const Sam
                                             OutputCallback on_output) {
   const Prompt prompt(NIBBLE_TRY(encode_chat(messages, params.thinking)));
   Prepared prepared = NIBBLE_TRY(prepare(prompt, params));
+  if (on_output) NIBBLE_TRY(check_streaming(prepared.request.params));
   prepared.is_chat = true;
   return start(std::move(prepared), std::move(on_output));
 }

@@ -11,6 +11,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr double kForever = 3e9;  // seconds: a century; more would overflow the clock
+
 }  // namespace
 
 double Answer::mean_logprob() const {
@@ -40,8 +42,9 @@ AnswerGroup::AnswerGroup(EngineThread& engine, Request request, Sink sink)
   for (size_t i = 0; i < answers_.size(); ++i) answers_[i].choice = static_cast<int>(i);
   num_open_ = static_cast<int>(count);
   if (request_.timeout_seconds) {
-    deadline_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                   std::chrono::duration<double>(*request_.timeout_seconds));
+    deadline_ = Clock::now() +
+                std::chrono::duration_cast<Clock::duration>(
+                    std::chrono::duration<double>(std::min(*request_.timeout_seconds, kForever)));
   }
 }
 

@@ -73,9 +73,13 @@ TEST(Llm, TheBestOfSeveralAnswersComeBackBestFirst) {
   EXPECT_GE(mean(output->outputs[0]), mean(output->outputs[1]));
   EXPECT_EQ(output->outputs[1].index, 1);
   EXPECT_TRUE(output->outputs[0].logprobs.empty());  // nobody asked to see them
-  const auto streamed = demo_llm().generate_async("My name is", params);
-  ASSERT_TRUE(streamed.has_value());  // waiting for the end is no streaming
-  EXPECT_EQ(streamed->result().text(), output->text());
+  const auto waited = demo_llm().generate_async("My name is", params);
+  ASSERT_TRUE(waited.has_value());  // waiting for the end is no streaming
+  EXPECT_EQ(waited->result().text(), output->text());
+  const auto streamed =
+      demo_llm().generate_async("My name is", params, [](const RequestOutput&) {});
+  ASSERT_FALSE(streamed.has_value());
+  EXPECT_THAT(streamed.error().message, HasSubstr("best_of is 5 and n is 2"));
 }
 
 TEST(Llm, LogprobsComeWithEveryToken) {
@@ -174,6 +178,8 @@ TEST(Llm, BadRequestsAreRefusedByName) {
   EXPECT_THAT(message(llm.generate(Prompts{"a", "b"}, std::vector<SamplingParams>(3))),
               HasSubstr("3 sampling params for 2 prompts"));
   EXPECT_THAT(message(llm.generate("x", {.guided = GuidedDecoding{}})), HasSubstr("exactly one"));
+  EXPECT_THAT(message(llm.generate("x", {.timeout_seconds = 0})),
+              HasSubstr("timeout_seconds is 0"));
   // Beyond the context is clipped.
   const auto clipped = llm.generate(std::vector<int32_t>(4093, 7),
                                     {.max_tokens = 100, .temperature = 0, .ignore_eos = true});
