@@ -61,7 +61,7 @@ struct SamplingParams {
   std::string cache_salt = {};  // separates the prefix cache of tenants
   int64_t priority = 0;         // -100..100, higher first
   std::optional<double> timeout_seconds =
-      std::nullopt;  // above 0: then the request ends with what is there
+      std::nullopt;  // above 0; what is there then ends with "abort"
 };
 
 // From a JSON object with these names and their aliases (max_new_tokens, max_completion_tokens).

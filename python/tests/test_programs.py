@@ -1,11 +1,12 @@
 """Whole programs, as a user runs them."""
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 
-from conftest import DEMO
+from conftest import DEMO, SOURCE
 
 CARD = """
     from {llm_module} import LLM
@@ -42,6 +43,17 @@ def test_compat_runs_it_without_even_that(tmp_path):
     command = [sys.executable, "-m", "nibble.compat", script]
     output = subprocess.run(command, capture_output=True, text=True, check=True)
     assert CAPITAL in output.stdout
+
+
+def test_the_documents_examples_run():
+    text = (SOURCE / "docs/api.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(blocks) >= 6
+    command = [sys.executable, "-c", "\n".join(blocks)]
+    output = subprocess.run(command, capture_output=True, text=True)
+    assert output.returncode == 0, output.stderr
+    assert "The capital of France is  Paris." in output.stdout
+    assert "[' Berlin.', ' Tokyo.']" in output.stdout
 
 
 def test_ctrl_c_ends_a_program_that_waits(tmp_path):
