@@ -10,6 +10,8 @@ namespace nibble {
 // Each adds its subcommand with options and help to `app`; when it was chosen, its callback runs it
 // and stores the process's exit code: 0, or as exit_code() maps an Error.
 void add_bench_command(CLI::App& app, int* exit_code);
+void add_eval_command(CLI::App& app, int* exit_code);
+void add_convert_command(CLI::App& app, int* exit_code);
 void add_inspect_command(CLI::App& app, int* exit_code);
 void add_plan_command(CLI::App& app, int* exit_code);
 void add_quantize_command(CLI::App& app, int* exit_code);

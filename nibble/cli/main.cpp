@@ -21,9 +21,11 @@ void add_commands(CLI::App& app, int* exit_code) {
   add_run_command(app, exit_code);
   add_serve_command(app, exit_code);
   add_quantize_command(app, exit_code);
+  add_convert_command(app, exit_code);
   add_plan_command(app, exit_code);
   add_inspect_command(app, exit_code);
   add_tokenize_command(app, exit_code);
+  add_eval_command(app, exit_code);
   add_bench_command(app, exit_code);
 }
 
@@ -65,6 +67,11 @@ int run_program(int argc, char** argv) {
     return 2;
   }
   std::vector<std::string> arguments(argv + 1, argv + argc);
+  // Through a link of that name, the command line on the model's card works as it is.
+  const std::string_view called(argv[0]);
+  if (called.substr(called.rfind('/') + 1) == "trtllm-serve" && arguments.front() != "serve") {
+    arguments.insert(arguments.begin(), "serve");
+  }
   if (arguments.front() == "help") {
     arguments.erase(arguments.begin());
     arguments.emplace_back("--help");
