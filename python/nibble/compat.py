@@ -26,7 +26,7 @@ def install() -> bool:
             setattr(module, attribute, getattr(nibble, attribute))
         sys.modules[name] = module
     package = sys.modules["tensorrt_llm"]
-    package.__path__ = []  # type: ignore[attr-defined]  # a package: its submodules are the two
+    package.__path__ = []  # a package: its submodules are the two
     package.__version__ = nibble.__version__  # type: ignore[attr-defined]
     package._torch = sys.modules["tensorrt_llm._torch"]  # type: ignore[attr-defined]
     package.llmapi = sys.modules["tensorrt_llm.llmapi"]  # type: ignore[attr-defined]

@@ -5,14 +5,14 @@ import os
 from typing import Any
 
 
-class KvCacheConfig(dict):
+class KvCacheConfig(dict[str, Any]):
     """kv_cache_config: free_gpu_memory_fraction, max_tokens, dtype, tokens_per_block, ..."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(options)
 
 
-class MTPDecodingConfig(dict):
+class MTPDecodingConfig(dict[str, Any]):
     """speculative_config: num_nextn_predict_layers drafts a step, and how they are judged."""
 
     def __init__(self, num_nextn_predict_layers: int = 1, **options: Any) -> None:
@@ -21,7 +21,7 @@ class MTPDecodingConfig(dict):
         )
 
 
-class DeepseekV3ForCausalLM(os.PathLike):
+class DeepseekV3ForCausalLM(os.PathLike[str]):
     """A handle on a checkpoint, nothing loaded yet: what LLM(model=...) takes, too."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:

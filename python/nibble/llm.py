@@ -5,7 +5,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
-from typing import Any, Optional, Union, overload
+from typing import Any, Union, overload
 
 from nibble import _nibble
 from nibble.errors import InvalidArgumentError
@@ -69,7 +69,7 @@ class RequestHandle:
     def finished(self) -> bool:
         return self._native.finished
 
-    def result(self, timeout: Optional[float] = None) -> RequestOutput:
+    def result(self, timeout: float | None = None) -> RequestOutput:
         """Waits for the end. TimeoutError after `timeout` seconds; Ctrl-C aborts the request."""
         try:
             return request_output(self._native.result(timeout))
@@ -128,16 +128,16 @@ class LLM:
 
     def __init__(
         self,
-        model: Union[str, os.PathLike[str]],
+        model: str | os.PathLike[str],
         *,
-        tokenizer: Union[str, os.PathLike[str], None] = None,
+        tokenizer: str | os.PathLike[str] | None = None,
         tensor_parallel_size: int = 1,
         enable_attention_dp: bool = False,
-        max_batch_size: Optional[int] = None,
-        max_num_tokens: Optional[int] = None,
-        max_seq_len: Optional[int] = None,
-        kv_cache_config: Optional[Mapping[str, Any]] = None,
-        speculative_config: Optional[Mapping[str, Any]] = None,
+        max_batch_size: int | None = None,
+        max_num_tokens: int | None = None,
+        max_seq_len: int | None = None,
+        kv_cache_config: Mapping[str, Any] | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         given = {
@@ -153,16 +153,16 @@ class LLM:
         }
         self._native = _nibble.LLM(to_json({**given, **options}))
 
-    @overload
-    def generate(
-        self, inputs: Union[str, Mapping[str, Any]], sampling_params: Optional[SamplingParams] = None
+    @overload  # a text is a sequence of texts, too
+    def generate(  # type: ignore[overload-overlap]
+        self, inputs: str | Mapping[str, Any], sampling_params: SamplingParams | None = None
     ) -> RequestOutput: ...
 
     @overload
     def generate(
         self,
         inputs: Sequence[Prompt],
-        sampling_params: Union[SamplingParams, Sequence[SamplingParams], None] = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]: ...
 
     def generate(self, inputs: Any, sampling_params: Any = None) -> Any:
@@ -183,7 +183,7 @@ class LLM:
         return outputs[0] if single else outputs
 
     def generate_async(
-        self, inputs: Prompt, sampling_params: Optional[SamplingParams] = None
+        self, inputs: Prompt, sampling_params: SamplingParams | None = None
     ) -> RequestHandle:
         """Starts a request; see RequestHandle. best_of above n comes as one whole at the end."""
         if not _is_prompt(inputs):
@@ -193,8 +193,8 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        sampling_params: Optional[SamplingParams] = None,
-        tools: Optional[Sequence[Mapping[str, Any]]] = None,
+        sampling_params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> RequestOutput:
         """Answers a conversation, [{"role": "user", "content": "Hi"}]."""
         return self.chat_async(messages, sampling_params, tools).result()
@@ -202,8 +202,8 @@ class LLM:
     def chat_async(
         self,
         messages: Sequence[Mapping[str, Any]],
-        sampling_params: Optional[SamplingParams] = None,
-        tools: Optional[Sequence[Mapping[str, Any]]] = None,
+        sampling_params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> RequestHandle:
         params = sampling_params or SamplingParams()
         return RequestHandle(
@@ -213,7 +213,7 @@ class LLM:
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tools: Optional[Sequence[Mapping[str, Any]]] = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: str = "auto",
     ) -> list[int]:
         """The ids of a conversation in the model's template."""
@@ -267,7 +267,7 @@ def _is_prompt(inputs: Any) -> bool:
     return len(inputs) > 0 and all(hasattr(item, "__index__") for item in inputs)
 
 
-def _native_prompt(prompt: Prompt) -> Union[str, list[int]]:
+def _native_prompt(prompt: Prompt) -> str | list[int]:
     if isinstance(prompt, Mapping):
         if len(prompt) != 1 or not prompt.keys() <= {"prompt", "prompt_token_ids"}:
             raise InvalidArgumentError(
@@ -283,7 +283,7 @@ def _native_prompt(prompt: Prompt) -> Union[str, list[int]]:
 
 
 def _conversation(
-    messages: Sequence[Mapping[str, Any]], tools: Optional[Sequence[Mapping[str, Any]]]
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
     conversation: dict[str, Any] = {"messages": list(messages)}
     if tools is not None:

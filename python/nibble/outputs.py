@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,10 +32,10 @@ class CompletionOutput:
     text: str  # of a chat: the answer behind the thinking
     token_ids: list[int]  # all, with the one that ended it
     reasoning_content: str  # of a chat: what is between <think> and </think>
-    finish_reason: Optional[str]  # stop, length, abort, error; None while it goes on
-    stop_reason: Union[str, int, None]  # the stop text or id that ended it
-    logprobs: Optional[Logprobs]  # of token_ids, when asked for
-    cumulative_logprob: Optional[float]  # their sum, when asked for or ranked by best_of
+    finish_reason: str | None  # stop, length, abort, error; None while it goes on
+    stop_reason: str | int | None  # the stop text or id that ended it
+    logprobs: Logprobs | None  # of token_ids, when asked for
+    cumulative_logprob: float | None  # their sum, when asked for or ranked by best_of
     text_diff: str  # new since the handle gave the output before
     reasoning_content_diff: str
     token_ids_diff: list[int]
@@ -54,12 +54,12 @@ class RequestOutput:
     prompt: str  # as given; of token ids and chats the decoded text
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]  # n; by best_of the best first
-    prompt_logprobs: Optional[Logprobs]  # from the second token on, when asked for
+    prompt_logprobs: Logprobs | None  # from the second token on, when asked for
     finished: bool
     num_cached_tokens: int  # of the prompt, found instead of computed
     seed: int  # that was used
     metrics: RequestMetrics = field(repr=False)
-    error: Optional[str]  # with finish_reason "error"; it concerns this request alone
+    error: str | None  # with finish_reason "error"; it concerns this request alone
 
     @property
     def text(self) -> str:
@@ -67,7 +67,7 @@ class RequestOutput:
         return self.outputs[0].text
 
 
-def _logprobs(values: Optional[dict[str, Any]]) -> Optional[Logprobs]:
+def _logprobs(values: dict[str, Any] | None) -> Logprobs | None:
     return None if values is None else Logprobs(**values)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional, Union
+from typing import Any
 
 from nibble import _nibble
 
@@ -30,35 +30,35 @@ class SamplingParams:
     def __init__(
         self,
         *,
-        max_tokens: Optional[int] = None,  # >= 1; None: the rest of the context
+        max_tokens: int | None = None,  # >= 1; None: the rest of the context
         min_tokens: int = 0,
-        temperature: Optional[float] = None,  # 0..2; 0 is greedy
-        top_p: Optional[float] = None,  # above 0, at most 1
-        top_k: Optional[int] = None,  # 0 and -1: off
+        temperature: float | None = None,  # 0..2; 0 is greedy
+        top_p: float | None = None,  # above 0, at most 1
+        top_k: int | None = None,  # 0 and -1: off
         min_p: float = 0.0,  # 0..1
         repetition_penalty: float = 1.0,  # above 0, at most 10
         presence_penalty: float = 0.0,  # -2..2
         frequency_penalty: float = 0.0,  # -2..2
-        logit_bias: Optional[Mapping[int, float]] = None,  # id -> -100..100; -100 bans
-        seed: Optional[int] = None,  # None: from the seed of LLM and a counter
+        logit_bias: Mapping[int, float] | None = None,  # id -> -100..100; -100 bans
+        seed: int | None = None,  # None: from the seed of LLM and a counter
         n: int = 1,  # 1..128
-        best_of: Optional[int] = None,  # n..128: made, of which the n best are kept
-        stop: Union[str, Sequence[str], None] = None,
-        stop_token_ids: Optional[Sequence[int]] = None,
+        best_of: int | None = None,  # n..128: made, of which the n best are kept
+        stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
         include_stop_str_in_output: bool = False,
         ignore_eos: bool = False,
-        bad: Union[str, Sequence[str], None] = None,  # texts that must not appear
-        logprobs: Optional[int] = None,  # 0..20 top entries for each token
-        prompt_logprobs: Optional[int] = None,
+        bad: str | Sequence[str] | None = None,  # texts that must not appear
+        logprobs: int | None = None,  # 0..20 top entries for each token
+        prompt_logprobs: int | None = None,
         skip_special_tokens: bool = True,
-        truncate_prompt_tokens: Optional[int] = None,  # keep the last of them
-        guided: Optional[Mapping[str, Any]] = None,  # {"json": SCHEMA} or regex, choice, json_object
+        truncate_prompt_tokens: int | None = None,  # keep the last of them
+        guided: Mapping[str, Any] | None = None,  # {"json": SCHEMA} or regex, choice, json_object
         thinking: str = "auto",  # of chats: auto, on, off
-        thinking_budget: Optional[int] = None,  # tokens, then </think> is forced
-        relaxed_acceptance: Union[bool, Mapping[str, Any], None] = None,  # False, {"topk", "delta"}
+        thinking_budget: int | None = None,  # tokens, then </think> is forced
+        relaxed_acceptance: bool | Mapping[str, Any] | None = None,  # False, {"topk", "delta"}
         cache_salt: str = "",
         priority: int = 0,  # -100..100, higher first
-        timeout_seconds: Optional[float] = None,
+        timeout_seconds: float | None = None,
         **others: Any,  # aliases: max_new_tokens, max_completion_tokens; else an error
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "others")}

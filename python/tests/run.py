@@ -8,7 +8,7 @@ if missing:
     print(f"skipped: {sys.executable} has no {' and no '.join(missing)}")
     raise SystemExit(77)
 
-import pytest  # noqa: E402
+import pytest
 
 here = os.path.dirname(os.path.abspath(__file__))
 raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", here, *sys.argv[1:]]))
