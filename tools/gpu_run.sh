@@ -61,7 +61,7 @@ for part in "${parts[@]}"; do
       ;;
     demo)
       run demo "$(program nibble)" run models/demo --backend cuda --temperature 0 --max-tokens 40 \
-        "Once upon a time"
+        --prompt "Once upon a time"
       tail -5 "$out/demo.txt"
       ;;
     *)

@@ -58,19 +58,19 @@ TEST(Bf16Linear, AgreesAtR1sShapes) {
 
 // A row's bits in batches of other sizes, whatever kernel those take.
 TEST(Bf16Linear, ARowHasTheSameBitsInAnyBatch) {
-  const auto cuda = make_host_side_cuda(1);
+  const auto cuda = make_host_side_cuda(1, true);
   for (const LinearFormat format :
        {LinearFormat::kNvfp4, LinearFormat::kFp8Block, LinearFormat::kBf16}) {
     const TestWeight weight = TestWeight::random(format, 200, 1040, 33);
     const PackedWeight packed = pack_weight(*cuda, weight);
-    TestMatrix x = TestMatrix::random(64, 1040, 34);
-    TestMatrix all(64, 200);
+    TestMatrix x = TestMatrix::random(150, 1040, 34);
+    TestMatrix all(150, 200);
     cuda->linear(x.view(), packed.weight, all.view());
-    for (const int64_t tokens : {1, 2, 7, 8, 9, 16, 17, 40}) {
+    for (const int64_t tokens : {1, 2, 7, 8, 9, 16, 17, 127}) {
       TestMatrix some(tokens, 200);
-      cuda->linear(x.view().slice_rows(64 - tokens, tokens), packed.weight, some.view());
+      cuda->linear(x.view().slice_rows(150 - tokens, tokens), packed.weight, some.view());
       for (int64_t i = 0; i < tokens; ++i) {
-        EXPECT_TRUE(same_bits(some.row(i), all.row(64 - tokens + i)))
+        EXPECT_TRUE(same_bits(some.row(i), all.row(150 - tokens + i)))
             << format_name(format) << " " << tokens << " " << i;
       }
     }
@@ -83,7 +83,7 @@ TEST(Bf16Mlp, AgreesWithTheReferenceAtAnR1ExpertsShape) {
   const TestMlp mlp = TestMlp::random(LinearFormat::kNvfp4, 7168, 2048, 35);
   const PackedMlp plain = pack_mlp(reference, mlp);
   const PackedMlp packed = pack_mlp(*cuda, mlp);
-  for (const int64_t tokens : {1, 12}) {
+  for (const int64_t tokens : {1, 12, 129}) {
     TestMatrix x = random_bf16(tokens, 7168, 36);
     TestMatrix want(tokens, 7168);
     TestMatrix got(tokens, 7168);

@@ -209,8 +209,9 @@ class HostSideCuda final : public Kernels {
 
 }  // namespace
 
-std::unique_ptr<Kernels> make_host_side_cuda(int activation_parts) {
+std::unique_ptr<Kernels> make_host_side_cuda(int activation_parts, bool batch_invariant) {
   CudaOptions options;
+  options.batch_invariant = batch_invariant;
   options.activation_parts = activation_parts;
   auto kernels = make_cuda_kernels(options);
   NIBBLE_CHECK(kernels.has_value());

@@ -9,6 +9,6 @@
 namespace nibble {
 
 // A GPU and a build for it are there (tests/cuda/environment.cpp saw to that).
-std::unique_ptr<Kernels> make_host_side_cuda(int activation_parts);
+std::unique_ptr<Kernels> make_host_side_cuda(int activation_parts, bool batch_invariant = false);
 
 }  // namespace nibble

@@ -401,7 +401,8 @@ TEST(Pack, TakesAboutTheCheckpointsOwnSize) {
   for (const auto& [name, kernels] : available_backends()) {
     EXPECT_EQ(kernels->packed_bytes(LinearFormat::kNvfp4, 2048, 7168), 2048u * 7168 * 9 / 16);
     EXPECT_EQ(kernels->packed_bytes(LinearFormat::kBf16, 2048, 7168), 2048u * 7168 * 2);
-    // FP8's scales are kept once for each panel of 16 rows: 56 * 128 floats, at most 16 bytes apart.
+    // FP8's scales are kept once for each panel of 16 rows: 56 * 128 floats, at most 16 bytes
+    // apart.
     EXPECT_LE(kernels->packed_bytes(LinearFormat::kFp8Block, 2048, 7168),
               2048u * 7168 + 56 * 128 * (name.starts_with("cpu") ? 4 : 16));
   }

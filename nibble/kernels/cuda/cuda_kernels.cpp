@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "nibble/base/check.h"
@@ -9,17 +10,26 @@
 #include "nibble/device/cuda/cuda_device.h"
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/expand.h"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/row_kernels.h"
 
 namespace nibble {
 namespace cuda {
+namespace {
 
-CudaKernels::CudaKernels(std::unique_ptr<Device> device, int activation_parts)
+constexpr int64_t kManyTokens = 128;                     // from which cuBLASLt is faster
+constexpr int64_t kExpandedValues = int64_t{144} << 20;  // at a time
+
+}  // namespace
+
+CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& options)
     : device_(std::move(device)),
       stream_(cuda_stream(*device_)),
       name_(device_->name()),
-      parts_(activation_parts),
+      parts_(options.activation_parts),
+      batch_invariant_(options.batch_invariant),
+      cublas_lt_(CublasLt::find()),
       pack_pool_(std::make_unique<PackPool>(*device_)),
       x_scratch_(*device_),
       act_scratch_(*device_),
@@ -30,6 +40,8 @@ CudaKernels::CudaKernels(std::unique_ptr<Device> device, int activation_parts)
       code_scratch_(*device_),
       absorbed_scratch_(*device_),
       latent_scratch_(*device_),
+      merge_scratch_(*device_),
+      expand_scratch_(*device_),
       token_ids_(*device_),
       positions_(*device_),
       entries_(*device_),
@@ -101,6 +113,7 @@ void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
                                const MatrixView& out, int parts) {
   const Bf16Rows rows = convert(x, parts, x_scratch_);
   if (rows.data == nullptr) return;
+  if (parts == 1 && takes_many(weight, x.rows)) return linear_many(rows, x.rows, weight, out);
   const PackedShape shape = packed_shape(weight.format, weight.rows, weight.cols);
   StreamArgs args;
   args.format = weight.format;
@@ -118,6 +131,33 @@ void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
   args.out = out.row<float>(0);
   args.out_row_stride = out.stride;
   keep(launch_linear_stream(args, stream_work_tokens(parts, x.rows), stream_), "linear");
+}
+
+bool CudaKernels::takes_many(const LinearWeight& weight, int64_t tokens) const {
+  return tokens >= kManyTokens && !batch_invariant_ && parts_ == 1 && cublas_lt_ != nullptr &&
+         expands_exactly(weight.format) && weight.activation == ActivationFormat::kUnquantized;
+}
+
+// Some rows of the weight at a time, so that their BF16 form stays small and is read back from
+// where it was just written.
+void CudaKernels::linear_many(const Bf16Rows& x, int64_t tokens, const LinearWeight& weight,
+                              const MatrixView& out) {
+  const PackedShape shape = packed_shape(weight.format, weight.rows, weight.cols);
+  const int64_t cols = shape.units * kUnitCols;
+  const int64_t step = std::max<int64_t>(1, kExpandedValues / (cols * kTileRows));
+  auto* const expanded =
+      expand_scratch_.get<uint16_t>(std::min(step, shape.tiles) * kTileRows * cols);
+  if (expanded == nullptr) return;
+  for (int64_t tile = 0; tile < shape.tiles; tile += step) {
+    const int64_t tiles = std::min(step, shape.tiles - tile);
+    keep(launch_expand(weight, tile, tiles, expanded, stream_), "expansion of weights");
+    const int64_t first = tile * kTileRows;
+    const int64_t rows = std::min(tiles * kTileRows, weight.rows - first);
+    if (!cublas_lt_->multiply(expanded, rows, x.data, tokens, cols, expanded_scale(weight),
+                              out.row<float>(0) + first, out.stride, stream_)) {
+      keep(cudaErrorUnknown, "cublasLtMatmul");
+    }
+  }
 }
 
 W4a4Activations CudaKernels::quantize(const float* x, int64_t rows, int64_t cols, int64_t stride,
@@ -182,7 +222,7 @@ Result<std::unique_ptr<Kernels>> make_cuda_kernels(const CudaOptions& options) {
         "use --backend cpu",
         device->name(), major, minor, major, minor));
   }
-  return std::make_unique<cuda::CudaKernels>(std::move(device), options.activation_parts);
+  return std::make_unique<cuda::CudaKernels>(std::move(device), options);
 }
 
 }  // namespace nibble

@@ -13,6 +13,10 @@ struct CudaOptions {
   // value); 2: two BF16 values that sum to 16 bits of it; 3: all 24 bits of it. 2 and 3 cost time
   // only where products are bound by arithmetic. Routing always takes 3.
   int activation_parts = 1;
+
+  // A token's results have the same bits in every batch. Without it that holds for up to 127
+  // tokens; more go through cuBLASLt, which sums in another order.
+  bool batch_invariant = false;
 };
 
 // On the first GPU of CUDA's count (CUDA_VISIBLE_DEVICES chooses). Errors: as make_cuda_device;

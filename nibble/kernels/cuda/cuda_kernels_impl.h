@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "nibble/device/device.h"
+#include "nibble/kernels/cuda/cublas_lt.h"
 #include "nibble/kernels/cuda/cuda_kernels.h"
 #include "nibble/kernels/cuda/device_memory.h"
 #include "nibble/kernels/cuda/linear_stream.h"
@@ -22,7 +23,7 @@ namespace nibble::cuda {
 
 class CudaKernels final : public Kernels {
  public:
-  CudaKernels(std::unique_ptr<Device> device, int activation_parts);
+  CudaKernels(std::unique_ptr<Device> device, const CudaOptions& options);
   ~CudaKernels() override;
 
   std::string_view name() const override { return name_; }
@@ -84,6 +85,10 @@ class CudaKernels final : public Kernels {
 
   void linear_parts(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
                     int parts);
+  // Whether expanding the weight for cuBLASLt pays and is allowed.
+  bool takes_many(const LinearWeight& weight, int64_t tokens) const;
+  void linear_many(const Bf16Rows& x, int64_t tokens, const LinearWeight& weight,
+                   const MatrixView& out);
   void linear_w4a4(const MatrixView& x, const LinearWeight& weight, const MatrixView& out);
   W4a4Activations quantize(const float* x, int64_t rows, int64_t cols, int64_t stride,
                            float input_scale);
@@ -92,12 +97,15 @@ class CudaKernels final : public Kernels {
                     const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
   void moe_w4a4(const MatrixView& x, const ExpertTable& table, const MlpWeight& like,
                 const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
+  void attend_latents(const AttendArgs& attend, const AttentionBatch& batch);
   const int32_t* upload_positions(const AttentionBatch& batch);
 
   std::unique_ptr<Device> device_;
   cudaStream_t stream_;
   std::string name_;
   int parts_;  // CudaOptions::activation_parts
+  bool batch_invariant_;
+  std::unique_ptr<CublasLt> cublas_lt_;  // null where it is missing
 
   std::unique_ptr<PackPool> pack_pool_;
 
@@ -110,6 +118,8 @@ class CudaKernels final : public Kernels {
   Scratch code_scratch_;
   Scratch absorbed_scratch_;
   Scratch latent_scratch_;
+  Scratch merge_scratch_;
+  Scratch expand_scratch_;
   Upload token_ids_;
   Upload positions_;
   Upload entries_;

@@ -9,6 +9,11 @@
 #include "nibble/kernels/cuda/row_kernels.h"
 
 namespace nibble::cuda {
+namespace {
+
+constexpr int64_t kMergeFloats = int64_t{1} << 28;  // 1 GiB for partial results
+
+}  // namespace
 
 const int32_t* CudaKernels::upload_positions(const AttentionBatch& batch) {
   std::vector<int32_t> positions(static_cast<size_t>(batch.num_tokens));
@@ -54,6 +59,36 @@ void CudaKernels::mla_cache_write(const MatrixView& kv_a, const float* kv_a_laye
   launch_mla_cache_write(kv_a, kv_a_layernorm, epsilon, shape, rope, positions, offsets, cache,
                          stream_);
   keep(cudaGetLastError(), "mla_cache_write");
+}
+
+// On tensor cores where the widths allow it and activations may be rounded to BF16. Generated
+// tokens are few and their positions are spread over the GPU; a prompt's tokens fill it by their
+// number.
+void CudaKernels::attend_latents(const AttendArgs& attend, const AttentionBatch& batch) {
+  if (parts_ > 1 || !mla_decode_fits(attend.shape, attend.cache)) {
+    keep(launch_mla_attend(attend, stream_), "mla_attention");
+    return;
+  }
+  const int64_t heads = attend.shape.num_heads;
+  const int64_t most = std::max<int64_t>(1, kMergeFloats / mla_decode_scratch(1, heads));
+  for (size_t i = 0; i < batch.segments.size();) {
+    // Neighbouring segments of one form go together.
+    const MlaForm form = batch.segments[i].form;
+    const int64_t first = batch.segments[i].first_token;
+    int64_t last = first;
+    for (; i < batch.segments.size() && batch.segments[i].form == form; ++i) {
+      last = batch.segments[i].first_token + batch.segments[i].num_tokens;
+    }
+    const bool split = form == MlaForm::kAbsorbed;
+    const int64_t step = split ? most : last - first;
+    for (int64_t t = first; t < last; t += step) {
+      const int64_t tokens = std::min(step, last - t);
+      float* const scratch =
+          merge_scratch_.get<float>(split ? mla_decode_scratch(tokens, heads) : 1);
+      if (scratch == nullptr) return;
+      keep(launch_mla_decode(attend, t, tokens, split, scratch, stream_), "mla_attention");
+    }
+  }
 }
 
 void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
@@ -136,7 +171,7 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   attend.shape = shape;
   attend.cache = cache;
   attend.out = latent;
-  keep(launch_mla_attend(attend, stream_), "mla_attention");
+  attend_latents(attend, batch);
 
   // out = W_UV (sum of latents)
   convert.x = latent;

@@ -70,7 +70,7 @@ void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const Matrix
   const int64_t intermediate = weight.gate_proj.rows;
   NIBBLE_CHECK(weight.up_proj.rows == intermediate && weight.down_proj.cols == intermediate);
   NIBBLE_CHECK(x.cols == weight.gate_proj.cols && out.cols == weight.down_proj.rows);
-  if (!fusable(weight)) {
+  if (!fusable(weight) || takes_many(weight.gate_proj, x.rows)) {
     auto* const gate = gate_scratch_.get<float>(2 * x.rows * intermediate);
     if (gate == nullptr) return;
     float* const up = gate + x.rows * intermediate;

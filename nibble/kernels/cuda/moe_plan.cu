@@ -2,6 +2,7 @@
 // decode sizes: the launch.
 #include <algorithm>
 
+#include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/moe_plan.h"
 
 namespace nibble::cuda {
@@ -15,6 +16,8 @@ __global__ void moe_plan_kernel(MoePlanArgs a) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int groups = a.num_experts + (a.shared ? 1 : 0);
+  let_next_start();
+  wait_for_previous();
 
   for (int e = warp; e < a.num_experts; e += kThreads / 32) {
     int count = 0;
@@ -62,8 +65,7 @@ __global__ void moe_plan_kernel(MoePlanArgs a) {
 }  // namespace
 
 cudaError_t launch_moe_plan(const MoePlanArgs& args, cudaStream_t stream) {
-  moe_plan_kernel<<<1, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  return launch_overlapped(moe_plan_kernel, dim3(1), dim3(kThreads), 0, stream, args);
 }
 
 int64_t max_moe_work(int64_t num_slots, int64_t num_tokens, int64_t num_experts, int work_tokens) {

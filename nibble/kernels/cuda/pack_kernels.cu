@@ -157,7 +157,7 @@ __global__ void pack_bf16_kernel(Source s, int64_t units, int part, int64_t tile
       for (int reg = 0; reg < 4; ++reg) {
         const int64_t row = tile * kTileRows + lane / 4 + 8 * (reg % 2);
         const int64_t col =
-            unit * kUnitCols + 64 * half + 16 * (lane % 4) + 8 * (reg / 2) + 2 * step;
+            unit * kUnitCols + 64 * half + 16 * (lane % 4) + 4 * step + 2 * (reg / 2);
         uint32_t pair = 0;
         for (int i = 0; i < 2; ++i) {
           const float value = value_at(s, row, col + i);

@@ -60,12 +60,30 @@ __device__ inline void barrier_wait(uint64_t* barrier, uint32_t phase) {
       : "memory");
 }
 
-// Contiguous bytes, a multiple of 16, from global to shared memory; read once, so first to leave
-// the cache.
-__device__ inline void bulk_copy(void* destination, const void* source, int bytes,
-                                 uint64_t* barrier) {
+__device__ inline void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+// A barrier of `threads` threads of the block; id 0 is __syncthreads' own.
+__device__ inline void sync_warps(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ inline void prefetch_near(const void* pointer) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(pointer));
+}
+
+// What is read once is the first to leave the cache.
+__device__ inline uint64_t evict_first_policy() {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// Contiguous bytes, a multiple of 16, from global to shared memory.
+__device__ inline void bulk_copy(void* destination, const void* source, int bytes,
+                                 uint64_t* barrier, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
       "[%1], "

@@ -1,5 +1,6 @@
 #include <cuda_fp8.h>
 
+#include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/numeric.cuh"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/row_kernels.h"
@@ -14,6 +15,8 @@ unsigned blocks_for(int64_t count) { return static_cast<unsigned>(ceil_div(count
 __global__ void embed_kernel(const void* table, bool bf16, int64_t table_stride,
                              const int32_t* token_ids, float* out, int64_t out_stride,
                              int64_t cols) {
+  let_next_start();
+  wait_for_previous();
   const int64_t t = blockIdx.x;
   const int64_t row = token_ids[t] * table_stride;
   for (int64_t i = threadIdx.x; i < cols; i += kThreads) {
@@ -49,6 +52,8 @@ __device__ float normed(float x, double scale, float weight) {
 
 __global__ void rms_norm_kernel(const float* x, int64_t x_stride, const float* weight,
                                 float epsilon, float* out, int64_t out_stride, int64_t cols) {
+  let_next_start();
+  wait_for_previous();
   const float* const row = x + blockIdx.x * x_stride;
   const double scale = norm_scale(row, cols, epsilon);
   for (int64_t i = threadIdx.x; i < cols; i += kThreads) {
@@ -58,6 +63,8 @@ __global__ void rms_norm_kernel(const float* x, int64_t x_stride, const float* w
 
 __global__ void add_kernel(float* x, int64_t x_stride, const float* y, int64_t y_stride,
                            int64_t cols) {
+  let_next_start();
+  wait_for_previous();
   const int64_t t = blockIdx.x;
   const int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (i < cols) x[t * x_stride + i] += y[t * y_stride + i];
@@ -72,6 +79,8 @@ __device__ float2 rotated(float even, float odd, float c, float s) {
 __global__ void rotary_query_kernel(float* q, int64_t stride, int64_t heads, int64_t head_dim,
                                     int64_t nope, const float* cos, const float* sin, int64_t half,
                                     const int32_t* positions) {
+  let_next_start();
+  wait_for_previous();
   const int64_t t = blockIdx.x;
   const float* const c = cos + positions[t] * half;
   const float* const s = sin + positions[t] * half;
@@ -97,6 +106,8 @@ __global__ void mla_cache_write_kernel(const float* kv_a, int64_t stride, const 
                                        float epsilon, int64_t rank, const float* cos,
                                        const float* sin, int64_t half, const int32_t* positions,
                                        const int64_t* entries, void* cache, DType dtype) {
+  let_next_start();
+  wait_for_previous();
   const int64_t t = blockIdx.x;
   const float* const row = kv_a + t * stride;
   const int64_t entry = entries[t];
@@ -142,6 +153,8 @@ __device__ int warp_largest(const float* key, const bool* taken, int count) {
 // One block of one warp for each token.
 __global__ void route_kernel(const float* logits, const float* bias, RouterShape shape,
                              int32_t* expert_ids, float* weights) {
+  let_next_start();
+  wait_for_previous();
   extern __shared__ float route_shared[];
   const int experts = shape.n_routed_experts;
   const int groups = shape.n_group;
@@ -208,6 +221,8 @@ __global__ void route_kernel(const float* logits, const float* bias, RouterShape
 
 // Each thread converts 4 neighbouring columns.
 __global__ void convert_kernel(ConvertArgs a, int64_t rows, int64_t quads) {
+  let_next_start();
+  wait_for_previous();
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= rows * quads) return;
   const int64_t row = index / quads;
@@ -229,6 +244,8 @@ __global__ void moe_combine_kernel(const float* expert_rows, const float* weight
                                    int64_t experts_per_token, const float* shared,
                                    int64_t row_stride, float* out, int64_t out_stride,
                                    int64_t cols) {
+  let_next_start();
+  wait_for_previous();
   const int64_t t = blockIdx.x;
   const int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (i >= cols) return;
@@ -242,6 +259,8 @@ __global__ void moe_combine_kernel(const float* expert_rows, const float* weight
 }
 
 __global__ void swiglu_kernel(const float* gate, const float* up, int64_t count, float* out) {
+  let_next_start();
+  wait_for_previous();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
   const double g = static_cast<double>(gate[i]);
@@ -252,36 +271,38 @@ __global__ void swiglu_kernel(const float* gate, const float* up, int64_t count,
 
 void launch_embed(const MatrixView& table, const int32_t* token_ids, const MatrixView& out,
                   cudaStream_t stream) {
-  embed_kernel<<<static_cast<unsigned>(out.rows), kThreads, 0, stream>>>(
-      table.data, table.dtype == DType::kBf16, table.stride, token_ids, out.row<float>(0),
-      out.stride, out.cols);
+  launch_overlapped(embed_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream,
+                    table.data, table.dtype == DType::kBf16, table.stride, token_ids,
+                    out.row<float>(0), out.stride, out.cols);
 }
 
 void launch_rms_norm(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out,
                      cudaStream_t stream) {
-  rms_norm_kernel<<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(
-      x.row<float>(0), x.stride, weight, epsilon, out.row<float>(0), out.stride, x.cols);
+  launch_overlapped(rms_norm_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream,
+                    x.row<float>(0), x.stride, weight, epsilon, out.row<float>(0), out.stride,
+                    x.cols);
 }
 
 void launch_add(const MatrixView& x, const MatrixView& y, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(x.rows), blocks_for(x.cols));
-  add_kernel<<<grid, kThreads, 0, stream>>>(x.row<float>(0), x.stride, y.row<float>(0), y.stride,
-                                            x.cols);
+  launch_overlapped(add_kernel, dim3(grid), dim3(kThreads), 0, stream, x.row<float>(0), x.stride,
+                    y.row<float>(0), y.stride, x.cols);
 }
 
 void launch_rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
                          const int32_t* positions, cudaStream_t stream) {
-  rotary_query_kernel<<<static_cast<unsigned>(q.rows), kThreads, 0, stream>>>(
-      q.row<float>(0), q.stride, shape.num_heads, shape.qk_head_dim(), shape.qk_nope_head_dim,
-      rope.cos, rope.sin, rope.half_dim, positions);
+  launch_overlapped(rotary_query_kernel, dim3(static_cast<unsigned>(q.rows)), dim3(kThreads), 0,
+                    stream, q.row<float>(0), q.stride, shape.num_heads, shape.qk_head_dim(),
+                    shape.qk_nope_head_dim, rope.cos, rope.sin, rope.half_dim, positions);
 }
 
 void launch_mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
                             const MlaShape& shape, const RopeTable& rope, const int32_t* positions,
                             const int64_t* entries, const KvCacheView& cache, cudaStream_t stream) {
-  mla_cache_write_kernel<<<static_cast<unsigned>(kv_a.rows), kThreads, 0, stream>>>(
-      kv_a.row<float>(0), kv_a.stride, kv_a_layernorm, epsilon, shape.kv_lora_rank, rope.cos,
-      rope.sin, rope.half_dim, positions, entries, cache.data, cache.dtype);
+  launch_overlapped(mla_cache_write_kernel, dim3(static_cast<unsigned>(kv_a.rows)), dim3(kThreads),
+                    0, stream, kv_a.row<float>(0), kv_a.stride, kv_a_layernorm, epsilon,
+                    shape.kv_lora_rank, rope.cos, rope.sin, rope.half_dim, positions, entries,
+                    cache.data, cache.dtype);
 }
 
 void launch_route(const float* logits, int64_t tokens, const float* bias, const RouterShape& shape,
@@ -291,28 +312,29 @@ void launch_route(const float* logits, int64_t tokens, const float* bias, const 
   const size_t bytes =
       (2 * experts + groups + static_cast<size_t>(shape.num_experts_per_tok)) * sizeof(float) +
       experts + groups;
-  route_kernel<<<static_cast<unsigned>(tokens), 32, bytes, stream>>>(logits, bias, shape,
-                                                                     expert_ids, weights);
+  launch_overlapped(route_kernel, dim3(static_cast<unsigned>(tokens)), dim3(32), bytes, stream,
+                    logits, bias, shape, expert_ids, weights);
 }
 
 void launch_convert(const ConvertArgs& args, cudaStream_t stream) {
   const int64_t rows = args.outer * args.inner;
   const int64_t quads = args.padded_cols / 4;
-  convert_kernel<<<blocks_for(rows * quads), kThreads, 0, stream>>>(args, rows, quads);
+  launch_overlapped(convert_kernel, dim3(blocks_for(rows * quads)), dim3(kThreads), 0, stream, args,
+                    rows, quads);
 }
 
 void launch_moe_combine(const float* expert_rows, const float* weights, int64_t experts_per_token,
                         const float* shared, int64_t row_stride, const MatrixView& out,
                         cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(out.rows), blocks_for(out.cols));
-  moe_combine_kernel<<<grid, kThreads, 0, stream>>>(expert_rows, weights, experts_per_token, shared,
-                                                    row_stride, out.row<float>(0), out.stride,
-                                                    out.cols);
+  launch_overlapped(moe_combine_kernel, dim3(grid), dim3(kThreads), 0, stream, expert_rows, weights,
+                    experts_per_token, shared, row_stride, out.row<float>(0), out.stride, out.cols);
 }
 
 void launch_swiglu(const float* gate, const float* up, int64_t count, float* out,
                    cudaStream_t stream) {
-  swiglu_kernel<<<blocks_for(count), kThreads, 0, stream>>>(gate, up, count, out);
+  launch_overlapped(swiglu_kernel, dim3(blocks_for(count)), dim3(kThreads), 0, stream, gate, up,
+                    count, out);
 }
 
 }  // namespace nibble::cuda

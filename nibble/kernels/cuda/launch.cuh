@@ -1,0 +1,37 @@
+// Launches that may start before the one in front of them has ended (programmatic dependent
+// launch), which hides the latency of a launch and lets weights be fetched early.
+//
+// A kernel launched so calls wait_for_previous() before it touches anything that earlier work wrote
+// or still reads; nothing else may come before but fetching weights. As every kernel of a chain
+// waits for the one in front of it, it waits for all.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <utility>
+
+namespace nibble::cuda {
+
+__device__ inline void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void let_next_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+                              cudaStream_t stream, Arguments&&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel,
+                            static_cast<Parameters>(std::forward<Arguments>(arguments))...);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,479 @@
+// Absorbed attention of R1's widths (latent 512, rope 64) on tensor cores: the heads of a token
+// share its sequence's cache entries, which are read once for up to 64 heads.
+//
+// A block takes one token, 16 or 64 of its heads and a run of its positions. 64 positions at a time
+// come to shared memory (two buffers, the next one on its way) and serve twice: all 576 values as
+// keys, the first 512 as values. Scores, running maximum and weights in binary32; weights go to the
+// second product as BF16. Runs of one token are merged in order by a second kernel. How a token's
+// positions fall into runs depends on their number alone.
+//
+// Bound: with 16 heads, the bytes of the cache; with 128, shared memory's bandwidth: each fragment
+// is read by mma.sync's ldmatrix, 0.6 MB for 64 x 64 (spec kernels section 3.8 has wgmma instead).
+#include <cuda_fp8.h>
+
+#include <algorithm>
+
+#include "nibble/kernels/cuda/launch.cuh"
+#include "nibble/kernels/cuda/mla_attend.h"
+#include "nibble/kernels/cuda/numeric.cuh"
+#include "nibble/kernels/cuda/ptx.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kRank = 512;
+constexpr int kRope = 64;
+constexpr int kEntry = kRank + kRope;
+constexpr int kRowBytes = 2 * kEntry;
+constexpr int kTile = 64;  // positions at a time
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kTileBytes = kTile * kRowBytes;
+constexpr int kMaxRuns = 16;
+constexpr int kRunPositions = 256;  // at least, where there are several runs
+constexpr float kLog2E = 1.4426950408889634f;
+
+// 16-byte chunks of a row trade places by the row's number, so that 8 neighbouring rows of one
+// chunk lie in different banks.
+__device__ int swizzled(int row, int chunk, int row_bytes) {
+  return row * row_bytes + ((chunk ^ (row & 7)) << 4);
+}
+
+__device__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
+}
+
+__device__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
+}
+
+__device__ void copy_async(uint32_t destination, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source)
+               : "memory");
+}
+
+__device__ uint32_t bf16_pair(float low, float high) {
+  return static_cast<uint32_t>(bf16_bits(low)) | static_cast<uint32_t>(bf16_bits(high)) << 16;
+}
+
+struct DecodeArgs {
+  AttendArgs attend;
+  int64_t first_token = 0;
+  int runs = 1;              // the grid's; a token may have fewer
+  bool split = false;        // several runs a token
+  float* partial = nullptr;  // [token - first][run][heads][512]
+  float2* stats = nullptr;   // [token - first][run][heads]: maximum (times log2 e), sum
+};
+
+// Positions of one run of a token that sees `visible`: by that number alone.
+__device__ int64_t run_length(int64_t visible, bool split) {
+  if (!split) return visible;
+  const int64_t runs =
+      min(static_cast<int64_t>(kMaxRuns), max(static_cast<int64_t>(1), visible / kRunPositions));
+  const int64_t length = (visible + runs - 1) / runs;
+  return (length + kTile - 1) / kTile * kTile;
+}
+
+// Four threads bring a row of a tile: the row's entry, or null behind the end.
+template <typename T>
+__device__ const T* entry_of(const DecodeArgs& a, const TokenView& view, int64_t first) {
+  const KvCacheView& cache = a.attend.cache;
+  const int64_t position = first + static_cast<int>(threadIdx.x) / 4;
+  if (position >= view.visible) return nullptr;
+  const auto slot = static_cast<uint32_t>(position + view.slot_offset);
+  const auto block_size = static_cast<uint32_t>(cache.block_size);
+  const int64_t block = __ldg(a.attend.tables + view.table + slot / block_size);
+  return static_cast<const T*>(cache.data) + (block * block_size + slot % block_size) * kEntry;
+}
+
+// Starts to bring 64 cache entries; a null entry becomes zero.
+template <typename T>
+__device__ void load_tile(const T* entry, uint8_t* tile) {
+  const int row = static_cast<int>(threadIdx.x) / 4;
+  constexpr int kPerChunk = 16 / static_cast<int>(sizeof(T));  // values of a 16-byte read
+  constexpr int kChunks = kEntry / kPerChunk;
+#pragma unroll
+  for (int i = 0; i < kChunks / 4; ++i) {
+    const int chunk = 4 * i + static_cast<int>(threadIdx.x) % 4;
+    if constexpr (sizeof(T) == 2) {
+      uint8_t* const at = tile + swizzled(row, chunk, kRowBytes);
+      if (entry != nullptr) {
+        copy_async(shared_address(at), entry + chunk * kPerChunk);
+      } else {
+        *reinterpret_cast<uint4*>(at) = make_uint4(0, 0, 0, 0);
+      }
+    } else {
+      uint32_t out[8] = {};
+      if (entry != nullptr) {
+        const uint4 bytes = *reinterpret_cast<const uint4*>(entry + chunk * kPerChunk);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const auto pair = static_cast<__nv_fp8x2_storage_t>(word(bytes, w) >> (16 * h));
+            const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3);
+            const float2 values = __half22float2(halves);
+            out[2 * w + h] = bf16_pair(values.x, values.y);  // exact
+          }
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        *reinterpret_cast<uint4*>(tile + swizzled(row, 2 * chunk + h, kRowBytes)) =
+            make_uint4(out[4 * h], out[4 * h + 1], out[4 * h + 2], out[4 * h + 3]);
+      }
+    }
+  }
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// kWarpsM x kWarpsN warps; each takes kTilesM tiles of 16 heads, a share of a tile's positions for
+// the scores and a share of the 512 output values.
+template <typename T, int kWarpsM, int kTilesM>
+__global__ __launch_bounds__(kThreads, 1) void mla_decode_kernel(const DecodeArgs a) {
+  constexpr int kWarpsN = kWarps / kWarpsM;
+  constexpr int kRows = 16 * kWarpsM * kTilesM;
+  constexpr int kScoreTiles = kTile / kWarpsN / 8;  // of 8 positions
+  constexpr int kValueTiles = kRank / kWarpsN / 8;  // of 8 values
+  extern __shared__ __align__(1024) uint8_t shared[];
+  uint8_t* const queries = shared;
+  uint8_t* const tiles = queries + kRows * kRowBytes;
+  uint8_t* const weights = tiles + 2 * kTileBytes;                              // [rows][64] BF16
+  float* const maxima = reinterpret_cast<float*>(weights + kRows * kTile * 2);  // [rows][kWarpsN]
+
+  let_next_start();
+  wait_for_previous();
+  const int64_t heads = a.attend.shape.num_heads;
+  const int64_t token = a.first_token + blockIdx.z;
+  const int run = static_cast<int>(blockIdx.x);
+  const int64_t first_head = int64_t{blockIdx.y} * kRows;
+  const TokenView view = a.attend.views[token];
+  const int64_t length = run_length(view.visible, a.split);
+  const int64_t begin = run * length;
+  const int64_t end = min(begin + length, view.visible);
+  if (begin >= end) return;
+
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp_m = warp % kWarpsM;
+  const int warp_n = warp / kWarpsM;
+  load_tile<T>(entry_of<T>(a, view, begin), tiles);
+  const T* next_entry = entry_of<T>(a, view, begin + kTile);
+
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * (kEntry / 8); i += kThreads) {
+    const int row = i / (kEntry / 8);
+    const int chunk = i % (kEntry / 8);
+    const int64_t head = first_head + row;
+    uint4 out = make_uint4(0, 0, 0, 0);
+    if (head < heads) {
+      const float* const source =
+          chunk < kRank / 8 ? a.attend.absorbed + (token * heads + head) * kRank + 8 * chunk
+                            : a.attend.q + token * a.attend.q_stride +
+                                  head * (a.attend.shape.qk_nope_head_dim + kRope) +
+                                  a.attend.shape.qk_nope_head_dim + 8 * chunk - kRank;
+      out = make_uint4(bf16_pair(source[0], source[1]), bf16_pair(source[2], source[3]),
+                       bf16_pair(source[4], source[5]), bf16_pair(source[6], source[7]));
+    }
+    *reinterpret_cast<uint4*>(queries + swizzled(row, chunk, kRowBytes)) = out;
+  }
+
+  float4 out[kTilesM][kValueTiles];
+  float peak[kTilesM][2];
+  float sum[kTilesM][2];
+#pragma unroll
+  for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+    for (int n = 0; n < kValueTiles; ++n) out[m][n] = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      peak[m][i] = -INFINITY;
+      sum[m][i] = 0;
+    }
+  }
+  const float scale = a.attend.shape.softmax_scale * kLog2E;
+  const int matrix = lane / 8;
+  const int row8 = lane % 8;
+
+  int buffer = 0;
+  for (int64_t first = begin; first < end; first += kTile, buffer ^= 1) {
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    __syncthreads();  // this tile is here, and the other buffer is free
+    const uint8_t* const tile = tiles + buffer * kTileBytes;
+    if (first + kTile < end) {
+      load_tile<T>(next_entry, tiles + (buffer ^ 1) * kTileBytes);
+      next_entry = entry_of<T>(a, view, first + 2 * kTile);
+    }
+
+    // Scores of this warp's heads and positions.
+    float4 score[kTilesM][kScoreTiles];
+#pragma unroll
+    for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) score[m][n] = make_float4(0, 0, 0, 0);
+    }
+    float4 other[3];  // of every second, third and fourth step, where a chain of sums is alone
+#pragma unroll
+    for (int i = 0; i < 3; ++i) other[i] = make_float4(0, 0, 0, 0);
+    const int first_position = warp_n * 8 * kScoreTiles;
+#pragma unroll 6
+    for (int step = 0; step < kEntry / 16; step += 2) {
+      uint32_t keys[2][4];  // two steps of 8 positions, or a step of 16 each
+      if constexpr (kScoreTiles == 1) {
+        load_matrices(keys[0], shared_address(tile + swizzled(first_position + row8,
+                                                              2 * step + matrix, kRowBytes)));
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          load_matrices(keys[i],
+                        shared_address(tile + swizzled(first_position + matrix / 2 * 8 + row8,
+                                                       2 * (step + i) + matrix % 2, kRowBytes)));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int m = 0; m < kTilesM; ++m) {
+          uint32_t q[4];
+          const int row = (warp_m * kTilesM + m) * 16 + matrix % 2 * 8 + row8;
+          load_matrices(
+              q, shared_address(queries + swizzled(row, 2 * (step + i) + matrix / 2, kRowBytes)));
+          if constexpr (kScoreTiles == 1) {
+            const int chain = (step + i) % 4;
+            mma_bf16(chain == 0 ? score[m][0] : other[chain - 1], q, keys[0][2 * i],
+                     keys[0][2 * i + 1]);
+          } else {
+            mma_bf16(score[m][0], q, keys[i][0], keys[i][1]);
+            mma_bf16(score[m][1], q, keys[i][2], keys[i][3]);
+          }
+        }
+      }
+    }
+
+    if constexpr (kScoreTiles == 1) {
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        score[0][0].x += other[i].x;
+        score[0][0].y += other[i].y;
+        score[0][0].z += other[i].z;
+        score[0][0].w += other[i].w;
+      }
+    }
+
+    // The maximum over all positions of the tile, from all warps.
+    const int64_t left = end - first;
+#pragma unroll
+    for (int m = 0; m < kTilesM; ++m) {
+      float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+        const int position = first_position + 8 * n + 2 * (lane % 4);
+        float4& s = score[m][n];
+        s.x = position < left ? s.x * scale : -INFINITY;
+        s.y = position + 1 < left ? s.y * scale : -INFINITY;
+        s.z = position < left ? s.z * scale : -INFINITY;
+        s.w = position + 1 < left ? s.w * scale : -INFINITY;
+        largest[0] = fmaxf(largest[0], fmaxf(s.x, s.y));
+        largest[1] = fmaxf(largest[1], fmaxf(s.z, s.w));
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], 1));
+        largest[i] = fmaxf(largest[i], __shfl_xor_sync(~0u, largest[i], 2));
+        const int row = (warp_m * kTilesM + m) * 16 + lane / 4 + 8 * i;
+        if (lane % 4 == 0) maxima[row * kWarpsN + warp_n] = largest[i];
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int m = 0; m < kTilesM; ++m) {
+      float keep[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = (warp_m * kTilesM + m) * 16 + lane / 4 + 8 * i;
+        float now = peak[m][i];
+#pragma unroll
+        for (int w = 0; w < kWarpsN; ++w) now = fmaxf(now, maxima[row * kWarpsN + w]);
+        keep[i] = exp2f(peak[m][i] - now);
+        peak[m][i] = now;
+        sum[m][i] *= keep[i];
+      }
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+        float4& s = score[m][n];
+        s.x = exp2f(s.x - peak[m][0]);
+        s.y = exp2f(s.y - peak[m][0]);
+        s.z = exp2f(s.z - peak[m][1]);
+        s.w = exp2f(s.w - peak[m][1]);
+        sum[m][0] += s.x + s.y;
+        sum[m][1] += s.z + s.w;
+        const int row = (warp_m * kTilesM + m) * 16 + lane / 4;
+        const int chunk = first_position / 8 + n;
+        const int inner = 4 * (lane % 4);
+        *reinterpret_cast<uint32_t*>(weights + swizzled(row, chunk, 2 * kTile) + inner) =
+            bf16_pair(s.x, s.y);
+        *reinterpret_cast<uint32_t*>(weights + swizzled(row + 8, chunk, 2 * kTile) + inner) =
+            bf16_pair(s.z, s.w);
+      }
+#pragma unroll
+      for (int n = 0; n < kValueTiles; ++n) {
+        out[m][n].x *= keep[0];
+        out[m][n].y *= keep[0];
+        out[m][n].z *= keep[1];
+        out[m][n].w *= keep[1];
+      }
+    }
+    __syncthreads();
+
+    // Values: the weights of all positions times this warp's share of the latents.
+#pragma unroll
+    for (int step = 0; step < kTile / 16; ++step) {
+      uint32_t p[kTilesM][4];
+#pragma unroll
+      for (int m = 0; m < kTilesM; ++m) {
+        const int row = (warp_m * kTilesM + m) * 16 + matrix % 2 * 8 + row8;
+        load_matrices(p[m],
+                      shared_address(weights + swizzled(row, 2 * step + matrix / 2, 2 * kTile)));
+      }
+#pragma unroll
+      for (int n = 0; n < kValueTiles; n += 2) {
+        uint32_t v[4];
+        const int row = 16 * step + matrix % 2 * 8 + row8;
+        const int chunk = warp_n * kValueTiles + n + matrix / 2;
+        load_matrices_transposed(v, shared_address(tile + swizzled(row, chunk, kRowBytes)));
+#pragma unroll
+        for (int m = 0; m < kTilesM; ++m) {
+          mma_bf16(out[m][n], p[m], v[0], v[1]);
+          mma_bf16(out[m][n + 1], p[m], v[2], v[3]);
+        }
+      }
+    }
+  }
+
+  // Sums over the lanes and warps that shared a head's positions.
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      sum[m][i] += __shfl_xor_sync(~0u, sum[m][i], 1);
+      sum[m][i] += __shfl_xor_sync(~0u, sum[m][i], 2);
+      const int row = (warp_m * kTilesM + m) * 16 + lane / 4 + 8 * i;
+      if (lane % 4 == 0) maxima[row * kWarpsN + warp_n] = sum[m][i];
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = (warp_m * kTilesM + m) * 16 + lane / 4 + 8 * i;
+      const int64_t head = first_head + row;
+      if (head >= heads) continue;
+      float total = 0;
+#pragma unroll
+      for (int w = 0; w < kWarpsN; ++w) total += maxima[row * kWarpsN + w];
+      const int64_t at = (int64_t{blockIdx.z} * a.runs + run) * heads + head;
+      float* target = a.attend.out + (token * heads + head) * kRank;
+      float factor = 1 / total;
+      if (a.split) {
+        target = a.partial + at * kRank;
+        factor = 1;
+        if (lane % 4 == 0 && warp_n == 0) a.stats[at] = make_float2(peak[m][i], total);
+      }
+#pragma unroll
+      for (int n = 0; n < kValueTiles; ++n) {
+        const int col = (warp_n * kValueTiles + n) * 8 + 2 * (lane % 4);
+        const float4& o = out[m][n];
+        *reinterpret_cast<float2*>(target + col) = i == 0 ? make_float2(o.x * factor, o.y * factor)
+                                                          : make_float2(o.z * factor, o.w * factor);
+      }
+    }
+  }
+}
+
+// One block for each token and head: its runs in order.
+__global__ void mla_merge_kernel(const DecodeArgs a) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t heads = a.attend.shape.num_heads;
+  const int64_t local = blockIdx.x / heads;
+  const int64_t head = blockIdx.x % heads;
+  const int64_t token = a.first_token + local;
+  const int64_t visible = a.attend.views[token].visible;
+  const int64_t length = run_length(visible, true);
+  const int runs = static_cast<int>((visible + length - 1) / length);
+  float peak = -INFINITY;
+  for (int r = 0; r < runs; ++r) peak = fmaxf(peak, a.stats[(local * a.runs + r) * heads + head].x);
+  float total = 0;
+  float4 sum = make_float4(0, 0, 0, 0);
+  for (int r = 0; r < runs; ++r) {
+    const int64_t at = (local * a.runs + r) * heads + head;
+    const float2 stats = a.stats[at];
+    const float factor = exp2f(stats.x - peak);
+    total = fmaf(factor, stats.y, total);
+    const float4 part = reinterpret_cast<const float4*>(a.partial + at * kRank)[threadIdx.x];
+    sum.x = fmaf(factor, part.x, sum.x);
+    sum.y = fmaf(factor, part.y, sum.y);
+    sum.z = fmaf(factor, part.z, sum.z);
+    sum.w = fmaf(factor, part.w, sum.w);
+  }
+  const float f = 1 / total;
+  reinterpret_cast<float4*>(a.attend.out + (token * heads + head) * kRank)[threadIdx.x] =
+      make_float4(sum.x * f, sum.y * f, sum.z * f, sum.w * f);
+}
+
+template <typename T, int kWarpsM, int kTilesM>
+cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
+  constexpr int kRows = 16 * kWarpsM * kTilesM;
+  constexpr int kShared =
+      kRows * kRowBytes + 2 * kTileBytes + kRows * kTile * 2 + kRows * (kWarps / kWarpsM) * 4;
+  const auto kernel = mla_decode_kernel<T, kWarpsM, kTilesM>;
+  static const cudaError_t configured =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if (configured != cudaSuccess) return configured;
+  const auto row_blocks = static_cast<unsigned>((args.attend.shape.num_heads + kRows - 1) / kRows);
+  const dim3 grid(static_cast<unsigned>(args.runs), row_blocks, static_cast<unsigned>(tokens));
+  const cudaError_t code = launch_overlapped(kernel, grid, dim3(kThreads), kShared, stream, args);
+  if (code != cudaSuccess || !args.split) return code;
+  return launch_overlapped(mla_merge_kernel,
+                           dim3(static_cast<unsigned>(tokens * args.attend.shape.num_heads)),
+                           dim3(kRank / 4), 0, stream, args);
+}
+
+}  // namespace
+
+bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache) {
+  return shape.kv_lora_rank == kRank && shape.qk_rope_head_dim == kRope &&
+         (cache.dtype == DType::kBf16 || cache.dtype == DType::kF8E4m3);
+}
+
+int64_t mla_decode_scratch(int64_t tokens, int64_t heads) {
+  return tokens * kMaxRuns * heads * (kRank + 2);
+}
+
+cudaError_t launch_mla_decode(const AttendArgs& attend, int64_t first_token, int64_t tokens,
+                              bool split, float* scratch, cudaStream_t stream) {
+  DecodeArgs args;
+  args.attend = attend;
+  args.first_token = first_token;
+  args.split = split;
+  args.runs =
+      split ? static_cast<int>(std::clamp<int64_t>(attend.max_visible / kRunPositions, 1, kMaxRuns))
+            : 1;
+  args.partial = scratch;
+  args.stats =
+      reinterpret_cast<float2*>(scratch + tokens * args.runs * attend.shape.num_heads * kRank);
+  const bool few = attend.shape.num_heads <= 16;
+  if (attend.cache.dtype == DType::kBf16) {
+    return few ? launch_typed<uint16_t, 1, 1>(args, tokens, stream)
+               : launch_typed<uint16_t, 2, 2>(args, tokens, stream);
+  }
+  return few ? launch_typed<uint8_t, 1, 1>(args, tokens, stream)
+             : launch_typed<uint8_t, 2, 2>(args, tokens, stream);
+}
+
+}  // namespace nibble::cuda
