@@ -124,14 +124,15 @@ TEST(Llm, StreamedPiecesAddUpToTheAnswer) {
 
 TEST(Llm, ACallbackSeesEveryPieceInOrder) {
   std::string text;
-  std::promise<void> done;
+  // Shared: the waiter may be gone before set_value() returns.
+  const auto done = std::make_shared<std::promise<void>>();
   const auto handle = demo_llm().generate_async("Hello, my name is", {.temperature = 0},
-                                                [&](const RequestOutput& output) {
+                                                [&text, done](const RequestOutput& output) {
                                                   text += output.outputs[0].text_diff;
-                                                  if (output.finished) done.set_value();
+                                                  if (output.finished) done->set_value();
                                                 });
   ASSERT_TRUE(handle.has_value()) << handle.error().message;
-  done.get_future().wait();
+  done->get_future().wait();
   EXPECT_EQ(text, handle->result().text());
 }
 

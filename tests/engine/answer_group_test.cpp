@@ -37,13 +37,14 @@ Request sampled_request(int64_t n, std::optional<int64_t> best_of) {
 }
 
 std::shared_ptr<AnswerGroup> complete_group(EngineThread& engine, Request request) {
-  std::promise<void> done;
+  // Shared: the waiter may be gone before set_value() returns.
+  const auto done = std::make_shared<std::promise<void>>();
   auto group = AnswerGroup::submit(engine, std::move(request),
-                                   [&](const AnswerGroup& g, int, const RequestUpdate& update) {
-                                     if (update.finished && g.finished()) done.set_value();
+                                   [done](const AnswerGroup& g, int, const RequestUpdate& update) {
+                                     if (update.finished && g.finished()) done->set_value();
                                    });
   EXPECT_TRUE(group.has_value()) << group.error().message;
-  done.get_future().wait();
+  done->get_future().wait();
   return *group;
 }
 
@@ -51,13 +52,13 @@ std::vector<int32_t> tokens_alone(EngineThread& engine, Request request, int cho
   request.choice = choice;
   request.params.n = 1;
   request.params.best_of.reset();
-  std::promise<std::vector<int32_t>> done;
+  const auto done = std::make_shared<std::promise<std::vector<int32_t>>>();
   std::vector<int32_t> tokens;
-  (void)engine.submit(std::move(request), [&](const RequestUpdate& update) {
+  (void)engine.submit(std::move(request), [&tokens, done](const RequestUpdate& update) {
     tokens.insert(tokens.end(), update.token_ids.begin(), update.token_ids.end());
-    if (update.finished) done.set_value(tokens);
+    if (update.finished) done->set_value(tokens);
   });
-  return done.get_future().get();
+  return done->get_future().get();
 }
 
 TEST(AnswerGroup, EachChoiceIsWhatItWouldBeAlone) {
@@ -120,17 +121,17 @@ TEST(AnswerGroup, CancellingEndsAllChoicesAndStartsNoMore) {
   Request request = sampled_request(8, std::nullopt);
   request.params.ignore_eos = true;
   request.params.max_tokens.reset();
-  std::promise<void> begun;
-  std::promise<void> done;
+  const auto begun = std::make_shared<std::promise<void>>();
+  const auto done = std::make_shared<std::promise<void>>();
   std::atomic<bool> first{true};
   const auto group = AnswerGroup::submit(
-      *engine, request, [&](const AnswerGroup& g, int, const RequestUpdate& update) {
-        if (first.exchange(false)) begun.set_value();
-        if (update.finished && g.finished()) done.set_value();
+      *engine, request, [&first, begun, done](const AnswerGroup& g, int, const RequestUpdate& u) {
+        if (first.exchange(false)) begun->set_value();
+        if (u.finished && g.finished()) done->set_value();
       });
-  begun.get_future().wait();
+  begun->get_future().wait();
   (*group)->cancel();
-  done.get_future().wait();
+  done->get_future().wait();
   for (const Answer& answer : (*group)->answers()) {
     EXPECT_EQ(answer.finish_reason, FinishReason::kAbort);
   }
