@@ -10,6 +10,7 @@ void add_bench_command(CLI::App& app, int* exit_code) {
   CLI::App* bench = app.add_subcommand("bench", "Measure the engine");
   bench->require_subcommand(1);
   add_bench_offline_command(*bench, exit_code);
+  add_bench_serve_command(*bench, exit_code);
 }
 
 }  // namespace nibble

@@ -36,7 +36,6 @@ using SystemError = boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
 constexpr uint32_t kMaxHeaderBytes = 64 << 10;
-constexpr size_t kMaxPipelinedBytes = 64 << 10;
 
 bool same_name(std::string_view a, std::string_view b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](char x, char y) {
@@ -111,8 +110,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
   ~Connection() {
-    --shared_->num_connections;
     leave();
+    no_longer_counted();
   }
 
   void start() {
@@ -129,6 +128,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     if (closed_) return;
     closed_ = true;
     leave();
+    no_longer_counted();
     read_timer_.cancel();
     write_timer_.cancel();
     SystemError ignored;
@@ -188,6 +188,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
     list_ = &list;
     place_ = list.insert(list.end(), this);
   }
+  void no_longer_counted() {
+    if (std::exchange(counted_, false)) --shared_->num_connections;
+  }
   void leave() {
     if (list_ != nullptr) list_->erase(place_);
     list_ = nullptr;
@@ -210,7 +213,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     if (closed_) return;
     if (!replying_ && buffer_.size() > 0) return read_header();
     if (!replying_) arm_read_timer(timeout);
-    if (reading_ || buffer_.size() > kMaxPipelinedBytes) return;
+    // What came too early is the next request: it waits for its turn.
+    if (reading_ || buffer_.size() > 0) return;
     reading_ = true;
     const auto on_read = [self = shared_from_this()](SystemError error, size_t bytes) {
       self->reading_ = false;
@@ -436,6 +440,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Clock::time_point since_;
 
   int64_t serial_ = 0;
+  bool counted_ = true;
   bool closed_ = false;
   bool replying_ = false;   // between a request and the last byte of its answer
   bool streaming_ = false;  // begin() was called

@@ -237,8 +237,11 @@ ReplyParser::Channel ReplyParser::push_tool(int32_t id, std::string_view text,
                                             std::vector<ReplyEvent>& events) {
   const ReplyTags& tags = options_.tags;
   if (id == tags.call_end || id == tags.calls_end || id == tags.call_begin) {
-    if (state_ == State::kHead && !head_.empty()) anomaly("call_without_name");
-    if (state_ == State::kName) {
+    const bool has_name = state_ == State::kName && !head_.empty();
+    if (state_ == State::kHead || (state_ == State::kName && !has_name)) {
+      anomaly("call_without_name");
+    }
+    if (has_name) {
       start_call(head_, events);
       state_ = State::kArgs;
     }
@@ -368,15 +371,16 @@ void ReplyParser::finish(bool by_length, std::vector<ReplyEvent>& events) {
       leave_content(events);
       break;
     case State::kName:
+      if (!by_length) anomaly("call_without_name");
+      break;
     case State::kFence:
     case State::kArgs:
       if (by_length) {
         if (state_ == State::kFence) arguments_ += head_;
-        if (state_ != State::kName) give_arguments(std::exchange(arguments_, ""), events);
+        give_arguments(std::exchange(arguments_, ""), events);
         break;
       }
-      anomaly("unclosed_call");
-      if (state_ == State::kName) start_call(head_, events);
+      if (!options_.forced_tool) anomaly("unclosed_call");
       if (state_ == State::kFence) add_arguments(std::exchange(head_, ""), events);
       end_arguments(events);
       break;

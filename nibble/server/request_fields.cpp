@@ -163,6 +163,13 @@ ApiResult<bool> read_common_fields(JsonFields& fields, const ServedModel& model,
   request->has_seed = params.seed.has_value();
   params.min_tokens = NIBBLE_API_TRY(fields.integer("min_tokens")).value_or(0);
   params.repetition_penalty = NIBBLE_API_TRY(fields.number("repetition_penalty")).value_or(1);
+  // Logits are divided by it: a smaller one makes them infinite.
+  constexpr double kMinRepetitionPenalty = 1e-4;
+  if (params.repetition_penalty > 0 && params.repetition_penalty < kMinRepetitionPenalty) {
+    return tl::unexpected(out_of_range(
+        "repetition_penalty", fmt::format("repetition_penalty is {}, expected {}..10",
+                                          params.repetition_penalty, kMinRepetitionPenalty)));
+  }
   params.presence_penalty = NIBBLE_API_TRY(fields.number("presence_penalty")).value_or(0);
   params.frequency_penalty = NIBBLE_API_TRY(fields.number("frequency_penalty")).value_or(0);
   NIBBLE_API_TRY(read_logit_bias(fields, &params));

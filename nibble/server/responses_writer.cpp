@@ -24,8 +24,8 @@ class ResponsesWriter final : public ReplyWriter {
   explicit ResponsesWriter(const ReplyContext& context) : context_(context) {}
 
   std::string begin(const Usage&) override {
-    return whole("response.created", "in_progress", Json::array(), nullptr) +
-           whole("response.in_progress", "in_progress", Json::array(), nullptr);
+    std::string out = whole("response.created", "in_progress", Json::array(), nullptr);
+    return out + whole("response.in_progress", "in_progress", Json::array(), nullptr);
   }
 
   std::string step(const ReplyDelta& delta, const Usage&) override {

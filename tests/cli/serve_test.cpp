@@ -1,0 +1,174 @@
+// nibble serve's settings, from wherever they come; the server itself is tested in tests/server.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/run_program.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using testing::ProgramRun;
+using testing::run_nibble;
+
+std::string config_file(const std::string& name, const std::string& text) {
+  const std::string path = (std::filesystem::temp_directory_path() / name).string();
+  std::ofstream(path) << text;
+  return path;
+}
+
+ProgramRun dry_run(std::vector<std::string> arguments,
+                   const std::vector<std::pair<std::string, std::string>>& environment = {}) {
+  arguments.insert(arguments.begin(), {"serve", NIBBLE_SOURCE_DIR "/models/demo", "--dry_run"});
+  return run_nibble(arguments, "", environment);
+}
+
+nlohmann::json configuration(const ProgramRun& run) {
+  return nlohmann::json::parse(run.out, nullptr, false);
+}
+
+TEST(Serve, TheCardsCommandLineWorksOnOneDevice) {
+  const std::string yaml = config_file("nibble-card.yaml",
+                                       "moe_backend: TRTLLM\n"
+                                       "use_cuda_graph: true\n"
+                                       "speculative_config:\n"
+                                       "    decoding_type: MTP\n"
+                                       "    num_nextn_predict_layers: 3\n"
+                                       "    use_relaxed_acceptance_for_thinking: true\n"
+                                       "    relaxed_topk: 10\n"
+                                       "    relaxed_delta: 0.6\n");
+  const std::vector<std::string> card = {"--host",
+                                         "0.0.0.0",
+                                         "--port",
+                                         "8000",
+                                         "--backend",
+                                         "pytorch",
+                                         "--max_batch_size",
+                                         "4",
+                                         "--ep_size",
+                                         "1",
+                                         "--max_num_tokens",
+                                         "32768",
+                                         "--trust_remote_code",
+                                         "--extra_llm_api_options",
+                                         yaml,
+                                         "--kv_cache_free_gpu_memory_fraction",
+                                         "0.75",
+                                         "--log-level",
+                                         "info"};
+  std::vector<std::string> one = card;
+  one.insert(one.end(), {"--tp_size", "1"});
+  const ProgramRun run = dry_run(one);
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const auto json = configuration(run);
+  EXPECT_EQ(json["max_batch_size"], 4);
+  EXPECT_EQ(json["max_num_tokens"], 32768);
+  EXPECT_EQ(json["num_drafts"], 3);
+  EXPECT_EQ(json["kv_cache_free_gpu_memory_fraction"], 0.75);
+  EXPECT_EQ(json["use_relaxed_acceptance_for_thinking"], true);
+  for (const char* note :
+       {"backend pytorch", "trust_remote_code", "moe_config.backend TRTLLM", "use_cuda_graph"}) {
+    EXPECT_THAT(run.err, HasSubstr(note));
+  }
+  std::vector<std::string> eight = card;
+  eight.insert(eight.end(), {"--tp_size", "8"});
+  const ProgramRun refused = dry_run(eight);
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, HasSubstr("--tp_size: 8 is not supported"));
+  EXPECT_THAT(refused.err, HasSubstr("use 1"));
+}
+
+TEST(Serve, NewKeysAndOldKeysMeanTheSame) {
+  const auto old_keys = config_file("nibble-old.yaml", "kv_cache_dtype: fp8\nmoe_backend: AUTO\n");
+  const auto new_keys = config_file("nibble-new.yaml",
+                                    "kv_cache_config: {dtype: fp8, tokens_per_block: 64}\n"
+                                    "moe_config:\n  backend: AUTO\ncuda_graph_config: {}\n");
+  EXPECT_EQ(dry_run({"--config", old_keys}).exit_code, 0);
+  const ProgramRun run = dry_run({"--config", new_keys});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(configuration(run)["tokens_per_block"], 64);
+  const auto both =
+      config_file("nibble-both.yaml", "moe_backend: TRTLLM\nmoe_config: {backend: CUTLASS}\n");
+  const ProgramRun conflict = dry_run({"--config", both});
+  EXPECT_EQ(conflict.exit_code, 2);
+  EXPECT_THAT(conflict.err, HasSubstr("nibble-both.yaml:2: moe_config.backend is CUTLASS, but"));
+}
+
+TEST(Serve, EveryProblemOfAFileIsTold) {
+  const auto bad = config_file("nibble-bad.yaml",
+                               "use_cudagraph: true\n"
+                               "relaxed_topkk: 10\n"
+                               "max_batch_size: many\n"
+                               "speculative_config:\n"
+                               "  relaxed_delta: 6\n"
+                               "  decoding_typ: MTP\n");
+  const ProgramRun run = dry_run({"--config", bad});
+  EXPECT_EQ(run.exit_code, 2);
+  for (const char* line :
+       {"nibble-bad.yaml:1: unknown key 'use_cudagraph'; did you mean 'use_cuda_graph'",
+        "nibble-bad.yaml:2: unknown key 'relaxed_topkk'", "did you mean 'relaxed_topk'",
+        "nibble-bad.yaml:3: max_batch_size: many is no whole number",
+        "nibble-bad.yaml:5: speculative_config.relaxed_delta: 6 is out of range 0..1",
+        "nibble-bad.yaml:6: unknown key 'speculative_config.decoding_typ'; did you mean "
+        "'decoding_type'"}) {
+    EXPECT_THAT(run.err, HasSubstr(line));
+  }
+  const std::vector<std::pair<const char*, const char*>> cases = {
+      {"a: &x 1\nb: *x\n", "anchors"},
+      {"port: 1\nport: 2\n", "stands twice"},
+      {"port: !!int 8\n", "the tag"},
+      {"port: 1\n---\nport: 2\n", "more than one document"},
+      {"port: [1\n", ":2: "},
+      {"- port\n", "a list"},
+      {"decoding_type: 3\n", "unknown"},
+      {"speculative_config: {decoding_type: Eagle}\n", "Eagle"}};
+  for (const auto& [text, message] : cases) {
+    SCOPED_TRACE(text);
+    const ProgramRun one = dry_run({"--config", config_file("nibble-one.yaml", text)});
+    EXPECT_NE(one.exit_code, 0);
+    EXPECT_THAT(one.err, HasSubstr(message));
+  }
+}
+
+TEST(Serve, AFileWinsOverTheCommandLineAndThatOverTheEnvironment) {
+  const auto file = config_file("nibble-wins.yaml", "max_batch_size: 7\n");
+  const std::vector<std::pair<std::string, std::string>> environment = {
+      {"NIBBLE_SERVE_MAX_BATCH_SIZE", "5"}, {"NIBBLE_SERVE_PORT", "9001"}};
+  EXPECT_EQ(configuration(dry_run({}, environment))["max_batch_size"], 5);
+  EXPECT_EQ(configuration(dry_run({"--max-batch-size=6"}, environment))["max_batch_size"], 6);
+  const ProgramRun all =
+      dry_run({"--max_batch_size", "6", "--config", file, "--log-level", "info"}, environment);
+  EXPECT_EQ(configuration(all)["max_batch_size"], 7);
+  EXPECT_EQ(configuration(all)["port"], 9001);
+  EXPECT_THAT(all.err, HasSubstr("which wins over the command line's 6"));
+  const ProgramRun wrong = dry_run({}, {{"NIBBLE_SERVE_PORT", "x"}});
+  EXPECT_EQ(wrong.exit_code, 2);
+  EXPECT_THAT(wrong.err, HasSubstr("NIBBLE_SERVE_PORT"));
+}
+
+TEST(Serve, BadOptionsAreUsageErrors) {
+  EXPECT_THAT(dry_run({"--tp-sise", "1"}).err, HasSubstr("did you mean '--tp_size'"));
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"--port", "70000"},
+                                             {"--kv_cache_free_gpu_memory_fraction", "1.5"},
+                                             {"--backend", "onnx"},
+                                             {"--ssl_certfile", "x"},
+                                             {"--thinking", "maybe"},
+                                             {"--max_num_tokens", "8"},
+                                             {"--api_key_env", "NIBBLE_NO_SUCH_VARIABLE"}}) {
+    EXPECT_EQ(dry_run(arguments).exit_code, 2) << arguments[0];
+  }
+}
+
+TEST(Serve, KeysAreNeverPrinted) {
+  const ProgramRun run = dry_run({"--api_key", "very-secret", "--log-level", "trace"});
+  EXPECT_EQ(run.exit_code, 0);
+  EXPECT_THAT(run.out + run.err, Not(HasSubstr("very-secret")));
+  EXPECT_EQ(configuration(run)["api_keys"], 1);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,277 @@
+// Connections, limits and faults.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "tests/server/test_server.h"
+
+namespace nibble {
+namespace {
+
+using testing::Answer;
+using testing::chat_body;
+using testing::Client;
+using ::testing::HasSubstr;
+using testing::Json;
+using testing::read_answer;
+using testing::request_text;
+using testing::TestServer;
+
+std::string endless_chat(bool stream = true) {
+  return chat_body("Tell me a joke.",
+                   {{"stream", stream}, {"ignore_eos", true}, {"max_tokens", 3000}})
+      .dump();
+}
+
+TEST(Http, KeepsConnectionsAndTakesRequestsInARow) {
+  const TestServer server;
+  Client client(server.port());
+  client.send(request_text("GET", "/version") + request_text("GET", "/health") +
+              request_text("HEAD", "/health"));
+  EXPECT_THAT(read_answer(client).body, HasSubstr("version"));
+  EXPECT_EQ(read_answer(client).body, "{\"status\":\"ok\"}\n");
+  EXPECT_EQ(read_answer(client, true).header("Content-Length"), "16");
+  client.send(request_text("GET", "/version", "", "Connection: close\r\n"));
+  EXPECT_EQ(read_answer(client).status, 200);
+  EXPECT_EQ(client.receive_all(), "");
+}
+
+TEST(Http, TakesChunkedBodiesAndExpectations) {
+  const TestServer server;
+  Client client(server.port());
+  client.send(
+      "POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "8\r\n{\"prompt\r\n9\r\n\": \"Hi!\"}\r\n0\r\n\r\n");
+  EXPECT_EQ(read_answer(client).status, 200);
+  const std::string body = R"({"prompt": "Hi!"})";
+  client.send("POST /tokenize HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: " +
+              std::to_string(body.size()) + "\r\n\r\n");
+  EXPECT_EQ(client.receive_until("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  client.send(body);
+  EXPECT_EQ(read_answer(client).status, 200);
+}
+
+TEST(Http, RefusesWhatIsNoRequest) {
+  const TestServer server;
+  for (const auto& [text, status] : std::vector<std::pair<std::string, int>>{
+           {"garbage\r\n\r\n", 400},
+           {std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 15), 400},
+           {"GET / HTTP/9.9\r\n\r\n", 400},
+           {"POST /tokenize HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413},
+           {"POST /tokenize HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400},
+           {"GET / HTTP/1.1\r\nA: " + std::string(70000, 'a') + "\r\n\r\n", 431}}) {
+    SCOPED_TRACE(text.substr(0, 40));
+    Client client(server.port());
+    client.send(text);
+    EXPECT_EQ(read_answer(client).status, status);
+    EXPECT_EQ(client.receive_all(), "");  // and the connection ends
+  }
+  EXPECT_EQ(server.ask("GET", "/health").status, 200);
+}
+
+TEST(Http, SlowRequestsEnd) {
+  HttpServerOptions http;
+  http.header_timeout = std::chrono::milliseconds(200);
+  http.body_timeout = std::chrono::milliseconds(200);
+  const TestServer server({}, http);
+  Client silent(server.port());
+  Client half(server.port());
+  half.send("GET /health HT");
+  Client body(server.port());
+  body.send("POST /tokenize HTTP/1.1\r\nContent-Length: 10\r\n\r\n{");
+  EXPECT_EQ(silent.receive_all(), "");
+  EXPECT_EQ(read_answer(half).status, 408);
+  EXPECT_EQ(read_answer(body).status, 408);
+}
+
+TEST(Http, IdleConnectionsGiveWay) {
+  HttpServerOptions http;
+  http.max_connections = 20;
+  const TestServer server({}, http);
+  std::vector<std::unique_ptr<Client>> idle;
+  for (int i = 0; i < 60; ++i) idle.push_back(std::make_unique<Client>(server.port()));
+  EXPECT_EQ(server.ask("GET", "/health").status, 200);
+}
+
+TEST(Http, WhoLeavesIsForgottenAtOnce) {
+  TestServer server;
+  for (const bool stream : {true, false}) {
+    for (const bool half : {false, true}) {
+      Client client(server.port());
+      client.send(request_text("POST", "/v1/chat/completions", endless_chat(stream)));
+      if (stream) {
+        EXPECT_NE(client.receive_until("delta"), "");
+      } else {
+        while (server.engine().stats().num_running == 0) std::this_thread::yield();
+      }
+      const int64_t before = server.engine().stats().num_generated_tokens;
+      if (half) {
+        client.half_close();
+      } else {
+        client.close();
+      }
+      EXPECT_TRUE(server.idle());
+      EXPECT_LT(server.engine().stats().num_generated_tokens - before, 1000);
+    }
+  }
+  EXPECT_THAT(server.ask("GET", "/metrics").body,
+              HasSubstr("nibble_client_disconnects_total{model_name=\"demo\",engine=\"0\"} 4"));
+}
+
+TEST(Http, AFullQueueSaysWhenToComeBack) {
+  ServiceOptions options;
+  options.max_queue_size = 1;
+  EngineOptions engine = TestServer::small_engine();
+  engine.max_batch_size = 1;
+  TestServer server(options, {}, engine);
+  Client running(server.port());
+  running.send(request_text("POST", "/v1/chat/completions", endless_chat()));
+  EXPECT_NE(running.receive_until("delta"), "");
+  Client waiting(server.port());
+  waiting.send(request_text("POST", "/v1/chat/completions",
+                            chat_body("Hello!", {{"max_tokens", 2}}).dump()));
+  Answer refused;
+  for (int i = 0; i < 200 && refused.status != 429; ++i) {
+    refused = server.ask("POST", "/v1/chat/completions", chat_body("Hello!").dump(),
+                         "X-Request-Timeout: 0.02\r\n");
+  }
+  EXPECT_EQ(refused.status, 429);
+  EXPECT_EQ(refused.json()["error"]["code"], "queue_full");
+  EXPECT_GE(std::stoi(refused.header("Retry-After")), 1);
+  EXPECT_EQ(server.ask("GET", "/ready").status, 503);
+  running.close();
+  EXPECT_EQ(read_answer(waiting).status, 200);
+}
+
+TEST(Http, DeadlinesEndRequests) {
+  const TestServer server;
+  const Answer plain =
+      server.ask("POST", "/v1/chat/completions", endless_chat(false), "X-Request-Timeout: 0.3\r\n");
+  EXPECT_EQ(plain.status, 200);
+  EXPECT_EQ(plain.header("x-nibble-deadline"), "exceeded");
+  EXPECT_EQ(plain.json()["choices"][0]["finish_reason"], "length");
+  const Answer stream =
+      server.ask("POST", "/v1/chat/completions", endless_chat(true), "X-Request-Timeout: 0.3\r\n");
+  EXPECT_THAT(stream.body, HasSubstr("deadline_exceeded"));
+  EXPECT_TRUE(server.idle());
+}
+
+TEST(Http, KeysAreNeeded) {
+  ServiceOptions options;
+  options.api_keys = {"first-key", "second-key"};
+  options.admin_api_key = "admin-key";
+  options.cors_origins = {"https://app.example"};
+  const TestServer server(options);
+  EXPECT_EQ(server.ask("GET", "/v1/models").status, 401);
+  EXPECT_EQ(server.ask("GET", "/v1/models").header("WWW-Authenticate"), "Bearer");
+  EXPECT_EQ(server.ask("GET", "/v1/models", "", "Authorization: Bearer first-ke\r\n").status, 401);
+  EXPECT_EQ(server.ask("GET", "/v1/models", "", "Authorization: Bearer first-key1\r\n").status,
+            401);
+  EXPECT_EQ(server.ask("GET", "/v1/models", "", "Authorization: Bearer second-key\r\n").status,
+            200);
+  EXPECT_EQ(server.ask("GET", "/v1/models", "", "x-api-key: first-key\r\n").status, 200);
+  for (const char* path : {"/live", "/health", "/ready", "/ping", "/version", "/", "/metrics"}) {
+    EXPECT_EQ(server.ask("GET", path).status, 200) << path;
+  }
+  const std::string level = R"({"level": "warning"})";
+  EXPECT_EQ(server.ask("POST", "/admin/log_level", level, "x-api-key: first-key\r\n").status, 403);
+  EXPECT_EQ(server.ask("POST", "/admin/log_level", level, "x-api-key: admin-key\r\n").status, 200);
+  const Answer allowed = server.ask(
+      "OPTIONS", "/v1/chat/completions", "",
+      "Origin: https://app.example\r\nAccess-Control-Request-Headers: x-stainless-os\r\n");
+  EXPECT_EQ(allowed.status, 204);
+  EXPECT_EQ(allowed.header("Access-Control-Allow-Origin"), "https://app.example");
+  EXPECT_EQ(allowed.header("Access-Control-Allow-Headers"), "x-stainless-os");
+  const Answer other = server.ask("GET", "/health", "", "Origin: https://evil.example\r\n");
+  EXPECT_EQ(other.header("Access-Control-Allow-Origin"), "");
+}
+
+TEST(Http, RequestIdsAreKeptWhenTheyAreSafe) {
+  const TestServer server;
+  EXPECT_EQ(server.ask("GET", "/health", "", "X-Request-Id: abc-1\r\n").header("x-request-id"),
+            "abc-1");
+  const Answer odd = server.ask("GET", "/health", "", "X-Request-Id: a b\r\n");
+  EXPECT_TRUE(odd.header("x-request-id").starts_with("req-"));
+}
+
+TEST(Http, SilenceInAStreamIsFilled) {
+  ServiceOptions options;
+  options.keepalive_interval = std::chrono::milliseconds(50);
+  EngineOptions engine = TestServer::small_engine();
+  engine.max_batch_size = 1;
+  const TestServer server(options, {}, engine);
+  Client running(server.port());
+  running.send(request_text("POST", "/v1/chat/completions", endless_chat()));
+  EXPECT_NE(running.receive_until("delta"), "");
+  Client waiting(server.port());
+  waiting.send(
+      request_text("POST", "/v1/chat/completions", chat_body("Hello!", {{"stream", true}}).dump()));
+  EXPECT_THAT(waiting.receive_until(": keep-alive\n\n"), HasSubstr("text/event-stream"));
+  running.close();
+  EXPECT_THAT(waiting.receive_until("[DONE]"), HasSubstr("Hello"));
+}
+
+TEST(Http, DrainingFinishesWhatRunsAndRefusesTheRest) {
+  EngineOptions engine = TestServer::small_engine();
+  engine.max_batch_size = 1;
+  TestServer server({}, {}, engine);
+  Client running(server.port());
+  running.send(request_text(
+      "POST", "/v1/chat/completions",
+      chat_body("Hello!", {{"stream", true}, {"ignore_eos", true}, {"max_tokens", 300}}).dump()));
+  EXPECT_NE(running.receive_until("delta"), "");
+  Client waiting(server.port());
+  waiting.send(request_text("POST", "/v1/chat/completions", chat_body("Hello!").dump()));
+  while (server.engine().stats().num_waiting == 0) std::this_thread::yield();
+  server.post(
+      [&] { server.service().drain(std::chrono::steady_clock::now() + std::chrono::seconds(30)); });
+  EXPECT_EQ(read_answer(waiting).json()["error"]["code"], "shutting_down");
+  const Answer late = server.post("/v1/chat/completions", chat_body("Hello!"));
+  EXPECT_EQ(late.status, 503);
+  EXPECT_EQ(late.header("Retry-After"), "5");
+  EXPECT_EQ(late.header("Connection"), "close");
+  EXPECT_EQ(server.ask("GET", "/ready").status, 503);
+  EXPECT_EQ(server.ask("GET", "/health").status, 200);
+  EXPECT_THAT(running.receive_until("[DONE]"), HasSubstr("\"finish_reason\":\"length\""));
+  std::atomic<bool> drained{false};
+  for (int i = 0; i < 500 && !drained; ++i) {
+    server.post([&] { drained = server.service().drained(); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_TRUE(drained);
+}
+
+TEST(Http, ADrainHasADeadline) {
+  TestServer server;
+  Client running(server.port());
+  running.send(request_text("POST", "/v1/chat/completions", endless_chat()));
+  EXPECT_NE(running.receive_until("delta"), "");
+  server.post([&] { server.service().drain(std::chrono::steady_clock::now()); });
+  const std::string rest = running.receive_until("[DONE]");
+  EXPECT_THAT(rest, HasSubstr("server_shutdown"));
+  EXPECT_TRUE(server.idle());
+}
+
+TEST(Http, WithoutBlocksRequestsWaitAndAllFinish) {
+  EngineOptions engine;
+  engine.num_blocks = 12;  // 384 tokens for eight requests of up to 200
+  engine.max_batch_size = 8;
+  TestServer server({}, {}, engine);
+  std::vector<std::thread> clients;
+  std::atomic<int> finished{0};
+  for (int i = 0; i < 8; ++i) {
+    clients.emplace_back([&] {
+      const Answer answer = server.post(
+          "/v1/chat/completions",
+          chat_body("Hello!", {{"ignore_eos", true}, {"max_tokens", 180}, {"stream", true}}));
+      if (answer.events().back()["choices"][0]["finish_reason"] == "length") ++finished;
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(finished, 8);
+  EXPECT_GT(server.engine().stats().num_preemptions, 0);
+}
+
+}  // namespace
+}  // namespace nibble
