@@ -1,0 +1,79 @@
+// FP8 -> NVFP4 on one core, as nibble quantize does it between reading and writing: amax of a
+// matrix from its codes, rows rounded to BF16, codes and scales. Bytes are those of the source; the
+// source (2048 x 7168, an expert's up_proj of DeepSeek-R1) is cached. Limit: the memory's read
+// rate, which the last line gives for the same process.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "bench/kernels/machine_limits.h"
+#include "nibble/numeric/fp8_block.h"
+#include "nibble/numeric/nvfp4.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kRows = 2048;
+constexpr int64_t kCols = 7168;
+constexpr int64_t kChunkRows = 32;
+
+struct Source {
+  std::vector<uint8_t> codes;
+  std::vector<float> scales;
+  Source() : codes(kRows * kCols), scales(num_fp8_blocks(kRows) * num_fp8_blocks(kCols), 1e-4f) {
+    std::mt19937 rng(1);
+    std::normal_distribution<float> normal(0, 100);
+    for (uint8_t& code : codes) code = float_to_e4m3(normal(rng));
+  }
+  Fp8BlockMatrix matrix() const { return {codes.data(), scales.data(), kRows, kCols}; }
+};
+
+void convert(benchmark::State& state, Nvfp4Mode mode, int64_t rows) {
+  static const Source source;
+  const Fp8BlockMatrix matrix = source.matrix();
+  std::vector<float> values(kChunkRows * kCols);
+  std::vector<uint8_t> packed(values.size() / 2);
+  std::vector<uint8_t> scales(values.size() / kNvfp4BlockSize);
+  std::vector<float> hessian(256, 0.1f);
+  for (size_t i = 0; i < 16; ++i) hessian[17 * i] = 1;
+  for (auto _ : state) {
+    const float amax = fp8_block_rounded_amax(matrix, 0, rows);
+    const float global = nvfp4_global_scale(amax, mode).value();
+    for (int64_t r = 0; r < rows; r += kChunkRows) {
+      (void)dequantize_fp8_block_rounded(matrix, r, r + kChunkRows, values.data());
+      if (mode != Nvfp4Mode::kLocalHessian) {
+        (void)quantize_nvfp4_rows(values.data(), kChunkRows, kCols, global, mode, packed.data(),
+                                  scales.data());
+        continue;
+      }
+      for (int64_t c = 0; c < kCols / kNvfp4BlockSize; ++c) {
+        (void)quantize_nvfp4_block_column(
+            {values.data() + c * kNvfp4BlockSize, kChunkRows, kCols, packed.data() + c * 8,
+             kCols / 2, scales.data() + c, kCols / kNvfp4BlockSize},
+            global, mode, hessian.data());
+      }
+    }
+    benchmark::DoNotOptimize(packed.data());
+  }
+  state.SetBytesProcessed(state.iterations() * rows * kCols);
+}
+
+BENCHMARK_CAPTURE(convert, max, Nvfp4Mode::kMax, kRows)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(convert, 4over6, Nvfp4Mode::kFourOverSix, kRows)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(convert, mse, Nvfp4Mode::kMse, 64)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(convert, local_hessian, Nvfp4Mode::kLocalHessian, 64)
+    ->Unit(benchmark::kMillisecond);
+
+void read_rate(benchmark::State& state) {
+  double rate = 0;
+  for (auto _ : state) rate = std::max(rate, measure_limits(1).read_gb_per_s);
+  state.counters["read_GB_per_s"] = rate;
+}
+BENCHMARK(read_rate)->Iterations(1)->Unit(benchmark::kMillisecond);
+
+}  // namespace
+}  // namespace nibble
+
+BENCHMARK_MAIN();
