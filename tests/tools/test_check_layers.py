@@ -63,6 +63,12 @@ class CheckLayers(unittest.TestCase):
     def test_a_header_that_does_not_exist_is_found(self):
         self.expect("nibble/base/text.cpp", '#include "nibble/base/txt.h"\n', "does not exist")
 
+    def test_a_public_header_is_for_its_implementation_alone(self):
+        self.write("include/nibble/llm.h", "#pragma once\n")
+        self.expect("nibble/api/llm.cpp", '#include "nibble/llm.h"\n')
+        self.expect("nibble/engine/engine.cpp", '#include "nibble/llm.h"\n',
+                    "public nibble/llm.h may be included by api only")
+
     def test_a_relative_include_is_found(self):
         self.expect("nibble/base/text.cpp", '#include "result.h"\n', "from the repository root")
 
