@@ -43,7 +43,7 @@ class FirstError {
 class ConversionRun {
  public:
   ConversionRun(const CheckpointSource& source, const ConversionPlan& plan,
-                const std::filesystem::path& directory, Journal& journal,
+                const std::filesystem::path& directory, ConversionJournal& journal,
                 const ConversionRunOptions& options)
       : source_(source),
         plan_(plan),
@@ -236,7 +236,7 @@ class ConversionRun {
 
   const CheckpointSource& source_;
   const ConversionPlan& plan_;
-  Journal& journal_;
+  ConversionJournal& journal_;
   const ConversionRunOptions& options_;
   ThreadPool pool_;
   std::vector<char> done_;  // a char each: written by several threads
@@ -249,7 +249,8 @@ class ConversionRun {
 
 Result<ConversionRunResult> run_conversion(const CheckpointSource& source,
                                            const ConversionPlan& plan,
-                                           const std::filesystem::path& directory, Journal& journal,
+                                           const std::filesystem::path& directory,
+                                           ConversionJournal& journal,
                                            const ConversionRunOptions& options) {
   return ConversionRun(source, plan, directory, journal, options).run();
 }

@@ -9,8 +9,8 @@
 #include "nibble/base/result.h"
 #include "nibble/checkpoint/source.h"
 #include "nibble/quantize/activations.h"
+#include "nibble/quantize/conversion_journal.h"
 #include "nibble/quantize/conversion_plan.h"
-#include "nibble/quantize/journal.h"
 #include "nibble/quantize/weight_algorithm.h"
 
 namespace nibble {
@@ -43,7 +43,8 @@ struct ConversionRunResult {
 // files and of the calibration.
 Result<ConversionRunResult> run_conversion(const CheckpointSource& source,
                                            const ConversionPlan& plan,
-                                           const std::filesystem::path& directory, Journal& journal,
+                                           const std::filesystem::path& directory,
+                                           ConversionJournal& journal,
                                            const ConversionRunOptions& options);
 
 }  // namespace nibble

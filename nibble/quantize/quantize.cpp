@@ -21,10 +21,10 @@
 #include "nibble/numeric/nvfp4.h"
 #include "nibble/quantize/calibrator.h"
 #include "nibble/quantize/config_files.h"
+#include "nibble/quantize/conversion_journal.h"
 #include "nibble/quantize/conversion_plan.h"
 #include "nibble/quantize/conversion_run.h"
 #include "nibble/quantize/convert_job.h"
-#include "nibble/quantize/journal.h"
 #include "nibble/quantize/model_card.h"
 #include "nibble/quantize/output_directory.h"
 #include "nibble/quantize/shard_file.h"
@@ -319,7 +319,7 @@ Result<QuantizeReport> quantize_checkpoint(const fs::path& in_path, const fs::pa
   const auto convert = [&]() -> Status {
     const std::string state = NIBBLE_TRY(fingerprint(in, *source, plan, options, files));
     const fs::path& partial = directory.partial_path();
-    Journal journal = NIBBLE_TRY(Journal::open(partial / kJournalName, state));
+    ConversionJournal journal = NIBBLE_TRY(ConversionJournal::open(partial / kJournalName, state));
     directory.keep(false);
     remove_torn_files(partial);
     std::unique_ptr<Calibrator> calibrator;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,6 +25,7 @@ namespace fs = std::filesystem;
 using testing::entries_in;
 using testing::json_file;
 using testing::TemporaryFolder;
+using testing::TestCheckpoint;
 using testing::tiny_checkpoint;
 
 std::string text_of(const fs::path& path) {
@@ -208,6 +210,144 @@ TEST_F(QuantizeProgram, WhatEndsItAtAnyMomentTheSameCommandGoesOnToTheSameBytes)
   }
   EXPECT_GT(stopped, 0);
   std::cout << stopped << " times stopped, " << rounds << " folders completed\n";
+}
+
+class QuantizeCalibrate : public QuantizeProgram {
+ protected:
+  std::string data(const std::string& text) const {
+    std::ofstream(folder_ / "data.jsonl") << text;
+    return folder_ / "data.jsonl";
+  }
+  int calibrate(const std::string& text, std::vector<std::string> more = {}) {
+    more.insert(more.begin(), {in(), out(), "--calibrate", data(text)});
+    return run(std::move(more));
+  }
+};
+
+// Ids of kTinyConfig's vocabulary, as JSON lines.
+std::string id_lines(int lines, int tokens) {
+  std::string text;
+  for (int i = 0; i < lines; ++i) {
+    text += i % 2 == 0 ? "{\"ids\": [" : "[";
+    for (int t = 0; t < tokens; ++t) {
+      text += (t == 0 ? "" : ", ") + std::to_string((7 * i + 5 * t) % 64);
+    }
+    text += i % 2 == 0 ? "]}\n" : "]\n";
+  }
+  return text;
+}
+
+TEST_F(QuantizeCalibrate, UnreadableLinesAreReportedByNumber) {
+  EXPECT_EQ(calibrate(id_lines(3, 100) + "{\"ids\": [1, 2\n"), 1);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("data.jsonl line 4"));
+  EXPECT_EQ(calibrate("[1, 2]\n\n{\"ids\": [1, -5]}\n"), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("line 3"));
+  EXPECT_EQ(calibrate("{\"words\": 1}\n"), 2);
+  EXPECT_THAT(stderr_text(),
+              ::testing::AllOf(::testing::HasSubstr("line 1"), ::testing::HasSubstr("messages")));
+  EXPECT_EQ(calibrate("{\"ids\": []}\n"), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("line 1 has no tokens"));
+  EXPECT_EQ(calibrate(id_lines(8, 60) + "[64]\n"), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("sample 9 has the token 64"));
+  EXPECT_EQ(entries_in(folder_ / "results"), 0);
+}
+
+TEST_F(QuantizeCalibrate, TooLittleDataIsRefused) {
+  EXPECT_EQ(calibrate(id_lines(3, 100)), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("3 samples"));
+  EXPECT_EQ(calibrate(id_lines(8, 8)), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("64 tokens"));
+  EXPECT_EQ(calibrate(id_lines(8, 100), {"--samples", "9"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("--samples asks for 9"));
+  EXPECT_EQ(run({in(), out(), "--algorithm", "gptq-mse"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("--calibrate"));
+  EXPECT_EQ(run({in(), out(), "--algorithm", "gptq"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("gptq-local-hessian"));
+  EXPECT_EQ(run({in(), out(), "--override", "*.kv_b_proj=nvfp4"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("matches no matrix"));
+}
+
+// Killed while it calibrates or quantizes, it goes on to the same bytes.
+TEST_F(QuantizeCalibrate, AKilledCalibrationGoesOn) {
+  const std::string file = data(id_lines(40, 100));
+  const std::vector<std::string> command = {"quantize", in(),           out(),      "--calibrate",
+                                            file,       "--algorithm",  "gptq-mse", "--threads",
+                                            "2",        "--shard-size", "8KB"};
+  ASSERT_EQ(wait_for(start_program(folder_ / "logs", command)), 0) << stderr_text();
+  const auto expected = files_of(out());
+  fs::remove_all(out());
+  std::mt19937 rng(std::random_device{}());
+  int killed = 0;
+  for (uint32_t tries = 1;; ++tries) {
+    ASSERT_LT(tries, 100u);
+    const pid_t pid = start_program(folder_ / "logs", command);
+    std::this_thread::sleep_for(std::chrono::microseconds(10'000 + rng() % (30'000 * tries)));
+    ASSERT_EQ(::kill(pid, SIGKILL), 0);
+    if (wait_for(pid) == 0) break;
+    ++killed;
+    if (fs::exists(out())) break;  // the journal was about to go
+  }
+  auto files = files_of(out());
+  files.erase("journal");
+  EXPECT_EQ(files.size(), expected.size());
+  for (const auto& [name, bytes] : files) EXPECT_TRUE(expected.at(name) == bytes) << name;
+  EXPECT_GT(killed, 0);
+}
+
+// A checkpoint of 100 MB, calibrated and quantized by a process that may hold 24 MiB of its own
+// data: one layer, the activations of a batch, and the program.
+TEST_F(QuantizeCalibrate, AModelFourTimesAsLargeAsTheMemoryIsCalibratedLayerByLayer) {
+  TestCheckpoint large;
+  std::string config(testing::kTinyConfig);
+  const auto set = [&](const std::string& key, int value) {
+    const size_t at = config.find("\"" + key + "\": ") + key.size() + 4;
+    config.replace(at, config.find_first_of(",}", at) - at, std::to_string(value));
+  };
+  set("hidden_size", 256);
+  set("intermediate_size", 512);
+  set("moe_intermediate_size", 256);
+  set("num_hidden_layers", 24);
+  set("n_routed_experts", 20);
+  large.config = config;
+  const auto parsed = parse_config(config, "config.json").value();
+  uint64_t bytes = 0;
+  std::mt19937 rng(2);
+  const auto stored = stored_tensors(parsed, CheckpointLayout::kFp8).value();
+  for (const TensorInfo& info : stored) {
+    testing::TestTensor tensor{info.dtype, info.shape, {}};
+    const auto count = static_cast<size_t>(info.shape.num_elements());
+    tensor.bytes.resize(count * static_cast<size_t>(dtype_size(info.dtype)));
+    bytes += tensor.bytes.size();
+    for (size_t i = 0; i < count; ++i) {
+      if (info.dtype == DType::kF8E4m3) {
+        tensor.data<uint8_t>()[i] = static_cast<uint8_t>(rng() % 0x70);
+      } else if (info.dtype == DType::kBf16) {
+        tensor.data<uint16_t>()[i] = 0x3c00;
+      } else {
+        tensor.data<float>()[i] = 1e-4f;
+      }
+    }
+    large.tensors.emplace(info.name, std::move(tensor));
+  }
+  fs::remove_all(in());
+  large.write(in());
+  large.tensors.clear();
+  constexpr uint64_t kLimit = uint64_t{24} << 20;
+  EXPECT_GT(bytes, 4 * kLimit);
+
+  const std::string file = data(id_lines(8, 100));
+  const rlimit limit{kLimit, kLimit};
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::setrlimit(RLIMIT_DATA, &limit);
+    const std::string log = (folder_ / "logs") / "stderr";
+    ::dup2(::open(log.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), STDERR_FILENO);
+    ::execl(NIBBLE_PROGRAM, "nibble", "quantize", in().c_str(), out().c_str(), "--calibrate",
+            file.c_str(), "--threads", "1", "--max-memory", "75MB", "--quiet", nullptr);
+    ::_exit(127);
+  }
+  EXPECT_EQ(wait_for(pid), 0) << stderr_text();
+  EXPECT_TRUE(fs::exists(fs::path(out()) / "SHA256SUMS"));
 }
 
 }  // namespace

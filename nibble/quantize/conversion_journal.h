@@ -17,19 +17,20 @@ namespace nibble {
 // torn line. The outputs need not have reached the disk when their line did; hence the hashes.
 //
 // Held locked, so that two processes don't work on one folder. Thread-safe.
-class Journal {
+class ConversionJournal {
  public:
   using Entries = std::map<size_t, std::string>;  // number -> hash
 
   // Opens or begins the journal. Errors: kInvalidArgument for one with another fingerprint (the
   // source or the options changed), kUnavailable when another process holds it.
-  static Result<Journal> open(const std::filesystem::path& path, std::string_view fingerprint);
+  static Result<ConversionJournal> open(const std::filesystem::path& path,
+                                        std::string_view fingerprint);
 
-  Journal(Journal&& other) noexcept;
-  Journal& operator=(Journal&& other) = delete;
-  Journal(const Journal&) = delete;
-  Journal& operator=(const Journal&) = delete;
-  ~Journal();
+  ConversionJournal(ConversionJournal&& other) noexcept;
+  ConversionJournal& operator=(ConversionJournal&& other) = delete;
+  ConversionJournal(const ConversionJournal&) = delete;
+  ConversionJournal& operator=(const ConversionJournal&) = delete;
+  ~ConversionJournal();
 
   // What earlier runs wrote.
   const Entries& jobs() const { return jobs_; }
@@ -40,7 +41,7 @@ class Journal {
   Status add(std::string_view kind, size_t number, std::string_view hash);
 
  private:
-  Journal() = default;
+  ConversionJournal() = default;
   Status read(std::string_view text, std::string_view fingerprint);
 
   std::filesystem::path path_;

@@ -1,4 +1,4 @@
-#include "nibble/quantize/journal.h"
+#include "nibble/quantize/conversion_journal.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -19,8 +19,9 @@ constexpr std::string_view kMagic = "nibble-journal 1 ";
 
 }  // namespace
 
-Result<Journal> Journal::open(const std::filesystem::path& path, std::string_view fingerprint) {
-  Journal journal;
+Result<ConversionJournal> ConversionJournal::open(const std::filesystem::path& path,
+                                                  std::string_view fingerprint) {
+  ConversionJournal journal;
   journal.path_ = path;
   journal.fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (journal.fd_ < 0) {
@@ -47,18 +48,18 @@ Result<Journal> Journal::open(const std::filesystem::path& path, std::string_vie
   return journal;
 }
 
-Journal::Journal(Journal&& other) noexcept
+ConversionJournal::ConversionJournal(ConversionJournal&& other) noexcept
     : path_(std::move(other.path_)),
       fd_(std::exchange(other.fd_, -1)),
       jobs_(std::move(other.jobs_)),
       shards_(std::move(other.shards_)),
       layers_(std::move(other.layers_)) {}
 
-Journal::~Journal() {
+ConversionJournal::~ConversionJournal() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-Status Journal::read(std::string_view text, std::string_view fingerprint) {
+Status ConversionJournal::read(std::string_view text, std::string_view fingerprint) {
   bool first = true;
   while (!text.empty()) {
     const std::string_view line = text.substr(0, text.find('\n'));
@@ -91,7 +92,7 @@ Status Journal::read(std::string_view text, std::string_view fingerprint) {
   return {};
 }
 
-Status Journal::add(std::string_view kind, size_t number, std::string_view hash) {
+Status ConversionJournal::add(std::string_view kind, size_t number, std::string_view hash) {
   const std::string line = fmt::format("{} {} {}\n", kind, number, hash);
   // One write with O_APPEND: lines of several threads do not mix.
   if (::write(fd_, line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
