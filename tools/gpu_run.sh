@@ -7,7 +7,7 @@
 # is not build/cuda (programs and their libraries may have been gathered with tools/gpu_pack.sh).
 set -uo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-cd -- "$root"
+cd -- "$root" || exit 1
 out=${1:?usage: tools/gpu_run.sh OUT [tests] [sanitizer] [bench] [demo]}
 shift
 parts=("$@")
@@ -48,7 +48,7 @@ for part in "${parts[@]}"; do
       ;;
     sanitizer)
       # The small shapes: the large ones take hours under instrumentation.
-      filter='Linear.Dec*:Linear.ColumnsNeed*:Mlp.IsDown*:Mlp.Gate*:Moe.Adds*:Route.*:RmsNorm.*:Add.*:Embed.*:RotaryQuery.*:MlaCacheWrite.*:MlaAttention.Weighs*'
+      filter='Linear.Dec*:Linear.ColumnsNeed*:Mlp.IsDown*:Mlp.Gate*:Moe.Adds*:Route.*:RmsNorm.*:Add.*:Embed.*:RotaryQuery.*:MlaCacheWrite.*:MlaAttention.Weighs*:Moe.AllTokens*:Bf16Mla.*:CudaDevice.Copies*'
       for tool in memcheck racecheck; do
         run "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
           "$(program tests_cuda)" --gtest_filter="$filter"

@@ -18,7 +18,6 @@ namespace nibble {
 namespace cuda {
 namespace {
 
-constexpr int64_t kManyTokens = 128;                     // from which cuBLASLt is faster
 constexpr int64_t kExpandedValues = int64_t{144} << 20;  // at a time
 
 }  // namespace

@@ -15,7 +15,8 @@ struct CudaOptions {
   int activation_parts = 1;
 
   // A token's results have the same bits in every batch. Without it that holds for up to 127
-  // tokens; more go through cuBLASLt, which sums in another order.
+  // tokens; with more, sums are taken in another order (cuBLASLt's, and
+  // fewer runs of positions in attention).
   bool batch_invariant = false;
 };
 

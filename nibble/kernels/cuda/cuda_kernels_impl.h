@@ -21,6 +21,9 @@
 
 namespace nibble::cuda {
 
+// From here on cuBLASLt is faster, and batch_invariant (CudaOptions) makes a difference.
+inline constexpr int64_t kManyTokens = 128;
+
 class CudaKernels final : public Kernels {
  public:
   CudaKernels(std::unique_ptr<Device> device, const CudaOptions& options);

@@ -72,23 +72,24 @@ struct TokenFragments {
   }
 };
 
-// totals += `units` units, one behind the other, times the tokens. The sum goes in two chains of
-// every other step.
+// totals += `units` units, one behind the other, times the tokens. A unit's sum goes in two chains
+// of every other step.
 template <class Unit, int NT, int P, int KU>
 __device__ void multiply(const uint8_t* data, int units, int lane,
                          const TokenFragments<NT, P, KU>& tokens, float4 (&totals)[NT]) {
-  float4 sum[2][NT];
-#pragma unroll
-  for (int n = 0; n < NT; ++n) {
-    sum[0][n] = Unit::kUnitScale ? make_float4(0, 0, 0, 0) : totals[n];
-    sum[1][n] = make_float4(0, 0, 0, 0);
-  }
 #pragma unroll
   for (int u = 0; u < KU; ++u) {
     if (u >= units) break;
+    const uint8_t* const unit = data + u * Unit::kBytes;
+    float4 sum[2][NT];
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      sum[0][n] = Unit::kUnitScale ? make_float4(0, 0, 0, 0) : totals[n];
+      sum[1][n] = make_float4(0, 0, 0, 0);
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const typename Unit::Half h = Unit::load(data + u * Unit::kBytes, half, lane);
+      const typename Unit::Half h = Unit::load(unit, half, lane);
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         const AFragment a = Unit::fragment(h, step);
@@ -103,21 +104,35 @@ __device__ void multiply(const uint8_t* data, int units, int lane,
         }
       }
     }
-  }
 #pragma unroll
-  for (int n = 0; n < NT; ++n) {
-    const float4& even = sum[0][n];
-    const float4& odd = sum[1][n];
-    float4 both = make_float4(even.x + odd.x, even.y + odd.y, even.z + odd.z, even.w + odd.w);
-    if (Unit::kUnitScale) {
-      static_assert(!Unit::kUnitScale || KU == 1);
-      const float scale = *reinterpret_cast<const float*>(data + 2048);
-      both = make_float4(fmaf(scale, both.x, totals[n].x), fmaf(scale, both.y, totals[n].y),
-                         fmaf(scale, both.z, totals[n].z), fmaf(scale, both.w, totals[n].w));
+    for (int n = 0; n < NT; ++n) {
+      const float4& even = sum[0][n];
+      const float4& odd = sum[1][n];
+      float4 both = make_float4(even.x + odd.x, even.y + odd.y, even.z + odd.z, even.w + odd.w);
+      if (Unit::kUnitScale) {
+        const float scale = *reinterpret_cast<const float*>(unit + 2048);
+        both = make_float4(fmaf(scale, both.x, totals[n].x), fmaf(scale, both.y, totals[n].y),
+                           fmaf(scale, both.z, totals[n].z), fmaf(scale, both.w, totals[n].w));
+      }
+      totals[n] = both;
     }
-    totals[n] = both;
   }
 }
+
+// The units of columns of one warp in their order, KU at a time: groups of kUnitsPerStage, every
+// split-th of them. The order of a token's sums, so it does not depend on KU.
+template <class Unit, int KU>
+struct StageOrder {
+  int unit;
+  int step;
+
+  __device__ StageOrder(int first_group, int split)
+      : unit(first_group * Unit::kUnitsPerStage), step(split * Unit::kUnitsPerStage) {}
+  __device__ void advance() {
+    const bool group_ends = KU == Unit::kUnitsPerStage || unit % Unit::kUnitsPerStage != 0;
+    unit += group_ends ? step - (Unit::kUnitsPerStage - KU) : KU;
+  }
+};
 
 // Neighbouring row tiles of one piece of work, taken by a block at a time.
 struct Chunk {
@@ -151,7 +166,6 @@ __device__ void bring_weights(const StreamArgs& p, int split, int passes, int po
   const int first_stage = warp % split;
   const int first_item = warp / split;
   const int item_step = kWarps / split;
-  const int num_stages = (p.units + KU - 1) / KU;
   uint8_t* const ring = shared + warp * Stages * kStageBytes;
   const uint64_t policy = evict_first_policy();
   int slot = 0;
@@ -165,9 +179,9 @@ __device__ void bring_weights(const StreamArgs& p, int split, int passes, int po
       b = p.groups[c.group].b;
     }
     const int64_t tile_bytes = static_cast<int64_t>(p.units) * Unit::kBytes;
-    for (int stage = first_stage; stage < num_stages; stage += split) {
-      const int bytes = min(KU, p.units - stage * KU) * Unit::kBytes;
-      const int64_t offset = c.tile * tile_bytes + static_cast<int64_t>(stage) * kStageBytes;
+    for (StageOrder<Unit, KU> stage(first_stage, split); stage.unit < p.units; stage.advance()) {
+      const int bytes = min(KU, p.units - stage.unit) * Unit::kBytes;
+      const int64_t offset = c.tile * tile_bytes + static_cast<int64_t>(stage.unit) * Unit::kBytes;
       for (int item = first_item; item < c.items; item += item_step) {
         const uint8_t* const source = p.gate_up
                                           ? (item % 2 == 1 ? b : a) + offset + item / 2 * tile_bytes
@@ -221,7 +235,6 @@ __global__ __launch_bounds__(kStreamThreads,
   const int first_stage = warp % split;
   const int first_item = warp / split;
   const int item_step = kWarps / split;
-  const int num_stages = (p.units + KU - 1) / KU;
   const uint8_t* const ring = shared + warp * Stages * kStageBytes;
   float4* const my_sums = sums + warp * kItems * NT * 32;
   int slot = 0;
@@ -251,17 +264,19 @@ __global__ __launch_bounds__(kStreamThreads,
     }
 
     using Tokens = TokenFragments<NT, P, KU>;
-    for (int stage = first_stage; stage < num_stages; stage += split) {
-      const int units = min(KU, p.units - stage * KU);
+    bool fresh = true;
+    for (StageOrder<Unit, KU> stage(first_stage, split); stage.unit < p.units; fresh = false) {
+      const int units = min(KU, p.units - stage.unit);
       Tokens tokens;
-      tokens.load(p, x_rows, stage * KU, units);
-      if (stage + split < num_stages) Tokens::prefetch(p, x_rows, (stage + split) * KU);
+      tokens.load(p, x_rows, stage.unit, units);
+      stage.advance();
+      if (stage.unit < p.units) Tokens::prefetch(p, x_rows, stage.unit);
       float4* item_sums = my_sums + lane;
       for (int item = first_item; item < now.items; item += item_step) {
         float4 total[NT];
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-          total[n] = stage == first_stage ? make_float4(0, 0, 0, 0) : item_sums[32 * n];
+          total[n] = fresh ? make_float4(0, 0, 0, 0) : item_sums[32 * n];
         }
         barrier_wait(&full[warp][slot], phase);
         multiply<Unit, NT, P, KU>(ring + slot * kStageBytes, units, lane, tokens, total);
@@ -338,7 +353,7 @@ cudaError_t launch_stream_config(const StreamArgs& args, cudaStream_t stream) {
     return count;
   }();
   int split = 1;
-  while (split < kWarps && 2 * split * KU <= args.units) split *= 2;
+  while (split < kWarps && 2 * split * Unit::kUnitsPerStage <= args.units) split *= 2;
   const int passes = args.work != nullptr ? 1 : (args.num_tokens + 8 * NT - 1) / (8 * NT);
   int64_t blocks = kBlocksPerSm * num_sms;
   if (args.work == nullptr) {
@@ -348,14 +363,14 @@ cudaError_t launch_stream_config(const StreamArgs& args, cudaStream_t stream) {
                            kShared, stream, args, split, passes);
 }
 
-// The same KU for one and two tiles of tokens: it decides the order of the sums.
+// One tile of tokens leaves registers for two units at a time.
 template <class Unit>
 cudaError_t launch_stream_format(const StreamArgs& args, int work_tokens, cudaStream_t stream) {
   constexpr int Stages = Unit::kStages;
   constexpr int KU = Unit::kUnitsPerStage;
   if (args.x_parts == 1) {
     return work_tokens == 8 ? launch_stream_config<Unit, 1, 1, KU, Stages>(args, stream)
-                            : launch_stream_config<Unit, 2, 1, KU, Stages>(args, stream);
+                            : launch_stream_config<Unit, 2, 1, 1, KU * Stages>(args, stream);
   }
   if (args.x_parts == 2) return launch_stream_config<Unit, 1, 2, 1, KU * Stages>(args, stream);
   return launch_stream_config<Unit, 1, 3, 1, KU * Stages>(args, stream);

@@ -79,14 +79,16 @@ void CudaKernels::attend_latents(const AttendArgs& attend, const AttentionBatch&
     for (; i < batch.segments.size() && batch.segments[i].form == form; ++i) {
       last = batch.segments[i].first_token + batch.segments[i].num_tokens;
     }
-    const bool split = form == MlaForm::kAbsorbed;
-    const int64_t step = split ? most : last - first;
+    // Runs give a few tokens' blocks the whole GPU; many tokens fill it without.
+    const bool many = last - first >= kManyTokens && !batch_invariant_;
+    const int max_runs = form == MlaForm::kExpanded ? 1 : many ? 2 : kMaxMlaRuns;
+    const int64_t step = max_runs > 1 ? most : last - first;
     for (int64_t t = first; t < last; t += step) {
       const int64_t tokens = std::min(step, last - t);
       float* const scratch =
-          merge_scratch_.get<float>(split ? mla_decode_scratch(tokens, heads) : 1);
+          merge_scratch_.get<float>(max_runs > 1 ? mla_decode_scratch(tokens, heads) : 1);
       if (scratch == nullptr) return;
-      keep(launch_mla_decode(attend, t, tokens, split, scratch, stream_), "mla_attention");
+      keep(launch_mla_decode(attend, t, tokens, max_runs, scratch, stream_), "mla_attention");
     }
   }
 }

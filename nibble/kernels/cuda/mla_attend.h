@@ -38,10 +38,12 @@ cudaError_t launch_mla_attend(const AttendArgs& args, cudaStream_t stream);
 // The same on tensor cores (mla_decode.cu), for R1's widths and a cache of BF16 or FP8.
 bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache);
 
-// For `tokens` tokens from first_token on. With `split`, a token's positions may fall into up to 16
-// runs, which go to different blocks; `scratch` then holds mla_decode_scratch() floats.
+// For `tokens` tokens from first_token on. A token's positions fall into up to max_runs runs of at
+// least 256, which go to different blocks; with more than one, `scratch` holds mla_decode_scratch()
+// floats.
+inline constexpr int kMaxMlaRuns = 16;
 cudaError_t launch_mla_decode(const AttendArgs& args, int64_t first_token, int64_t tokens,
-                              bool split, float* scratch, cudaStream_t stream);
+                              int max_runs, float* scratch, cudaStream_t stream);
 int64_t mla_decode_scratch(int64_t tokens, int64_t heads);
 
 }  // namespace nibble::cuda

@@ -5,7 +5,7 @@
 // come to shared memory (two buffers, the next one on its way) and serve twice: all 576 values as
 // keys, the first 512 as values. Scores, running maximum and weights in binary32; weights go to the
 // second product as BF16. Runs of one token are merged in order by a second kernel. How a token's
-// positions fall into runs depends on their number alone.
+// positions fall into runs depends on their number and max_runs alone.
 //
 // Bound: with 16 heads, the bytes of the cache; with 128, shared memory's bandwidth: each fragment
 // is read by mma.sync's ldmatrix, 0.6 MB for 64 x 64 (spec kernels section 3.8 has wgmma instead).
@@ -29,7 +29,6 @@ constexpr int kTile = 64;  // positions at a time
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTileBytes = kTile * kRowBytes;
-constexpr int kMaxRuns = 16;
 constexpr int kRunPositions = 256;  // at least, where there are several runs
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -64,16 +63,17 @@ struct DecodeArgs {
   AttendArgs attend;
   int64_t first_token = 0;
   int runs = 1;              // the grid's; a token may have fewer
+  int max_runs = 1;          // of any token
   bool split = false;        // several runs a token
   float* partial = nullptr;  // [token - first][run][heads][512]
   float2* stats = nullptr;   // [token - first][run][heads]: maximum (times log2 e), sum
 };
 
 // Positions of one run of a token that sees `visible`: by that number alone.
-__device__ int64_t run_length(int64_t visible, bool split) {
-  if (!split) return visible;
+__device__ int64_t run_length(int64_t visible, int max_runs) {
+  if (max_runs == 1) return visible;
   const int64_t runs =
-      min(static_cast<int64_t>(kMaxRuns), max(static_cast<int64_t>(1), visible / kRunPositions));
+      min(static_cast<int64_t>(max_runs), max(static_cast<int64_t>(1), visible / kRunPositions));
   const int64_t length = (visible + runs - 1) / runs;
   return (length + kTile - 1) / kTile * kTile;
 }
@@ -152,7 +152,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_kernel(const DecodeArg
   const int run = static_cast<int>(blockIdx.x);
   const int64_t first_head = int64_t{blockIdx.y} * kRows;
   const TokenView view = a.attend.views[token];
-  const int64_t length = run_length(view.visible, a.split);
+  const int64_t length = run_length(view.visible, a.max_runs);
   const int64_t begin = run * length;
   const int64_t end = min(begin + length, view.visible);
   if (begin >= end) return;
@@ -404,7 +404,7 @@ __global__ void mla_merge_kernel(const DecodeArgs a) {
   const int64_t head = blockIdx.x % heads;
   const int64_t token = a.first_token + local;
   const int64_t visible = a.attend.views[token].visible;
-  const int64_t length = run_length(visible, true);
+  const int64_t length = run_length(visible, a.max_runs);
   const int runs = static_cast<int>((visible + length - 1) / length);
   float peak = -INFINITY;
   for (int r = 0; r < runs; ++r) peak = fmaxf(peak, a.stats[(local * a.runs + r) * heads + head].x);
@@ -452,18 +452,18 @@ bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache) {
 }
 
 int64_t mla_decode_scratch(int64_t tokens, int64_t heads) {
-  return tokens * kMaxRuns * heads * (kRank + 2);
+  return tokens * kMaxMlaRuns * heads * (kRank + 2);
 }
 
 cudaError_t launch_mla_decode(const AttendArgs& attend, int64_t first_token, int64_t tokens,
-                              bool split, float* scratch, cudaStream_t stream) {
+                              int max_runs, float* scratch, cudaStream_t stream) {
   DecodeArgs args;
   args.attend = attend;
   args.first_token = first_token;
-  args.split = split;
+  args.max_runs = std::clamp(max_runs, 1, kMaxMlaRuns);
+  args.split = args.max_runs > 1;
   args.runs =
-      split ? static_cast<int>(std::clamp<int64_t>(attend.max_visible / kRunPositions, 1, kMaxRuns))
-            : 1;
+      static_cast<int>(std::clamp<int64_t>(attend.max_visible / kRunPositions, 1, args.max_runs));
   args.partial = scratch;
   args.stats =
       reinterpret_cast<float2*>(scratch + tokens * args.runs * attend.shape.num_heads * kRank);
