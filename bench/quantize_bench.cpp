@@ -31,8 +31,8 @@ struct Source {
 };
 
 void convert(benchmark::State& state, Nvfp4Mode mode, int64_t rows) {
-  static const Source source;
-  const Fp8BlockMatrix matrix = source.matrix();
+  static const Source kSource;
+  const Fp8BlockMatrix matrix = kSource.matrix();
   std::vector<float> values(kChunkRows * kCols);
   std::vector<uint8_t> packed(values.size() / 2);
   std::vector<uint8_t> scales(values.size() / kNvfp4BlockSize);

@@ -198,8 +198,8 @@ Status check_cols(int64_t cols) {
 }  // namespace
 
 Isa numeric_isa() {
-  static const Isa isa = selected_isa().value_or(detected_isa());
-  return isa;
+  static const Isa kIsa = selected_isa().value_or(detected_isa());
+  return kIsa;
 }
 
 Result<float> nvfp4_amax(std::span<const float> values) {

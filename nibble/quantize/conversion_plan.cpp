@@ -88,8 +88,9 @@ class Planner {
 
   // Every tensor that config.json implies has to be there in its shape. A source may come without
   // its MTP layer, as some conversions leave it out, but not with a part of it.
-  Status check_complete() const {
+  Status check_complete() {
     for (const ModelTensor& expected : model_tensors(config_)) {
+      known_.emplace(expected.module());
       const TensorInfo* const found = source_.find(expected.name);
       if (found == nullptr) {
         if (expected.is_optional || (expected.module_class == ModuleClass::kMtp && !has_mtp_))
@@ -188,6 +189,7 @@ class Planner {
   Status check_known(const TensorInfo& info, std::string_view module) const {
     const int layer = layer_of(module);
     if (layer < 0 || layer >= config_.num_hidden_layers) return {};
+    if (known_.contains(std::string(module))) return {};  // left out by an override
     if (!module.ends_with(".gate_proj") && !module.ends_with(".up_proj") &&
         !module.ends_with(".down_proj")) {
       return {};
@@ -264,6 +266,7 @@ class Planner {
   const QuantizeRecipe& recipe_;
   bool has_mtp_ = false;
   ConversionPlan plan_;
+  std::unordered_set<std::string> known_;      // modules that config.json implies
   std::unordered_set<std::string> quantized_;  // modules
 };
 

@@ -175,6 +175,58 @@ TEST(QuantizeSchemes, ExclusionsOfTheMlpSchemeAreWholeAttentionBlocks) {
   EXPECT_EQ(modules[62], "model.layers.61*");
 }
 
+TEST(QuantizeSchemes, AttentionAndAllQuantizeMoreAndExcludeWhatIsLeft) {
+  const auto v2 = quantized_groups(r1_config(), {QuantizeScheme::kNvfp4V2, {}}).value();
+  const auto attention =
+      quantized_groups(r1_config(), {QuantizeScheme::kNvfp4Attention, {}}).value();
+  const auto all = quantized_groups(r1_config(), {QuantizeScheme::kNvfp4All, {}}).value();
+  EXPECT_EQ(attention.size(), v2.size() + 61 * 3);
+  EXPECT_EQ(all.size(), attention.size() + 4 + 2 * 257);
+  const auto left = excluded_modules(r1_config(), {QuantizeScheme::kNvfp4Attention, {}});
+  ASSERT_EQ(left.size(), 1u + 61 + 1);
+  EXPECT_EQ(left[1], "model.layers.0.self_attn.kv_b_proj");
+  EXPECT_EQ(left.back(), "model.layers.61*");
+  const auto least = excluded_modules(r1_config(), {QuantizeScheme::kNvfp4All, {}});
+  EXPECT_THAT(least, ::testing::IsSupersetOf({std::string("lm_head"),
+                                              std::string("model.layers.61.eh_proj"),
+                                              std::string("model.layers.61.self_attn.kv_b_proj")}));
+  EXPECT_EQ(least.size(), 1u + 62 + 3);
+}
+
+TEST(QuantizeSchemes, TheLastOverrideThatMatchesCounts) {
+  const QuantizeRecipe recipe{QuantizeScheme::kNvfp4V2,
+                              {parse_scheme_override("*.experts.*.down_proj=bf16").value(),
+                               parse_scheme_override("model.layers.5.*down_proj=nvfp4").value(),
+                               parse_scheme_override("*.q_b_proj=nvfp4").value()}};
+  EXPECT_EQ(recipe.name(),
+            "nvfp4-v2, *.experts.*.down_proj=bf16, model.layers.5.*down_proj=nvfp4, "
+            "*.q_b_proj=nvfp4");
+  const auto plan =
+      plan_conversion(r1_source(CheckpointLayout::kFp8), r1_config(), recipe, 5'000'000'000);
+  ASSERT_TRUE(plan.has_value()) << plan.error().message;
+  // 57 layers lose 256 matrices; 61 layers and the MTP layer gain q_b_proj.
+  EXPECT_EQ(plan->num_quantized_linears, 61 + 3 * 3 + 58 * 257 * 3 - 57 * 256 + 62);
+  const auto left = excluded_modules(r1_config(), recipe);
+  EXPECT_THAT(left, ::testing::Contains("model.layers.4.mlp.experts.17.down_proj"));
+  EXPECT_THAT(left, ::testing::Not(::testing::Contains("model.layers.5.mlp.experts.17.down_proj")));
+  EXPECT_THAT(left, ::testing::Not(::testing::Contains("model.layers.4.self_attn.q_b_proj")));
+  for (const char* bad : {"x", "=bf16", "*.o_proj=fp8", "*.o_proj="}) {
+    EXPECT_FALSE(parse_scheme_override(bad).has_value()) << bad;
+  }
+  for (const char* nothing : {"*.kv_b_proj=nvfp4", "lm_head=nvfp4", "model.layers.99.*=bf16"}) {
+    const QuantizeRecipe none{QuantizeScheme::kNvfp4V2, {parse_scheme_override(nothing).value()}};
+    EXPECT_FALSE(quantized_groups(r1_config(), none).has_value()) << nothing;
+  }
+}
+
+TEST(QuantizeSchemes, KvScalesAreThoseOfThePublishedV1) {
+  const auto plan = plan_conversion(r1_source(CheckpointLayout::kFp8), r1_config(),
+                                    {QuantizeScheme::kNvfp4Mlp, {}}, 5'000'000'000, true)
+                        .value();
+  EXPECT_EQ(plan.num_output_tensors, 180'488);
+  EXPECT_EQ(plan.output_bytes, 423'605'060'520u);
+}
+
 TEST(QuantizeSchemes, UnknownSchemesAreRefusedByName) {
   EXPECT_EQ(parse_quantize_scheme("nvfp4-v2").value(), QuantizeScheme::kNvfp4V2);
   EXPECT_EQ(parse_quantize_scheme("nvfp4-mlp").value(), QuantizeScheme::kNvfp4Mlp);
