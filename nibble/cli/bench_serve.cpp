@@ -390,7 +390,7 @@ std::string Bench::svg(const Summary& summary) {
   for (size_t i = 0; i < summary.metrics.size(); ++i) {
     const Metric& metric = summary.metrics[i];
     const double x0 = 50 + static_cast<double>(i % 2) * 370;
-    const double y0 = 40 + static_cast<double>(i / 2) * 250;
+    const double y0 = i < 2 ? 40 : 290;
     const double right = std::max(1e-9, percentile(metric.values, 99.5));
     const double width = kWidth - 70;
     const double height = kHeight - 50;

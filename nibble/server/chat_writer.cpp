@@ -194,7 +194,7 @@ class ChatWriter final : public ReplyWriter {
   }
 
   std::string chunk(int index, Json delta, Json logprobs, Json finish_reason, const Usage& usage,
-                    Json token_ids, Json prompt_token_ids = nullptr,
+                    Json token_ids, const Json& prompt_token_ids = nullptr,
                     const Json& stop = nullptr) const {
     const bool finishes = !finish_reason.is_null();
     Json choice = {{"index", index},

@@ -56,7 +56,6 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
       : run_(run), socket_(run.io), result_(result) {
     text_ = header_text(run.target, "POST", run.target.path, request.body.size()) + request.body;
     parser_.body_limit(boost::none);
-    parser_.eager(true);
   }
 
   void start() {
@@ -122,7 +121,8 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
     const auto& choice = choices->front();
     const auto has_text = [](const nlohmann::json& object, const char* name) {
       const auto found = object.find(name);
-      return found != object.end() && !found->is_null() && !found->empty() && *found != "";
+      if (found == object.end()) return false;
+      return found->is_string() ? !found->get_ref<const std::string&>().empty() : !found->empty();
     };
     bool is_token = has_text(choice, "text");
     const auto delta = choice.find("delta");

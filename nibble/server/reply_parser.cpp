@@ -198,10 +198,11 @@ void ReplyParser::add_content(std::string_view bytes, bool matching,
                               std::vector<ReplyEvent>& events) {
   std::string text;
   utf8_.push(bytes, text);
-  if (!text.empty()) give_content(std::move(text), matching, events);
+  if (!text.empty()) give_content(text, matching, events);
 }
 
-void ReplyParser::give_content(std::string text, bool matching, std::vector<ReplyEvent>& events) {
+void ReplyParser::give_content(const std::string& text, bool matching,
+                               std::vector<ReplyEvent>& events) {
   if (!only_white(text)) content_has_text_ = true;
   auto output = stop_matcher_.push(text, matching);
   if (!output.text.empty()) {
@@ -216,7 +217,7 @@ void ReplyParser::give_content(std::string text, bool matching, std::vector<Repl
 void ReplyParser::leave_content(std::vector<ReplyEvent>& events) {
   std::string cut;
   utf8_.flush(cut);
-  if (!cut.empty()) give_content(std::move(cut), true, events);
+  if (!cut.empty()) give_content(cut, true, events);
   if (stopped_) return;
   std::string rest = stop_matcher_.flush();
   if (!rest.empty()) events.push_back({ReplyEvent::Kind::kContent, std::move(rest), 0});
@@ -345,12 +346,11 @@ void ReplyParser::give_arguments(std::string text, std::vector<ReplyEvent>& even
 void ReplyParser::end_arguments(std::vector<ReplyEvent>& events) {
   utf8_.flush(arguments_);
   std::string rest = std::exchange(arguments_, "");
-  bool complete = false;
-  if (may_be_closing_fence(rest, &complete) && complete) {
-    rest.clear();
-  } else if (!arguments_given_ && may_be_closing_fence("\n" + rest, &complete) && complete) {
-    rest.clear();
-  }
+  const auto is_fence = [](std::string_view text) {
+    bool complete = false;
+    return may_be_closing_fence(text, &complete) && complete;
+  };
+  if (is_fence(rest) || (!arguments_given_ && is_fence("\n" + rest))) rest.clear();
   if (!arguments_given_ && only_white(rest)) rest = "{}";
   give_arguments(std::move(rest), events);
   events.push_back({ReplyEvent::Kind::kToolEnd, "", num_calls_ - 1});

@@ -99,7 +99,7 @@ class ReplyParser {
   void begin_calls(std::vector<ReplyEvent>& events);
   void add_reasoning(std::string_view bytes, std::vector<ReplyEvent>& events);
   void add_content(std::string_view bytes, bool matching, std::vector<ReplyEvent>& events);
-  void give_content(std::string text, bool matching, std::vector<ReplyEvent>& events);
+  void give_content(const std::string& text, bool matching, std::vector<ReplyEvent>& events);
   void leave_reasoning(bool keep_newlines, std::vector<ReplyEvent>& events);
   void leave_content(std::vector<ReplyEvent>& events);
   void start_call(std::string name, std::vector<ReplyEvent>& events);

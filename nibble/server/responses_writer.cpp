@@ -136,7 +136,7 @@ class ResponsesWriter final : public ReplyWriter {
             {"arguments", arguments},  {"status", status}};
   }
 
-  std::string event(std::string_view type, Json fields) {
+  std::string event(std::string_view type, const Json& fields) {
     Json data = {{"type", type}, {"sequence_number", sequence_++}};
     data.update(fields);
     return fmt::format("event: {}\ndata: {}\n\n", type, dump(data));
@@ -173,7 +173,7 @@ class ResponsesWriter final : public ReplyWriter {
     if (open_ == Kind::kNone) return "";
     std::string out;
     Json item;
-    const auto place = [&](Json more) {
+    const auto place = [&](const Json& more) {
       Json fields = {{"item_id", id_}, {"output_index", index()}};
       fields.update(more);
       return fields;

@@ -121,7 +121,7 @@ TEST(Serve, EveryProblemOfAFileIsTold) {
       {"port: 1\nport: 2\n", "stands twice"},
       {"port: !!int 8\n", "the tag"},
       {"port: 1\n---\nport: 2\n", "more than one document"},
-      {"port: [1\n", ":2: "},
+      {"port: [1\n", "nibble-one.yaml:"},
       {"- port\n", "a list"},
       {"decoding_type: 3\n", "unknown"},
       {"speculative_config: {decoding_type: Eagle}\n", "Eagle"}};
