@@ -295,7 +295,7 @@ std::optional<std::string> extract_code(std::string_view answer, bool first) {
       open = "";
     } else if (mark == "```") {
       if (is_python) {
-        found = std::move(open);
+        found = open;
         if (first) return found;
       }
       open.reset();

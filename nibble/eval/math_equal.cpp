@@ -157,7 +157,7 @@ std::string without_unit(std::string text) {
         end == std::string::npos ? "?" : without_blanks(text.substr(end + 1));
     if (behind.empty() || behind == "^2" || behind == "^3" || behind == "^{2}" ||
         behind == "^{3}") {
-      const std::string rest(trim(text.substr(0, mark)));
+      std::string rest(trim(std::string_view(text).substr(0, mark)));
       if (is_digit(rest.back()) || rest.back() == '}' || rest.back() == ')') return rest;
     }
     return text;

@@ -68,6 +68,7 @@ TaskReport task_report(const std::vector<Score>& scores, const std::string& task
   }
   if (rounds.size() > 1) {
     std::vector<double> means;
+    means.reserve(rounds.size());
     for (const auto& [sample, right] : rounds) means.push_back(mean(right));
     const double center = mean(means);
     double squares = 0;
@@ -189,6 +190,7 @@ Result<std::vector<TaskComparison>> compare_reports(const RunReport& run, const 
         fmt::format("{} and {} have no task in common", run.name, baseline.name));
   }
   std::vector<double> p_values;
+  p_values.reserve(all.size());
   for (const TaskComparison& one : all) p_values.push_back(one.comparison.p_value);
   const auto adjusted = holm(p_values);
   for (size_t i = 0; i < all.size(); ++i) all[i].holm_p = adjusted[i];

@@ -78,6 +78,16 @@ Status check_manifest(const std::filesystem::path& folder, const Json& identity)
                   folder.string(), fmt::join(differing, ", ")));
 }
 
+LoadOptions load_options(const RunSettings& settings, int sample) {
+  LoadOptions options;
+  options.prompt_style = settings.prompt_style;
+  options.seed = settings.seed;
+  options.limit = settings.limit;
+  options.shuffle = settings.shuffle;
+  options.sample = sample;
+  return options;
+}
+
 std::string key_of(const std::string& task, const std::string& id, int sample) {
   return fmt::format("{}\n{}\n{}", task, sample, id);
 }
@@ -94,13 +104,8 @@ class Generator {
     }
   }
 
-  Status run() {
-    int64_t total = 0;
-    for (const RunTask& one : settings_.tasks) {
-      LoadOptions options = load_options(0);
-      const auto items = NIBBLE_TRY(load_items(one.task, one.files, options));
-      total += static_cast<int64_t>(items.size()) * settings_.samples_of(one.task);
-    }
+  // `total`: samples of all tasks.
+  Status run(int64_t total) {
     state_.total = total;
     for (const RunTask& one : settings_.tasks) NIBBLE_TRY(run_task(one));
     while (!asked_.empty()) NIBBLE_TRY(work(nullptr));
@@ -116,22 +121,12 @@ class Generator {
     SampleRecord record;
   };
 
-  LoadOptions load_options(int sample) const {
-    LoadOptions options;
-    options.prompt_style = settings_.prompt_style;
-    options.seed = settings_.seed;
-    options.limit = settings_.limit;
-    options.shuffle = settings_.shuffle;
-    options.sample = sample;
-    return options;
-  }
-
   // One sample round after the other, so that memory does not grow with their number.
   Status run_task(const RunTask& one) {
     scores_.clear();
     clusters_.clear();
     for (int sample = 0; sample < settings_.samples_of(one.task); ++sample) {
-      auto items = NIBBLE_TRY(load_items(one.task, one.files, load_options(sample)));
+      auto items = NIBBLE_TRY(load_items(one.task, one.files, load_options(settings_, sample)));
       for (EvalItem& item : items) {
         if (known_.count(key_of(one.task.name, item.id, sample)) != 0) {
           ++state_.done;
@@ -225,11 +220,17 @@ class Generator {
 
 Status generate(const std::filesystem::path& folder, const RunSettings& settings,
                 CompletionTarget& target, const std::function<void(const RunProgress&)>& progress) {
+  // Wrong files are told before a folder is made.
+  int64_t total = 0;
+  for (const RunTask& one : settings.tasks) {
+    const auto items = NIBBLE_TRY(load_items(one.task, one.files, load_options(settings, 0)));
+    total += static_cast<int64_t>(items.size()) * settings.samples_of(one.task);
+  }
   std::vector<SampleRecord> known;
   SampleLog log = NIBBLE_TRY(SampleLog::open(folder, &known));
   const Json identity = NIBBLE_TRY(identity_of(settings, target));
   NIBBLE_TRY(check_manifest(folder, identity));
-  return Generator(settings, target, std::move(log), known, progress).run();
+  return Generator(settings, target, std::move(log), known, progress).run(total);
 }
 
 }  // namespace nibble
