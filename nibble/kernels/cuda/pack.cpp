@@ -128,11 +128,10 @@ void PackPool::give_back(Slot slot) {
 
 Status PackPool::copy(Slot& slot, size_t offset, std::span<const std::byte> source) {
   // Two halves of the page-locked memory by turns: one is filled while the other is sent.
-  int half = 0;
+  size_t half = 0;
   for (size_t at = 0; at < source.size(); at += kPieceBytes, half ^= 1) {
     const size_t bytes = std::min(kPieceBytes, source.size() - at);
-    std::byte* const staging =
-        slot.host_memory.as<std::byte>() + static_cast<size_t>(half) * kPieceBytes;
+    std::byte* const staging = slot.host_memory.as<std::byte>() + half * kPieceBytes;
     if (at >= 2 * kPieceBytes && cudaEventSynchronize(slot.sent[half].get()) != cudaSuccess) {
       return unavailable("a transfer of weights failed");
     }

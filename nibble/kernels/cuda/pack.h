@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -39,7 +40,7 @@ class PackPool {
     cudaStream_t stream = nullptr;
     Buffer host_memory;  // two pieces
     Buffer device_memory;
-    std::unique_ptr<CUevent_st, EventDeleter> sent[2];
+    std::array<std::unique_ptr<CUevent_st, EventDeleter>, 2> sent;
   };
 
   Result<Slot> take(size_t bytes);
