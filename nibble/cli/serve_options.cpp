@@ -4,125 +4,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdlib>
 
 #include "nibble/base/error.h"
-#include "nibble/base/log.h"
+#include "nibble/cli/serve_setters.h"
 #include "nibble/engine/kv_cache.h"
 
 namespace nibble {
 namespace {
-
-using Setter = std::function<Status(ServeOptions&, const std::string&)>;
-
-Result<int64_t> parse_integer(const std::string& value, int64_t low, int64_t high) {
-  int64_t number = 0;
-  const char* end = value.data() + value.size();
-  const auto [at, error] = std::from_chars(value.data(), end, number);
-  if (error != std::errc() || at != end || number < low || number > high) {
-    return invalid_argument(fmt::format("{} is no whole number in {}..{}", value, low, high));
-  }
-  return number;
-}
-
-Result<double> parse_number(const std::string& value, double low, double high) {
-  char* end = nullptr;
-  const double number = std::strtod(value.c_str(), &end);
-  if (value.empty() || *end != '\0')
-    return invalid_argument(fmt::format("'{}' is no number", value));
-  if (!(number >= low && number <= high)) {
-    return invalid_argument(fmt::format("{} is out of range {}..{}", value, low, high));
-  }
-  return number;
-}
-
-Result<bool> parse_boolean(std::string value) {
-  std::transform(value.begin(), value.end(), value.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  if (value == "true" || value == "1" || value == "on" || value == "yes") return true;
-  if (value == "false" || value == "0" || value == "off" || value == "no") return false;
-  return invalid_argument(fmt::format("'{}' is neither true nor false", value));
-}
-
-std::vector<std::string> split_list(const std::string& value) {
-  std::vector<std::string> parts;
-  size_t begin = 0;
-  while (begin <= value.size()) {
-    const size_t end = std::min(value.find(',', begin), value.size());
-    const size_t first = value.find_first_not_of(' ', begin);
-    if (first < end) {
-      const size_t last = value.find_last_not_of(' ', end - 1);
-      parts.push_back(value.substr(first, last + 1 - first));
-    }
-    begin = end + 1;
-  }
-  return parts;
-}
-
-Setter integer(int64_t low, int64_t high, std::function<void(ServeOptions&, int64_t)> store) {
-  return [=](ServeOptions& options, const std::string& value) -> Status {
-    store(options, NIBBLE_TRY(parse_integer(value, low, high)));
-    return {};
-  };
-}
-Setter number(double low, double high, std::function<void(ServeOptions&, double)> store) {
-  return [=](ServeOptions& options, const std::string& value) -> Status {
-    store(options, NIBBLE_TRY(parse_number(value, low, high)));
-    return {};
-  };
-}
-Setter boolean(std::function<void(ServeOptions&, bool)> store) {
-  return [=](ServeOptions& options, const std::string& value) -> Status {
-    store(options, NIBBLE_TRY(parse_boolean(value)));
-    return {};
-  };
-}
-Setter text(std::function<void(ServeOptions&, const std::string&)> store) {
-  return [=](ServeOptions& options, const std::string& value) -> Status {
-    store(options, value);
-    return {};
-  };
-}
-Setter one_of(std::vector<std::string> allowed,
-              std::function<void(ServeOptions&, const std::string&)> store) {
-  return [=](ServeOptions& options, const std::string& value) -> Status {
-    if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
-      return invalid_argument(
-          fmt::format("'{}' is not one of {}", value, fmt::join(allowed, ", ")));
-    }
-    store(options, value);
-    return {};
-  };
-}
-// Taken, and told to have no effect, because ...
-Setter noted(std::string name, std::string why) {
-  return [=](ServeOptions& options, const std::string& value) -> Status {
-    options.notes.push_back(fmt::format("{} {}: accepted without effect ({})", name, value, why));
-    return {};
-  };
-}
-Setter refused(std::string what) {
-  return [=](ServeOptions&, const std::string&) -> Status { return unsupported(what); };
-}
-// Parallelism of which there is only one way.
-Setter single(std::string instead) {
-  return [=](ServeOptions&, const std::string& value) -> Status {
-    if (value == "auto" || value == "1") return {};
-    NIBBLE_TRY(parse_integer(value, 1, 1 << 20));
-    return unsupported(fmt::format(
-        "{} is not supported: this build runs a model in one process on one device, with all of "
-        "its processors ({}); use 1",
-        value, instead));
-  };
-}
 
 constexpr const char* kServer = "Server";
 constexpr const char* kModel = "Model";
 constexpr const char* kEngine = "Engine";
 constexpr const char* kLimits = "Limits";
 constexpr const char* kAccess = "Access";
-constexpr const char* kCompat = "Known from trtllm-serve";
 
 using Options = ServeOptions;
 using Duration = std::chrono::milliseconds;
@@ -562,245 +457,6 @@ void add_access_settings(std::vector<ServeSetting>& s) {
                boolean([](Options& o, bool v) { o.service.protect_metrics = v; })});
 }
 
-void add_compatible_settings(std::vector<ServeSetting>& s) {
-  s.push_back({"backend",
-               {},
-               {},
-               kCompat,
-               "pytorch, tensorrt, trt, _autodeploy: no effect; cpu, reference, auto",
-               "NAME",
-               [](Options& o, const std::string& v) -> Status {
-                 if (v == "auto" || v == "cpu" || v == "reference") {
-                   o.model_options.backend = v;
-                   return {};
-                 }
-                 if (v != "pytorch" && v != "tensorrt" && v != "trt" && v != "_autodeploy") {
-                   return invalid_argument(fmt::format(
-                       "'{}' is not one of auto, cpu, reference, pytorch, tensorrt, trt", v));
-                 }
-                 o.notes.push_back(
-                     fmt::format("backend {}: accepted without effect (nibble is the engine)", v));
-                 return {};
-               }});
-  s.push_back({"tp_size",
-               {"tensor_parallel_size", "tp"},
-               {},
-               kCompat,
-               "1",
-               "N",
-               single("tensor parallelism needs several")});
-  s.push_back({"ep_size",
-               {"moe_expert_parallel_size", "ep"},
-               {},
-               kCompat,
-               "auto or 1",
-               "N",
-               single("expert parallelism needs several")});
-  s.push_back({"pp_size",
-               {"pipeline_parallel_size", "pp"},
-               {},
-               kCompat,
-               "1",
-               "N",
-               single("pipelines need several")});
-  s.push_back({"cp_size",
-               {"context_parallel_size"},
-               {},
-               kCompat,
-               "1",
-               "N",
-               single("context parallelism needs several")});
-  s.push_back({"moe_cluster_parallel_size",
-               {"cluster_size"},
-               {},
-               kCompat,
-               "1",
-               "N",
-               single("clusters need several")});
-  s.push_back({"moe_tensor_parallel_size",
-               {},
-               {},
-               kCompat,
-               "1",
-               "N",
-               single("tensor parallelism needs several")});
-  s.push_back({"gpus_per_node",
-               {},
-               {},
-               kCompat,
-               "No effect",
-               "N",
-               noted("gpus_per_node", "models run on the CPU")});
-  s.push_back(
-      {"max_beam_width", {}, {}, kCompat, "1", "N", [](Options&, const std::string& v) -> Status {
-         if (v == "1") return {};
-         return unsupported("beam search is not supported; use 1, and n for more answers");
-       }});
-  s.push_back({"trust_remote_code",
-               {},
-               {},
-               kCompat,
-               "No effect: no code of a checkpoint is ever run",
-               "",
-               noted("trust_remote_code", "no code of a checkpoint is ever run")});
-  s.push_back({"enable_attention_dp",
-               {"attention_dp"},
-               {},
-               kCompat,
-               "off",
-               "",
-               [](Options&, const std::string& v) -> Status {
-                 if (!NIBBLE_TRY(parse_boolean(v))) return {};
-                 return unsupported(
-                     "attention data parallelism needs several devices; leave it off");
-               }});
-  s.push_back({"num_postprocess_workers",
-               {},
-               {},
-               kCompat,
-               "No effect",
-               "N",
-               noted("num_postprocess_workers", "text is made beside the engine's thread")});
-  s.push_back({"tokenizer",
-               {},
-               {},
-               kCompat,
-               "Only the model's own",
-               "DIR",
-               refused("a tokenizer apart from the model's is not supported; put its files into "
-                       "the model's folder")});
-  s.push_back({"custom_tokenizer",
-               {},
-               {},
-               kCompat,
-               "Refused",
-               "NAME",
-               refused("custom tokenizer code is never run; leave custom_tokenizer out")});
-  s.push_back({"uds",
-               {},
-               {},
-               kCompat,
-               "Refused",
-               "PATH",
-               refused("Unix sockets are not supported; use --host 127.0.0.1 and --port")});
-  s.push_back({"otlp_traces_endpoint",
-               {},
-               {},
-               kCompat,
-               "Refused",
-               "URL",
-               refused("exporting traces is not supported; traceparent headers are accepted")});
-  s.push_back({"server_role",
-               {"metadata_server_config_file"},
-               {},
-               kCompat,
-               "Refused",
-               "X",
-               refused("disaggregated serving is not supported; start one server")});
-  s.push_back({"fail_fast_on_attention_window_too_large",
-               {},
-               {},
-               kCompat,
-               "No effect",
-               "",
-               noted("fail_fast_on_attention_window_too_large",
-                     "requests beyond the cache are "
-                     "refused one by one")});
-  s.push_back({"deterministic",
-               {},
-               {},
-               kCompat,
-               "Always so",
-               "",
-               noted("deterministic", "results never depend on the batch here")});
-  s.push_back({"no_graphs",
-               {},
-               {},
-               kCompat,
-               "No effect",
-               "",
-               noted("no_graphs", "there are no CUDA graphs on the CPU")});
-  s.push_back({"guided_decoding_backend",
-               {},
-               {},
-               kCompat,
-               "auto, xgrammar or llguidance",
-               "NAME",
-               one_of({"auto", "xgrammar", "llguidance"}, [](Options&, const std::string&) {})});
-}
-
-// YAML alone.
-void add_yaml_settings(std::vector<ServeSetting>& s) {
-  const auto add = [&](std::vector<std::string> paths, Setter set) {
-    s.push_back({"", {}, std::move(paths), "", "", "", std::move(set)});
-  };
-  add({"moe_config.backend", "moe_backend"},
-      one_of({"AUTO", "CUTLASS", "CUTEDSL", "WIDEEP", "TRTLLM", "DEEPGEMM", "VANILLA", "TRITON"},
-             [](Options& o, const std::string& v) {
-               o.notes.push_back("moe_config.backend " + v +
-                                 ": nibble's own kernels are used in its place");
-             }));
-  add({"speculative_config.decoding_type"}, [](Options& o, const std::string& v) -> Status {
-    std::string upper = v;
-    std::transform(upper.begin(), upper.end(), upper.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
-    if (upper != "MTP") {
-      return unsupported(fmt::format("decoding_type {} is not supported; MTP is", v));
-    }
-    o.speculative_decoding_type = upper;
-    return {};
-  });
-  for (const char* path :
-       {"use_cuda_graph", "cuda_graph_batch_sizes", "cuda_graph_max_batch_size",
-        "cuda_graph_padding_enabled", "cuda_graph_config", "cuda_graph_config.batch_sizes",
-        "cuda_graph_config.max_batch_size", "cuda_graph_config.enable_padding"}) {
-    add({path}, noted(path, "there are no CUDA graphs on the CPU"));
-  }
-  for (const char* path : {"print_iter_log",
-                           "enable_iter_perf_stats",
-                           "return_perf_metrics",
-                           "torch_compile_config",
-                           "autotuner_enabled",
-                           "allreduce_strategy",
-                           "stream_interval",
-                           "load_format",
-                           "moe_max_num_tokens",
-                           "moe_config.max_num_tokens",
-                           "moe_load_balancer",
-                           "moe_config.load_balancer",
-                           "enable_overlap_scheduler",
-                           "disable_overlap_scheduler",
-                           "kv_cache_config.enable_partial_reuse",
-                           "attention_dp_config.enable_balance",
-                           "attention_dp_config.timeout_iters",
-                           "attention_dp_config.batching_wait_iters",
-                           "speculative_config.use_mtp_vanilla",
-                           "speculative_config.mtp_eagle_one_model",
-                           "speculative_config.allow_advanced_sampling",
-                           "speculative_config.begin_thinking_phase_token",
-                           "speculative_config.end_thinking_phase_token",
-                           "seed"}) {
-    add({path}, noted(path, "it changes nothing here"));
-  }
-  for (const char* path :
-       {"lora_config", "peft_cache_config", "kv_connector_config", "cache_transceiver_config",
-        "sparse_attention_config", "enable_lm_head_tp_in_adp", "speculative_config.max_concurrency",
-        "speculative_config.draft_len_schedule", "speculative_config.acceptance_window",
-        "speculative_config.acceptance_length_threshold", "offload"}) {
-    add({path}, refused(fmt::format("{} is not supported; leave it out", path)));
-  }
-  add({"kv_cache_config.host_cache_size"}, [](Options&, const std::string& v) -> Status {
-    if (v == "0") return {};
-    return unsupported("a host cache beside the KV cache is not supported; use 0");
-  });
-  add({"scheduler_config.capacity_scheduler_policy", "capacity_scheduler_policy"},
-      [](Options&, const std::string& v) -> Status {
-        if (v == "MAX_UTILIZATION") return {};
-        return unsupported(
-            fmt::format("capacity_scheduler_policy {} is not supported; MAX_UTILIZATION is", v));
-      });
-}
-
 std::string folded(std::string_view name) {
   std::string out(name);
   std::replace(out.begin(), out.end(), '-', '_');
@@ -810,7 +466,7 @@ std::string folded(std::string_view name) {
 }  // namespace
 
 const std::vector<ServeSetting>& serve_settings() {
-  static const std::vector<ServeSetting> settings = [] {
+  static const std::vector<ServeSetting> kSettings = [] {
     std::vector<ServeSetting> s;
     add_server_settings(s);
     add_model_settings(s);
@@ -821,7 +477,7 @@ const std::vector<ServeSetting>& serve_settings() {
     add_yaml_settings(s);
     return s;
   }();
-  return settings;
+  return kSettings;
 }
 
 const ServeSetting* find_serve_setting(std::string_view name) {

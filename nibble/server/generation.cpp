@@ -476,8 +476,7 @@ void Generation::fail(const ApiError& error) {
   if (ended_) return;
   cancel_all();
   if (streaming_) {
-    ApiError told = error;
-    reply_->write(writer_->error(told));
+    reply_->write(writer_->error(error));
     reply_->end();
   } else {
     HttpResponse response = error_response(error, request_.api == Api::kMessages);

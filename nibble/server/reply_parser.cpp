@@ -291,10 +291,14 @@ ReplyParser::Channel ReplyParser::push_tool(int32_t id, std::string_view text,
   return Channel::kTool;
 }
 
-void ReplyParser::start_call(std::string name, std::vector<ReplyEvent>& events) {
+void ReplyParser::start_call(const std::string& name, std::vector<ReplyEvent>& events) {
   const auto& names = options_.tool_names;
   if (std::find(names.begin(), names.end(), name) == names.end()) anomaly("unknown_tool");
-  events.push_back({ReplyEvent::Kind::kToolStart, std::move(name), num_calls_});
+  std::string whole;  // a name may hold bytes that are no text
+  Utf8Stream stream;
+  stream.push(name, whole);
+  stream.flush(whole);
+  events.push_back({ReplyEvent::Kind::kToolStart, std::move(whole), num_calls_});
   ++num_calls_;
   arguments_.clear();
   arguments_given_ = false;
@@ -376,7 +380,7 @@ void ReplyParser::finish(bool by_length, std::vector<ReplyEvent>& events) {
     case State::kFence:
     case State::kArgs:
       if (by_length) {
-        if (state_ == State::kFence) arguments_ += head_;
+        if (state_ == State::kFence) utf8_.push(head_, arguments_);
         give_arguments(std::exchange(arguments_, ""), events);
         break;
       }

@@ -102,7 +102,7 @@ class ReplyParser {
   void give_content(const std::string& text, bool matching, std::vector<ReplyEvent>& events);
   void leave_reasoning(bool keep_newlines, std::vector<ReplyEvent>& events);
   void leave_content(std::vector<ReplyEvent>& events);
-  void start_call(std::string name, std::vector<ReplyEvent>& events);
+  void start_call(const std::string& name, std::vector<ReplyEvent>& events);
   void add_fence(std::string_view text, std::vector<ReplyEvent>& events);
   void add_arguments(std::string_view text, std::vector<ReplyEvent>& events);
   void end_arguments(std::vector<ReplyEvent>& events);

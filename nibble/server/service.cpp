@@ -223,7 +223,7 @@ void Service::respond_json(const Call& call, std::string body) {
   respond(call, std::move(response));
 }
 
-void Service::refuse(const Call& call, ApiError error) {
+void Service::refuse(const Call& call, const ApiError& error) {
   respond(call, error_response(error, call.anthropic));
 }
 

@@ -96,7 +96,7 @@ class Service final : public HttpHandler {
   std::optional<ApiError> admit(int64_t answers, const std::string& key);
   void respond(const Call& call, HttpResponse response);
   void respond_json(const Call& call, std::string body);
-  void refuse(const Call& call, ApiError error);
+  void refuse(const Call& call, const ApiError& error);
   ApiError not_ready() const;
   void add_cors(const HttpRequest& request, HttpHeaders* headers) const;
 
