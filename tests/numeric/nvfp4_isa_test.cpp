@@ -41,9 +41,9 @@ std::vector<float> awkward_values(size_t count, uint32_t seed) {
 }
 
 TEST(Nvfp4Isa, EveryLevelGivesThePlainCodesBits) {
-  constexpr int64_t rows_count = 37;
-  constexpr int64_t cols_count = 16 * 13;
-  const auto values = awkward_values(rows_count * cols_count, 5);
+  constexpr int64_t kNumRows = 37;
+  constexpr int64_t kNumCols = 16 * 13;
+  const auto values = awkward_values(kNumRows * kNumCols, 5);
   const float amax = nvfp4_amax(values).value();
   for (const Nvfp4Mode mode : {Nvfp4Mode::kMax, Nvfp4Mode::kFourOverSix, Nvfp4Mode::kMse}) {
     // The second scale clips: a foreign amax may be too small.
@@ -51,13 +51,13 @@ TEST(Nvfp4Isa, EveryLevelGivesThePlainCodesBits) {
       const float global = nvfp4_global_scale(share * amax, mode).value();
       std::vector<uint8_t> packed(values.size() / 2);
       std::vector<uint8_t> scales(values.size() / 16);
-      ASSERT_TRUE(quantize_nvfp4_rows(values.data(), rows_count, cols_count, global, mode,
+      ASSERT_TRUE(quantize_nvfp4_rows(values.data(), kNumRows, kNumCols, global, mode,
                                       packed.data(), scales.data(), Isa::kPortable)
                       .has_value());
       for (const Isa isa : fast_levels()) {
         std::vector<uint8_t> got_packed(packed.size(), 0xee);
         std::vector<uint8_t> got_scales(scales.size(), 0xee);
-        ASSERT_TRUE(quantize_nvfp4_rows(values.data(), rows_count, cols_count, global, mode,
+        ASSERT_TRUE(quantize_nvfp4_rows(values.data(), kNumRows, kNumCols, global, mode,
                                         got_packed.data(), got_scales.data(), isa)
                         .has_value());
         EXPECT_EQ(got_scales, scales) << static_cast<int>(mode) << ' ' << share;
@@ -68,9 +68,9 @@ TEST(Nvfp4Isa, EveryLevelGivesThePlainCodesBits) {
 }
 
 TEST(Nvfp4Isa, BlockColumnsGiveTheBitsOfRowsAndOfThePlainHessianSearch) {
-  constexpr int64_t rows_count = 35;
-  constexpr int64_t cols_count = 64;
-  const auto values = awkward_values(rows_count * cols_count, 6);
+  constexpr int64_t kNumRows = 35;
+  constexpr int64_t kNumCols = 64;
+  const auto values = awkward_values(kNumRows * kNumCols, 6);
   const float global = nvfp4_global_scale(nvfp4_amax(values).value()).value();
   std::vector<float> hessian(256);
   std::mt19937 rng(3);
@@ -85,23 +85,22 @@ TEST(Nvfp4Isa, BlockColumnsGiveTheBitsOfRowsAndOfThePlainHessianSearch) {
     std::vector<Isa> levels = fast_levels();
     levels.insert(levels.begin(), Isa::kPortable);
     for (const Isa isa : levels) {
-      std::vector<uint8_t> out(rows_count * (cols_count / 2 + cols_count / 16));
-      for (int64_t column = 0; column < cols_count / 16; ++column) {
-        ASSERT_TRUE(quantize_nvfp4_block_column(
-                        {values.data() + 16 * column, rows_count, cols_count,
-                         out.data() + 8 * column, cols_count / 2,
-                         out.data() + rows_count * cols_count / 2 + column, cols_count / 16},
-                        global, mode, hessian.data(), isa)
-                        .has_value());
+      std::vector<uint8_t> out(kNumRows * (kNumCols / 2 + kNumCols / 16));
+      for (int64_t column = 0; column < kNumCols / 16; ++column) {
+        ASSERT_TRUE(
+            quantize_nvfp4_block_column(
+                {values.data() + 16 * column, kNumRows, kNumCols, out.data() + 8 * column,
+                 kNumCols / 2, out.data() + kNumRows * kNumCols / 2 + column, kNumCols / 16},
+                global, mode, hessian.data(), isa)
+                .has_value());
       }
       results.push_back(std::move(out));
       EXPECT_EQ(results.back(), results.front());
     }
     if (mode == Nvfp4Mode::kLocalHessian) continue;
     std::vector<uint8_t> rows(results.front().size());
-    ASSERT_TRUE(quantize_nvfp4_rows(values.data(), rows_count, cols_count, global, mode,
-                                    rows.data(), rows.data() + rows_count * cols_count / 2,
-                                    Isa::kPortable)
+    ASSERT_TRUE(quantize_nvfp4_rows(values.data(), kNumRows, kNumCols, global, mode, rows.data(),
+                                    rows.data() + kNumRows * kNumCols / 2, Isa::kPortable)
                     .has_value());
     EXPECT_EQ(results.front(), rows);
   }
@@ -127,18 +126,18 @@ double hessian_loss(const std::vector<float>& values, const std::vector<uint8_t>
 }
 
 TEST(Nvfp4Isa, TheHessianSearchLosesLessThanTheOthersByItsOwnMeasure) {
-  constexpr int64_t rows_count = 64;
-  const auto values = awkward_values(rows_count * 16, 9);
+  constexpr int64_t kNumRows = 64;
+  const auto values = awkward_values(kNumRows * 16, 9);
   const float global = nvfp4_global_scale(nvfp4_amax(values).value()).value();
   std::vector<float> hessian(256, 1.0f);  // strongly correlated inputs
   for (size_t i = 0; i < 16; ++i) hessian[17 * i] = 1.2f;
   std::vector<double> losses;
   for (const Nvfp4Mode mode : {Nvfp4Mode::kLocalHessian, Nvfp4Mode::kMax, Nvfp4Mode::kMse}) {
-    std::vector<uint8_t> packed(rows_count * 8);
-    std::vector<uint8_t> scales(rows_count);
+    std::vector<uint8_t> packed(kNumRows * 8);
+    std::vector<uint8_t> scales(kNumRows);
     ASSERT_TRUE(quantize_nvfp4_block_column(
-                    {values.data(), rows_count, 16, packed.data(), 8, scales.data(), 1}, global,
-                    mode, hessian.data())
+                    {values.data(), kNumRows, 16, packed.data(), 8, scales.data(), 1}, global, mode,
+                    hessian.data())
                     .has_value());
     losses.push_back(hessian_loss(values, packed, scales, global, hessian));
   }
@@ -165,21 +164,21 @@ TEST(Nvfp4Isa, BadValuesAreFoundAtEveryLevel) {
 }
 
 TEST(Fp8BlockIsa, EveryCodeUnderManyScalesRoundsAsThePlainCode) {
-  constexpr int64_t cols_count = 300;
-  std::vector<uint8_t> codes(2 * cols_count);
+  constexpr int64_t kNumCols = 300;
+  std::vector<uint8_t> codes(2 * kNumCols);
   for (size_t i = 0; i < codes.size(); ++i) {
     codes[i] = static_cast<uint8_t>(i);
     if ((codes[i] & 0x7f) == 0x7f) codes[i] = 0x7e;
   }
   for (const float scale : {1.0f, 0.000213f, 3e-38f, 1e-44f, 1.7e35f, 0.1f}) {
     const std::vector<float> scales = {scale, scale * 0.7f, scale * 0.3f};
-    const Fp8BlockMatrix matrix{codes.data(), scales.data(), 2, cols_count};
+    const Fp8BlockMatrix matrix{codes.data(), scales.data(), 2, kNumCols};
     std::vector<float> want(codes.size());
     ASSERT_TRUE(
         dequantize_fp8_block_rounded(matrix, 0, 2, want.data(), Isa::kPortable).has_value());
     for (size_t i = 0; i < codes.size(); ++i) {
       EXPECT_EQ(want[i], round_to_bf16(kE4m3Values[codes[i]] *
-                                       scales[i % static_cast<size_t>(cols_count) / 128]));
+                                       scales[i % static_cast<size_t>(kNumCols) / 128]));
     }
     for (const Isa isa : fast_levels()) {
       std::vector<float> got(codes.size());
@@ -193,7 +192,7 @@ TEST(Fp8BlockIsa, EveryCodeUnderManyScalesRoundsAsThePlainCode) {
   const std::vector<float> ones(3, 1.0f);
   for (const Isa isa : fast_levels()) {
     std::vector<float> out(codes.size());
-    EXPECT_FALSE(dequantize_fp8_block_rounded({codes.data(), ones.data(), 2, cols_count}, 0, 2,
+    EXPECT_FALSE(dequantize_fp8_block_rounded({codes.data(), ones.data(), 2, kNumCols}, 0, 2,
                                               out.data(), isa)
                      .has_value());
   }

@@ -147,8 +147,7 @@ TEST(Calibration, LayerByLayerGivesTheScalesOfAWholeModelRunBitForBit) {
   }
   // The weights are what they are without data.
   options.samples.clear();
-  ASSERT_TRUE(
-      quantize_checkpoint(testing::demo_source(), folder / "plain", options).has_value());
+  ASSERT_TRUE(quantize_checkpoint(testing::demo_source(), folder / "plain", options).has_value());
   const auto plain = SafetensorsSource::open(folder / "plain").value();
   for (const TensorInfo& info : plain->tensors()) {
     if (info.name.ends_with(".input_scale")) continue;
@@ -217,38 +216,38 @@ class FixedInputs final : public Activations {
 };
 
 TEST(Hessian, ItsFactorsMultiplyBackToIt) {
-  constexpr int64_t n = 48;
-  const FixedInputs inputs(77, n);
+  constexpr int64_t kSize = 48;
+  const FixedInputs inputs(77, kSize);
   ThreadPool pool(2);
-  const auto hessian = full_hessian(inputs, "m", n, pool).value();
+  const auto hessian = full_hessian(inputs, "m", kSize, pool).value();
   auto factors = hessian;
-  factor_hessian(&factors, n, pool);
+  factor_hessian(&factors, kSize, pool);
   double mean = 0;
-  for (int64_t i = 0; i < n; ++i) mean += hessian[static_cast<size_t>(i * n + i)] / n;
+  for (int64_t i = 0; i < kSize; ++i) mean += hessian[static_cast<size_t>(i * kSize + i)] / kSize;
   // D from the last column on: H_kk = D_k + sum_{j > k} D_j U_kj^2.
-  std::vector<double> d(n);
+  std::vector<double> d(kSize);
   const auto u = [&](int64_t i, int64_t j) {
-    return i == j ? 1.0 : double{factors[static_cast<size_t>(i * n + j)]};
+    return i == j ? 1.0 : double{factors[static_cast<size_t>(i * kSize + j)]};
   };
-  for (int64_t k = n - 1; k >= 0; --k) {
-    d[static_cast<size_t>(k)] = double{hessian[static_cast<size_t>(k * n + k)]} + 0.01 * mean;
-    for (int64_t j = k + 1; j < n; ++j) {
+  for (int64_t k = kSize - 1; k >= 0; --k) {
+    d[static_cast<size_t>(k)] = double{hessian[static_cast<size_t>(k * kSize + k)]} + 0.01 * mean;
+    for (int64_t j = k + 1; j < kSize; ++j) {
       d[static_cast<size_t>(k)] -= d[static_cast<size_t>(j)] * u(k, j) * u(k, j);
     }
     EXPECT_GT(d[static_cast<size_t>(k)], 0);
   }
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < kSize; ++i) {
     for (int64_t k = 0; k < i; ++k) {
       double sum = 0;
-      for (int64_t j = i; j < n; ++j) sum += u(i, j) * d[static_cast<size_t>(j)] * u(k, j);
-      EXPECT_NEAR(sum, hessian[static_cast<size_t>(i * n + k)], 2e-3 * mean);
+      for (int64_t j = i; j < kSize; ++j) sum += u(i, j) * d[static_cast<size_t>(j)] * u(k, j);
+      EXPECT_NEAR(sum, hessian[static_cast<size_t>(i * kSize + k)], 2e-3 * mean);
     }
     double direct = 0;
     for (int64_t t = 0; t < 77; ++t) {
-      direct += double{inputs.values[static_cast<size_t>(t * n + i)]} *
-                inputs.values[static_cast<size_t>(t * n)];
+      direct += double{inputs.values[static_cast<size_t>(t * kSize + i)]} *
+                inputs.values[static_cast<size_t>(t * kSize)];
     }
-    EXPECT_NEAR(hessian[static_cast<size_t>(i * n)], direct, 1e-3 * mean);
+    EXPECT_NEAR(hessian[static_cast<size_t>(i * kSize)], direct, 1e-3 * mean);
   }
 }
 
@@ -270,46 +269,47 @@ double output_error(const FixedInputs& inputs, const std::vector<float>& w,
 }
 
 TEST(Gptq, HalvesTheOutputsErrorOnCorrelatedInputsWithAnyNumberOfThreads) {
-  constexpr int64_t rows = 70;
-  constexpr int64_t cols = 64;
-  const FixedInputs inputs(300, cols);
+  constexpr int64_t kNumRows = 70;
+  constexpr int64_t kNumCols = 64;
+  const FixedInputs inputs(300, kNumCols);
   std::mt19937 rng(8);
   std::normal_distribution<float> normal(0, 0.05f);
-  std::vector<float> w(rows * cols);
+  std::vector<float> w(kNumRows * kNumCols);
   for (float& v : w) v = normal(rng);
   const float global = nvfp4_global_scale(nvfp4_amax(w).value()).value();
   ThreadPool pool(1);
   ThreadPool pool3(3);
-  auto factors = full_hessian(inputs, "m", cols, pool).value();
-  factor_hessian(&factors, cols, pool);
-  auto factors3 = full_hessian(inputs, "m", cols, pool3).value();
-  factor_hessian(&factors3, cols, pool3);
-  const auto blocks = block_hessians(inputs, "m", cols, pool).value();
+  auto factors = full_hessian(inputs, "m", kNumCols, pool).value();
+  factor_hessian(&factors, kNumCols, pool);
+  auto factors3 = full_hessian(inputs, "m", kNumCols, pool3).value();
+  factor_hessian(&factors3, kNumCols, pool3);
+  const auto blocks = block_hessians(inputs, "m", kNumCols, pool).value();
   for (const Nvfp4Mode mode :
        {Nvfp4Mode::kMax, Nvfp4Mode::kFourOverSix, Nvfp4Mode::kMse, Nvfp4Mode::kLocalHessian}) {
     const float scale = nvfp4_global_scale(nvfp4_amax(w).value(), mode).value();
-    std::vector<uint8_t> packed(rows * cols / 2);
-    std::vector<uint8_t> scales(rows * cols / 16);
-    ASSERT_TRUE(quantize_gptq({w.data(), rows, cols, factors.data(), blocks.data()}, scale, mode,
-                              packed.data(), scales.data(), pool)
+    std::vector<uint8_t> packed(kNumRows * kNumCols / 2);
+    std::vector<uint8_t> scales(kNumRows * kNumCols / 16);
+    ASSERT_TRUE(quantize_gptq({w.data(), kNumRows, kNumCols, factors.data(), blocks.data()}, scale,
+                              mode, packed.data(), scales.data(), pool)
                     .has_value());
     std::vector<uint8_t> packed3(packed.size());
     std::vector<uint8_t> scales3(scales.size());
-    ASSERT_TRUE(quantize_gptq({w.data(), rows, cols, factors3.data(), blocks.data()}, scale, mode,
-                              packed3.data(), scales3.data(), pool3)
+    ASSERT_TRUE(quantize_gptq({w.data(), kNumRows, kNumCols, factors3.data(), blocks.data()}, scale,
+                              mode, packed3.data(), scales3.data(), pool3)
                     .has_value());
     EXPECT_EQ(packed, packed3);
     EXPECT_EQ(scales, scales3);
     std::vector<float> back(w.size());
-    ASSERT_TRUE(dequantize_nvfp4_rows(packed.data(), scales.data(), scale, rows, cols, back.data())
-                    .has_value());
-    const auto plain = quantize_nvfp4(w, rows, cols).value();
+    ASSERT_TRUE(
+        dequantize_nvfp4_rows(packed.data(), scales.data(), scale, kNumRows, kNumCols, back.data())
+            .has_value());
+    const auto plain = quantize_nvfp4(w, kNumRows, kNumCols).value();
     std::vector<float> plain_back(w.size());
-    ASSERT_TRUE(dequantize_nvfp4_rows(plain.packed.data(), plain.block_scales.data(), global, rows,
-                                      cols, plain_back.data())
+    ASSERT_TRUE(dequantize_nvfp4_rows(plain.packed.data(), plain.block_scales.data(), global,
+                                      kNumRows, kNumCols, plain_back.data())
                     .has_value());
-    EXPECT_LT(output_error(inputs, w, back, rows, cols),
-              0.5 * output_error(inputs, w, plain_back, rows, cols));
+    EXPECT_LT(output_error(inputs, w, back, kNumRows, kNumCols),
+              0.5 * output_error(inputs, w, plain_back, kNumRows, kNumCols));
   }
 }
 

@@ -19,8 +19,8 @@ using testing::TemporaryFolder;
 
 // The demo in NVFP4, once.
 std::filesystem::path nvfp4_demo() {
-  static const TemporaryFolder folder;
-  const auto path = folder / "nvfp4";
+  static const TemporaryFolder kFolder;
+  auto path = kFolder / "nvfp4";
   if (!std::filesystem::exists(path)) {
     EXPECT_TRUE(quantize_checkpoint(testing::demo_source(), path, {}).has_value());
   }
