@@ -77,7 +77,8 @@ class Runner {
                  : 0;
     }
     double decode_rate() const {
-      return decode_seconds > 0 ? static_cast<double>(token_ids.size() - 1) / decode_seconds : 0;
+      if (decode_seconds <= 0 || token_ids.size() < 2) return 0;
+      return static_cast<double>(token_ids.size() - 1) / decode_seconds;
     }
   };
   Result<Answer> answer(const std::vector<int32_t>& ids, bool stream, std::string_view echo = {});

@@ -1,6 +1,7 @@
 #include "nibble/engine/block_pool.h"
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "nibble/base/check.h"
 
@@ -65,6 +66,15 @@ void BlockPool::release(int32_t block) {
 int64_t BlockPool::root(std::string_view salt) {
   const auto found = roots_.find(salt);
   if (found != roots_.end()) return found->second;
+  // Salts come from clients, so those behind which nothing is published are forgotten. A sequence
+  // that still holds such an identity publishes what nobody will look for.
+  if (roots_.size() > 2 * blocks_.size() + 64) {
+    std::unordered_set<int64_t> parents;
+    for (const Block& block : blocks_) {
+      if (block.identity >= 0) parents.insert(block.parent);
+    }
+    std::erase_if(roots_, [&](const auto& entry) { return !parents.contains(entry.second); });
+  }
   const int64_t identity = next_identity_++;
   roots_.emplace(salt, identity);
   return identity;

@@ -64,6 +64,9 @@ class BlockPool {
   // How many users a block has.
   int32_t num_users(int32_t block) const { return blocks_[static_cast<size_t>(block)].users; }
 
+  // Salts that are remembered.
+  size_t num_roots() const { return roots_.size(); }
+
   // Forgets all that is published; used blocks stay used.
   void forget();
 

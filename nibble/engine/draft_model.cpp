@@ -14,9 +14,12 @@ Result<DraftModel> DraftModel::create(LoadedModel& model, int64_t num_blocks, in
   const auto row_bytes = static_cast<size_t>(model.config.hidden_size) * sizeof(float);
   DraftModel drafter(model);
   drafter.block_size_ = block_size;
-  drafter.block_hidden_ = NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(num_blocks) * row_bytes));
-  drafter.previous_ = NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(max_rows) * row_bytes));
-  drafter.hidden_ = NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(max_rows) * row_bytes));
+  drafter.block_hidden_ =
+      NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(num_blocks) * row_bytes));
+  drafter.previous_ =
+      NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(max_rows) * row_bytes));
+  drafter.hidden_ =
+      NIBBLE_TRY(device.allocate_host_visible(static_cast<size_t>(max_rows) * row_bytes));
   return drafter;
 }
 

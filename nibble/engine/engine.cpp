@@ -9,6 +9,7 @@
 
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
+#include "nibble/base/log.h"
 #include "nibble/engine/sampler.h"
 
 namespace nibble {
@@ -117,6 +118,16 @@ Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineO
   const int64_t pool_tokens =
       num_blocks * options.block_size - (options.num_drafts > 0 ? options.num_drafts + 1 : 0);
   engine->max_seq_len_ = std::min(model.max_seq_len, pool_tokens);
+  if (pool_tokens < model.max_seq_len) {
+    if (model.max_seq_len_was_asked) {
+      return invalid_argument(fmt::format(
+          "max_seq_len is {} tokens, and the KV cache of {} blocks of {} tokens holds {}; "
+          "ask for less, or give the cache more memory",
+          model.max_seq_len, num_blocks, options.block_size, pool_tokens));
+    }
+    log_warning(fmt::format("the KV cache holds {} tokens: the context is lowered from {} to that",
+                            pool_tokens, model.max_seq_len));
+  }
   if (engine->max_seq_len_ < 2) {
     return invalid_argument(fmt::format("a KV cache of {} blocks of {} tokens holds no request",
                                         num_blocks, options.block_size));
@@ -236,7 +247,7 @@ void Engine::accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler
   const int64_t num_drafts = sequence.drafts.size();
   const auto num_tokens = static_cast<int64_t>(window.token_ids.size());
   sequence.num_computed += run.num_tokens - num_drafts + num_tokens - 1;
-  if (num_drafts > 0) {
+  if (num_drafts > 0 && !window.is_cut) {
     ++stats_.num_windows;
     stats_.num_draft_tokens += num_drafts;
     for (int64_t i = 0; i < window.num_accepted; ++i) ++stats_.accepted_at[static_cast<size_t>(i)];
@@ -269,18 +280,22 @@ void Engine::accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler
 
 // Log-probabilities of the prompt's own tokens, where they are wanted: row t stands before token
 // t + 1.
-void Engine::score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& updates) {
+void Engine::score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& updates,
+                          Failures& failed) {
   constexpr int64_t kRows = 32;
   for (const StepBatch::Run& run : batch.runs) {
-    const Sequence& sequence = *run.scheduled.sequence;
+    Sequence& sequence = *run.scheduled.sequence;
     if (sequence.num_prompt_logprobs < 0) continue;
-    const int64_t count =
-        std::min(run.scheduled.num_tokens, sequence.prompt_size - 1 - run.first_position);
-    if (count <= 0 || sequence.num_preemptions > 0) continue;
+    const int64_t end =
+        std::min(run.first_position + run.scheduled.num_tokens, sequence.prompt_size - 1);
+    // After a preemption the prompt runs again; what was told stays told.
+    const int64_t first = std::max(run.first_position, sequence.num_scored);
+    if (first >= end) continue;
     std::vector<StepRunner::RowRange> rows;
-    for (int64_t at = 0; at < count; at += kRows) {
-      rows.push_back({run.first_row + at, std::min(kRows, count - at)});
+    for (int64_t at = first; at < end; at += kRows) {
+      rows.push_back({run.first_row + at - run.first_position, std::min(kRows, end - at)});
     }
+    std::optional<Error> error;
     RequestUpdate update;
     update.id = sequence.id;
     runner_->logits(batch.hidden, rows, [&](size_t i, const MatrixView& logits) {
@@ -289,9 +304,18 @@ void Engine::score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& up
         auto entry = logprobs({logits.row<float>(r), static_cast<size_t>(logits.cols)},
                               sequence.token_ids[static_cast<size_t>(position) + 1],
                               sequence.num_prompt_logprobs);
-        if (entry) update.prompt_logprobs.push_back(*std::move(entry));
+        if (entry) {
+          update.prompt_logprobs.push_back(*std::move(entry));
+        } else {
+          error = std::move(entry).error();
+        }
       }
     });
+    if (error) {
+      failed.emplace_back(&sequence, *std::move(error));
+      continue;
+    }
+    sequence.num_scored = end;
     update.num_prompt_tokens = sequence.prompt_size;
     updates.push_back(std::move(update));
   }
@@ -302,6 +326,12 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
   std::vector<StepRunner::RowRange> rows;
   std::vector<size_t> sampling;
   std::vector<RequestUpdate> scored;
+  Failures failed;
+  score_prompt(batch, updates, failed);
+  const auto is_failed = [&](const Sequence* sequence) {
+    return std::any_of(failed.begin(), failed.end(),
+                       [&](const auto& failure) { return failure.first == sequence; });
+  };
   for (size_t i = 0; i < batch.runs.size(); ++i) {
     const StepBatch::Run& run = batch.runs[i];
     Sequence& sequence = *run.scheduled.sequence;
@@ -314,6 +344,10 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
     if (!run.scheduled.samples) {
       sequence.num_computed += run.scheduled.num_tokens;
       sequence.num_draft_steps = 0;
+      continue;
+    }
+    if (is_failed(&sequence)) {
+      sequence.num_computed += run.scheduled.num_tokens;
       continue;
     }
     if (sequence.max_output == 0) {  // only its prompt was to be scored
@@ -330,10 +364,8 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
     rows.push_back({run.first_row + run.scheduled.num_tokens - window, window});
     sampling.push_back(i);
   }
-  score_prompt(batch, updates);
   const size_t first_update = updates.size();
   std::move(scored.begin(), scored.end(), std::back_inserter(updates));
-  std::vector<std::pair<Sequence*, Error>> failed;
   runner_->logits(batch.hidden, rows, [&](size_t i, const MatrixView& logits) {
     const ScheduledRun& run = batch.runs[sampling[i]].scheduled;
     auto window = run.sequence->sampler.sample(run.sequence->drafts, logits, sampler_);
@@ -361,10 +393,7 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
     drafter_->draft(batch, alive, cache_, *runner_, {options_.draft.draft_sampling, &sampler_});
   }
   for (const StepBatch::Run& run : batch.runs) {
-    const bool is_failed = std::any_of(failed.begin(), failed.end(), [&](const auto& f) {
-      return f.first == run.scheduled.sequence;
-    });
-    if (!is_failed) scheduler_.publish(*run.scheduled.sequence);
+    if (!is_failed(run.scheduled.sequence)) scheduler_.publish(*run.scheduled.sequence);
   }
   for (size_t i = first_update; i < updates.size(); ++i) {
     if (!updates[i].finished) continue;

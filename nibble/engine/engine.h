@@ -65,7 +65,7 @@ struct EngineStats {
   int64_t num_generated_tokens = 0;
   int64_t num_cached_tokens = 0;  // found instead of computed
   int64_t num_preemptions = 0;
-  int64_t num_windows = 0;  // verified windows of drafts
+  int64_t num_windows = 0;  // verified windows of drafts, but for those cut by the end
   int64_t num_draft_tokens = 0;
   std::vector<int64_t> accepted_at;  // windows in which the draft at this place was accepted
   int64_t num_running = 0;           // now
@@ -121,7 +121,8 @@ class Engine {
   void finish(Sequence& sequence, RequestUpdate update, std::vector<RequestUpdate>& updates);
   void accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler::Window window,
               std::vector<RequestUpdate>& updates);
-  void score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& updates);
+  using Failures = std::vector<std::pair<Sequence*, Error>>;
+  void score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& updates, Failures& failed);
 
   LoadedModel& model_;
   EngineOptions options_;

@@ -1,5 +1,7 @@
 #include "nibble/engine/engine_thread.h"
 
+#include <exception>
+
 #include "nibble/base/error.h"
 
 namespace nibble {
@@ -15,7 +17,7 @@ Result<uint64_t> EngineThread::submit(Request request, UpdateSink sink) {
   uint64_t ticket = 0;
   {
     const std::lock_guard lock(mutex_);
-    if (stopping_) return unavailable("the engine is shutting down");
+    if (stopping_) return unavailable(failure_.empty() ? "the engine is shutting down" : failure_);
     ticket = next_ticket_++;
     submissions_.push_back({ticket, std::move(request), std::move(sink)});
   }
@@ -62,10 +64,22 @@ void EngineThread::run() {
     }
     take_in(std::move(submissions), cancelled);
     if (stopping) abort_all();
-    if (engine_->has_work()) deliver(engine_->step());
-    const EngineStats stats = engine_->stats();
+    try {
+      std::vector<RequestUpdate> updates;
+      if (engine_->has_work()) updates = engine_->step();
+      {
+        // Before the updates: who saw a request's end finds its blocks free.
+        const EngineStats stats = engine_->stats();
+        const std::lock_guard lock(mutex_);
+        stats_ = stats;
+      }
+      deliver(updates);
+    } catch (const std::exception& exception) {
+      // Out of memory, or a device that failed: the engine's state can't be trusted any more.
+      fail_all(exception.what());
+      return;
+    }
     const std::lock_guard lock(mutex_);
-    stats_ = stats;
     if (stopping && submissions_.empty() && !engine_->has_work()) return;
   }
 }
@@ -100,6 +114,28 @@ void EngineThread::deliver(const std::vector<RequestUpdate>& updates) {
     ids_.erase(found->second.ticket);
     clients_.erase(found);
   }
+}
+
+void EngineThread::fail_all(const std::string& reason) {
+  std::vector<Submission> submissions;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    failure_ = "the engine failed: " + reason;
+    submissions.swap(submissions_);
+  }
+  RequestUpdate update;
+  update.finished = true;
+  update.finish_reason = FinishReason::kError;
+  update.error = unavailable(failure_).value();
+  for (const auto& [id, client] : clients_) {
+    update.id = id;
+    client.sink(update);
+  }
+  clients_.clear();
+  ids_.clear();
+  update.id = 0;
+  for (const Submission& submission : submissions) submission.sink(update);
 }
 
 void EngineThread::abort_all() {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -29,7 +30,8 @@ class EngineThread {
   ~EngineThread();
 
   // Queues a request. What is wrong with it comes as an update with kError, on the engine's thread.
-  // Returns a ticket for cancel(). Errors: kUnavailable after shutdown().
+  // Returns a ticket for cancel(). Errors: kUnavailable after shutdown(), and when a step threw:
+  // then every request has ended with kError.
   Result<uint64_t> submit(Request request, UpdateSink sink);
 
   // The request ends with kAbort within one step. Unknown and finished tickets are ignored.
@@ -57,6 +59,7 @@ class EngineThread {
   void run();
   void take_in(std::vector<Submission> submissions, const std::vector<uint64_t>& cancelled);
   void deliver(const std::vector<RequestUpdate>& updates);
+  void fail_all(const std::string& reason);
   void abort_all();
 
   // The engine's thread alone.
@@ -72,6 +75,7 @@ class EngineThread {
   EngineStats stats_;
   uint64_t next_ticket_ = 1;
   bool stopping_ = false;
+  std::string failure_;  // why the engine can't go on
 
   std::mutex join_mutex_;
   std::thread thread_;

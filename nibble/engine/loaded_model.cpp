@@ -64,6 +64,7 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   model->quant_config = std::move(quant_config);
   model->kernels = std::move(kernels);
   model->max_seq_len = weights_options.max_positions;
+  model->max_seq_len_was_asked = options.max_seq_len > 0;
   model->directory = directory;
   return model;
 }

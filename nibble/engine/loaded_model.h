@@ -37,6 +37,7 @@ class LoadedModel {
   Weights weights;
   Tokenizer tokenizer;
   int64_t max_seq_len = 0;
+  bool max_seq_len_was_asked = false;  // by ModelOptions, so that it may not be lowered unasked
   std::filesystem::path directory;
 
   // FP8 where the checkpoint asks for it, otherwise BF16.

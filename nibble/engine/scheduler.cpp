@@ -149,7 +149,8 @@ bool Scheduler::admit(Sequence& sequence) {
 int64_t Scheduler::prefill_chunk(const Sequence& sequence, int64_t budget) const {
   const int64_t pending = sequence.num_pending();
   if (pending <= budget) return pending;
-  if (!options_.enable_chunked_prefill) return 0;
+  // What was preempted may have grown beyond a step, and must come back all the same.
+  if (!options_.enable_chunked_prefill && sequence.num_preemptions == 0) return 0;
   const int64_t end = sequence.num_computed + budget;
   const int64_t whole = end / pool_.block_size() * pool_.block_size() - sequence.num_computed;
   return whole > 0 ? whole : budget;

@@ -17,7 +17,7 @@ struct SchedulerOptions {
   int64_t max_num_tokens = 512;  // tokens of a step, drafts included
   int64_t num_drafts = 0;        // that each decoding sequence may carry
   bool enable_block_reuse = true;
-  bool enable_chunked_prefill = true;
+  bool enable_chunked_prefill = true;  // of prompts; what was preempted always is
 };
 
 // A run of tokens of one sequence: num_tokens from num_computed on, of which the last

@@ -27,6 +27,7 @@ struct Sequence {
   bool use_prefix_cache = true;
   std::string cache_salt;
   int64_t num_prompt_logprobs = -1;  // entries for each prompt token; -1: none are wanted
+  int64_t num_scored = 0;  // prompt tokens whose log-probabilities were told, but the first
   std::optional<Clock::time_point> deadline;
 
   std::vector<int32_t> token_ids;  // prompt, then output

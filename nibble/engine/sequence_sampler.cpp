@@ -144,6 +144,7 @@ Result<SequenceSampler::Window> SequenceSampler::sample(const Drafts& drafts,
     if (window.ended) break;
   }
   window.num_accepted = std::min(verified->accepted, static_cast<int64_t>(window.token_ids.size()));
+  window.is_cut = window.token_ids.size() < verified->token_ids.size();
   return window;
 }
 

@@ -66,6 +66,7 @@ class SequenceSampler {
     std::optional<FinishReason> ended;
     std::string stop_text;     // the stop string that ended it
     int64_t num_accepted = 0;  // drafts among token_ids
+    bool is_cut = false;       // it ended before all that was judged to stand: counts for nothing
   };
 
   // Judges `drafts` and draws one more token. Row i of `logits` [drafts + 1, vocab_size] stands

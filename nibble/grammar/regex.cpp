@@ -281,8 +281,10 @@ class RegexEmitter {
 
   // Errors: kUnsupported for an anchor that is left.
   Result<int32_t> emit(const RegexNode& node, int32_t next) {
-    // Nested repetitions multiply.
-    if (builder_.too_large()) return invalid_argument("regex: its repetitions are too large");
+    // Nested repetitions multiply, also those of nothing, which add no nodes.
+    if (builder_.too_large() || ++num_emitted_ > kMaxEmitted) {
+      return invalid_argument("regex: its repetitions are too large");
+    }
     switch (node.kind) {
       case RegexNode::Kind::kSet:
         return target_ == RegexTarget::kText ? utf8_node(builder_, node.set, next)
@@ -334,8 +336,11 @@ class RegexEmitter {
     return first;
   }
 
+  static constexpr int64_t kMaxEmitted = 1'000'000;
+
   GrammarBuilder& builder_;
   RegexTarget target_;
+  int64_t num_emitted_ = 0;
 };
 
 }  // namespace

@@ -43,6 +43,17 @@ TEST(BlockPool, APublishedBlockIsFoundByItsTokensItsParentAndItsForm) {
   EXPECT_FALSE(pool.find(root, block_tokens(20), 4).has_value());
 }
 
+TEST(BlockPool, SaltsBehindWhichNothingIsPublishedAreForgotten) {
+  BlockPool pool(4, 4);
+  const int64_t kept = pool.root("tenant");
+  const int32_t block = *pool.take();
+  pool.publish(block, kept, block_tokens(10), 4);
+  for (int i = 0; i < 10'000; ++i) (void)pool.root(std::to_string(i));
+  EXPECT_LE(pool.num_roots(), 100u);
+  EXPECT_EQ(pool.root("tenant"), kept);
+  EXPECT_EQ(pool.find(kept, block_tokens(10), 4), block);
+}
+
 TEST(BlockPool, AFreedBlockIsFoundUntilItsRoomIsNeededLeastRecentlyFreedFirst) {
   BlockPool pool(3, 4);
   const int64_t root = pool.root("");

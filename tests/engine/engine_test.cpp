@@ -381,6 +381,75 @@ TEST(Engine, ARequestThatCannotRunIsRefusedAndTheOthersGoOn) {
   EXPECT_EQ(tokens, testing::reference_prompts()[2].greedy);
 }
 
+// Without chunked prefill a sequence that was preempted comes back longer than a step.
+TEST(Engine, PreemptedRequestsComeBackWithoutChunkedPrefill) {
+  std::vector<Request> requests;
+  for (const auto& prompt : questions()) {
+    if (requests.size() == 12) break;
+    if (prompt.size() > 40) continue;
+    Request request;
+    request.prompt_token_ids = prompt;
+    request.params.temperature = 0;
+    request.params.ignore_eos = true;
+    request.params.max_tokens = 60;
+    requests.push_back(std::move(request));
+  }
+  EngineOptions options;
+  options.enable_chunked_prefill = false;
+  options.enable_block_reuse = false;
+  options.max_num_tokens = 48;
+  options.num_blocks = 8;
+  const EngineRun run = run_engine(options, requests);
+  EXPECT_GT(run.stats.num_preemptions, 0);
+  EXPECT_EQ(run.outputs, run_engine({}, requests).outputs);
+}
+
+// A prompt that is preempted while it is scored tells each log-probability once.
+TEST(Engine, PreemptionLosesNoPromptLogprobs) {
+  EngineOptions options;
+  options.max_num_tokens = 32;
+  options.num_blocks = 12;
+  auto engine = Engine::create(engine_model(), options).value();
+  std::map<uint64_t, size_t> wanted;
+  std::map<uint64_t, std::vector<int32_t>> told;
+  std::map<uint64_t, std::vector<int32_t>> prompts;
+  for (const auto& prompt : questions()) {
+    if (wanted.size() == 6) break;
+    Request request;
+    request.prompt_token_ids = prompt;
+    request.prompt_token_ids.resize(std::min<size_t>(prompt.size(), 90));
+    request.params.prompt_logprobs = 0;
+    request.params.ignore_eos = true;
+    request.params.max_tokens = 60;
+    const uint64_t id = engine->add(request).value();
+    wanted[id] = request.prompt_token_ids.size() - 1;
+    prompts[id] = request.prompt_token_ids;
+  }
+  while (engine->has_work()) {
+    for (const RequestUpdate& update : engine->step()) {
+      for (const auto& entry : update.prompt_logprobs) told[update.id].push_back(entry.chosen.id);
+    }
+  }
+  EXPECT_GT(engine->stats().num_preemptions, 0);
+  for (const auto& [id, count] : wanted) {
+    const auto& prompt = prompts.at(id);
+    EXPECT_EQ(told[id], std::vector<int32_t>(prompt.begin() + 1, prompt.end())) << count;
+  }
+}
+
+TEST(Engine, AContextThatWasAskedForIsNotLoweredUnasked) {
+  ModelOptions model_options;
+  model_options.backend = "cpu";
+  model_options.max_seq_len = 512;
+  const auto model = LoadedModel::load(testing::demo_checkpoint(), model_options).value();
+  EngineOptions options;
+  options.num_blocks = 4;
+  const auto refused = Engine::create(*model, options);
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_THAT(refused.error().message, HasSubstr("max_seq_len is 512 tokens"));
+  EXPECT_THAT(refused.error().message, HasSubstr("holds 128"));
+}
+
 TEST(Engine, CancelledAndExpiredRequestsEndWithAbortAndFreeTheirBlocks) {
   auto engine = Engine::create(engine_model(), {});
   ASSERT_TRUE(engine.has_value());

@@ -88,6 +88,13 @@ TEST(Guided, BadPatternsAreErrors) {
   }
 }
 
+// Repetitions of nothing add no nodes, so their number has a bound of its own.
+TEST(Guided, ARegexOfManyEmptyRepetitionsIsRefusedAtOnce) {
+  const auto grammar = guided_grammar(regex_of("((((){1000}){1000}){1000}){1000}a"));
+  ASSERT_FALSE(grammar.has_value());
+  EXPECT_THAT(grammar.error().message, HasSubstr("too large"));
+}
+
 TEST(Guided, AChoiceIsOneOfTheTexts) {
   Guided guided;
   guided.kind = Guided::Kind::kChoice;

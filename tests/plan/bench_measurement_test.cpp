@@ -74,8 +74,9 @@ TEST(PlanBench, NamesTheFieldThatIsWrong) {
 
 // The whole way: the program measures itself, and the plan repeats it.
 TEST(PlanBench, PlansWithWhatTheBenchPrinted) {
-  const auto measured = run_nibble({"bench", "offline", "demo", "--num-requests", "4", "--input-len", "16",
-                                    "--output-len", "8", "--batch-sizes", "1,4", "--json"});
+  const auto measured =
+      run_nibble({"bench", "offline", "demo", "--num-requests", "4", "--input-len", "16",
+                  "--output-len", "8", "--batch-sizes", "1,4", "--json"});
   ASSERT_EQ(measured.exit_code, 0) << measured.err;
   const TemporaryFolder folder;
   const std::string file = (folder / "bench.json").string();
