@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
 
 namespace nibble {
 namespace {
@@ -22,6 +23,13 @@ std::string shell_word(const std::string& text) {
     }
   }
   return quoted + "'";
+}
+
+// What nibble quantize --scheme calls a format; empty: it doesn't make it.
+std::string_view scheme_of(std::string_view format_id) {
+  if (format_id == "nvfp4-v1") return "nvfp4-mlp";
+  if (format_id == "nvfp4-v2" || format_id == "nvfp4-attention") return format_id;
+  return {};
 }
 
 std::string no_backend(const PlanDevice& device) {
@@ -54,16 +62,11 @@ void add_launch(PlanReport& report, const std::optional<PlanFormat>& asked_forma
   const std::string& stored = report.model->stored_format;
   if (!report.model->directory.empty() && (!asked_format || asked_format->id == stored)) {
     directory = shell_word(report.model->directory);
-  } else if (report.format_id == "nvfp4-v2" || report.format_id == "nvfp4-v1") {
+  } else if (const std::string_view scheme = scheme_of(report.format_id); !scheme.empty()) {
     const std::string source =
         report.model->directory.empty() ? "FP8_DIR" : shell_word(report.model->directory);
     report.steps_before.push_back(
-        fmt::format("nibble quantize {} DIR --scheme {}", source,
-                    report.format_id == "nvfp4-v2" ? "nvfp4-v2" : "nvfp4-mlp"));
-  } else if (report.format_id == "nvfp4-attention") {
-    report.notes.push_back(
-        "nibble quantize has no scheme for nvfp4-attention: DIR has to come "
-        "from elsewhere");
+        fmt::format("nibble quantize {} DIR --scheme {}", source, scheme));
   }
   std::string command = fmt::format("nibble serve {}", directory);
   if (report.device.is_cpu()) {
@@ -104,9 +107,12 @@ void add_launch(PlanReport& report, const std::optional<PlanFormat>& asked_forma
                     (split.gpus + report.device.gpus_per_node - 1) / report.device.gpus_per_node,
                     report.device.gpus_per_node));
   }
-  report.notes.push_back(
-      "this version of nibble has no serve command yet; the launch line names "
-      "the options it is to have");
+  if (split.gpus > 1 || !report.device.is_cpu()) {
+    report.notes.push_back(
+        "this version of nibble serves with one process on the CPU; a launch line with --tp, --ep "
+        "or "
+        "a GPU names the options it is to have");
+  }
   report.launch = std::move(command);
 }
 

@@ -121,7 +121,7 @@ TEST(Planner, EndsWithACommandAndWhatWasAssumed) {
   EXPECT_THAT(text, HasSubstr("file 413.31 GB (384.9 GiB)"));
   EXPECT_THAT(text, HasSubstr("weights              64.53"));
   EXPECT_THAT(text, HasSubstr("3,078,656 tokens per device"));
-  EXPECT_THAT(text, HasSubstr("no serve command yet"));
+  EXPECT_THAT(text, HasSubstr("serves with one process on the CPU"));
 }
 
 TEST(Planner, GivesNoCommandWhereNothingRuns) {
