@@ -190,14 +190,14 @@ EngineResult<RequestHandle> LLM::Impl::start(Prepared prepared,
 EngineResult<std::vector<RequestHandle>> LLM::Impl::start_all(
     const Prompts& prompts, std::span<const SamplingParams> params) {
   if (prompts.empty()) return nibble::invalid_argument("there are no prompts");
-  if (params.size() != 1 && params.size() != prompts.size()) {
+  if (params.size() != prompts.size()) {
     return nibble::invalid_argument(
-        fmt::format("there are {} sampling params for {} prompts, expected one, or one for each",
+        fmt::format("there are {} sampling params for {} prompts, expected one for each",
                     params.size(), prompts.size()));
   }
   std::vector<Prepared> prepared;
   for (size_t i = 0; i < prompts.size(); ++i) {
-    auto one = prepare(prompts[i], params[params.size() == 1 ? 0 : i]);
+    auto one = prepare(prompts[i], params[i]);
     if (!one) {
       return tl::unexpected(std::move(one).error().with_context(fmt::format("prompt {}", i)));
     }
@@ -267,7 +267,7 @@ Result<LLM> LLM::load(const LLMOptions& options) {
 
 Result<std::vector<RequestOutput>> LLM::generate(const Prompts& prompts,
                                                  const SamplingParams& params) const {
-  return to_api(impl_->generate(prompts, {&params, 1}));
+  return to_api(impl_->generate(prompts, std::vector(prompts.size(), params)));
 }
 
 Result<std::vector<RequestOutput>> LLM::generate(const Prompts& prompts,

@@ -209,7 +209,15 @@ Fields cache_fields(api::KvCacheConfig* c) {
   fields["dtype"] = set(&c->dtype);
   fields["tokens_per_block"] = fields["block_size"] = set(&c->tokens_per_block);
   fields["enable_block_reuse"] = set(&c->enable_block_reuse);
-  fields["enable_partial_reuse"] = set(&c->enable_partial_reuse);
+  fields["enable_partial_reuse"] = [c](const JsonValue& value) -> Status {
+    NIBBLE_TRY(set(&c->enable_partial_reuse)(value));
+    if (c->enable_partial_reuse) {
+      log_info(
+          "kv_cache_config.enable_partial_reuse is accepted and has no effect: whole blocks alone "
+          "are reused");
+    }
+    return {};
+  };
   fields["host_cache_size"] = set(&c->host_cache_size);
   return fields;
 }

@@ -1,5 +1,7 @@
 #include "nibble/api/request_state.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "nibble/api/convert.h"
@@ -65,16 +67,28 @@ void RequestHandle::State::on_update(const AnswerGroup& group, int choice,
     take_in(group, choice, update);
     if (on_output_ && (streams_ || output_.finished)) shown = snapshot(&callback_taken_);
     if (fresh_) on_progress = on_progress_;
+    if (output_.finished) on_progress_ = nullptr;
   }
   changed_.notify_all();
-  if (on_progress) on_progress();
+  if (on_progress) call_user("on_progress", on_progress);
   if (!shown) return;
+  call_user("outputs", [&] { on_output_(*shown); });
+  // A callback may hold its own request's handle: they would keep each other for ever.
+  if (shown->finished) on_output_ = nullptr;
+}
+
+void RequestHandle::State::call_user(std::string_view name, const std::function<void()>& call) {
+  std::string what;
   try {
-    on_output_(*shown);
+    call();
+    return;
   } catch (const std::exception& exception) {
-    log_error(std::string("a callback for outputs threw, its request ends: ") + exception.what());
-    abort();
+    what = exception.what();
+  } catch (...) {
+    what = "no std::exception";
   }
+  log_error(fmt::format("a callback for {} threw, its request ends: {}", name, what));
+  abort();
 }
 
 void RequestHandle::State::take_in(const AnswerGroup& group, int choice,
@@ -168,7 +182,7 @@ void RequestHandle::State::on_progress(const std::function<void()>& callback) {
   bool now = false;
   {
     const std::lock_guard lock(mutex_);
-    on_progress_ = callback;
+    if (!output_.finished) on_progress_ = callback;
     now = callback && (fresh_ || (output_.finished && !gave_last_));
   }
   if (now) callback();

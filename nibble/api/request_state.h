@@ -57,6 +57,8 @@ class RequestHandle::State : public std::enable_shared_from_this<RequestHandle::
   void on_update(const AnswerGroup& group, int choice, const RequestUpdate& update);
   void take_in(const AnswerGroup& group, int choice, const RequestUpdate& update);
   void finish(const AnswerGroup& group);
+  // Calls what a user gave; the request ends when it throws.
+  void call_user(std::string_view name, const std::function<void()>& call);
   void add_text(size_t output, std::span<const int32_t> token_ids, std::string_view text);
   // The output, with what is new in it since `taken`, which is brought up to date.
   RequestOutput snapshot(std::vector<Taken>* taken) const;
@@ -64,7 +66,7 @@ class RequestHandle::State : public std::enable_shared_from_this<RequestHandle::
   const uint64_t id_;
   const nibble::SamplingParams params_;
   const bool streams_;  // best_of is n: choices are shown while they grow
-  const Callback on_output_;
+  Callback on_output_;  // the engine's thread alone; empty behind its last call
   const std::chrono::steady_clock::time_point arrival_ = std::chrono::steady_clock::now();
 
   mutable std::mutex mutex_;  // guards all below

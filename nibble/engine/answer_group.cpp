@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "nibble/base/error.h"
 
@@ -13,10 +14,18 @@ using Clock = std::chrono::steady_clock;
 
 constexpr double kForever = 3e9;  // seconds: a century; more would overflow the clock
 
+// 0 for a whole answer, more the less it can be used.
+int rank_class(const Answer& answer) {
+  if (answer.error || answer.finish_reason == FinishReason::kError) return 3;
+  if (answer.token_ids.empty()) return 2;
+  return answer.finish_reason == FinishReason::kAbort ? 1 : 0;
+}
+
 }  // namespace
 
 double Answer::mean_logprob() const {
-  return token_ids.empty() ? 0 : cumulative_logprob / static_cast<double>(token_ids.size());
+  if (token_ids.empty()) return -std::numeric_limits<double>::infinity();
+  return cumulative_logprob / static_cast<double>(token_ids.size());
 }
 
 Status check_streaming(const SamplingParams& params) {
@@ -136,8 +145,9 @@ std::vector<const Answer*> AnswerGroup::best() const {
   for (const Answer& answer : answers_) best.push_back(&answer);
   if (static_cast<int64_t>(best.size()) > n_) {
     std::stable_sort(best.begin(), best.end(), [](const Answer* a, const Answer* b) {
-      if (a->error.has_value() != b->error.has_value()) return b->error.has_value();
-      return a->mean_logprob() > b->mean_logprob();
+      const int class_a = rank_class(*a);
+      const int class_b = rank_class(*b);
+      return class_a != class_b ? class_a < class_b : a->mean_logprob() > b->mean_logprob();
     });
     best.resize(static_cast<size_t>(n_));
   }

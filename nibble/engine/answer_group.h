@@ -28,7 +28,7 @@ struct Answer {
   std::string stop_text;
   std::optional<Error> error;
 
-  // cumulative_logprob for each token; 0 without any.
+  // cumulative_logprob for each token; -inf without any.
   double mean_logprob() const;
 };
 
@@ -56,7 +56,8 @@ class AnswerGroup : public std::enable_shared_from_this<AnswerGroup> {
   const std::vector<Answer>& answers() const { return answers_; }
 
   // The n to return: all in order of their choice when best_of is n, otherwise those with the
-  // highest mean log-probability, best first, ties by choice; failed ones come last.
+  // highest mean log-probability, best first, ties by choice. Behind all whole answers come those
+  // that were aborted, then those without a token, then failed ones.
   std::vector<const Answer*> best() const;
 
   // Of choice 0, which the prompt was computed for.

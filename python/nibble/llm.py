@@ -70,11 +70,13 @@ class RequestHandle:
         return self._native.finished
 
     def result(self, timeout: float | None = None) -> RequestOutput:
-        """Waits for the end. TimeoutError after `timeout` seconds; Ctrl-C aborts the request."""
+        """Waits for the end. TimeoutError after `timeout` seconds, and the request goes on; what
+        else ends the wait, as Ctrl-C does, aborts it."""
         try:
             return request_output(self._native.result(timeout))
-        except KeyboardInterrupt:
-            self.abort()
+        except BaseException as error:
+            if timeout is None or not isinstance(error, TimeoutError):
+                self.abort()
             raise
 
     def abort(self) -> None:
@@ -87,7 +89,7 @@ class RequestHandle:
     def __next__(self) -> RequestOutput:
         try:
             values = self._native.next()
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or what another signal's handler raised
             self.abort()
             raise
         if values is None:
@@ -169,14 +171,15 @@ class LLM:
         """Answers, in the order of the prompts; one prompt gives one output.
 
         `inputs` is a prompt or a list of prompts; a list of ids is one prompt. All are checked
-        before any runs. What goes wrong later concerns one request: its `error` is set. Ctrl-C
-        aborts them all.
+        before any runs. What goes wrong later concerns one request: its `error` is set. Ctrl-C,
+        or whatever else ends the wait, aborts them all. `sampling_params` is for all, or a list with
+        one for each.
         """
         single = _is_prompt(inputs)
         handles = self._start([inputs] if single else list(inputs), sampling_params)
         try:
             outputs = [handle.result() for handle in handles]
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or what another signal's handler raised
             for handle in handles:
                 handle.abort()
             raise
@@ -256,8 +259,11 @@ class LLM:
     def _start(self, prompts: list[Prompt], params: Any) -> list[RequestHandle]:
         if params is None:
             params = SamplingParams()
-        each = [params] if isinstance(params, SamplingParams) else list(params)
-        native = self._native.start([_native_prompt(p) for p in prompts], [p.to_json() for p in each])
+        if isinstance(params, SamplingParams):
+            each = [params.to_json()] * len(prompts)
+        else:
+            each = [one.to_json() for one in params]
+        native = self._native.start([_native_prompt(p) for p in prompts], each)
         return [RequestHandle(handle) for handle in native]
 
 

@@ -31,6 +31,13 @@ T value_or_raise(nibble::Result<T> result) {
   return *std::move(result);
 }
 
+// What `call` returns, a nibble::Result; other Python threads run meanwhile.
+template <typename Call>
+auto without_gil(const Call& call) {
+  const py::gil_scoped_release release;
+  return call();
+}
+
 void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
@@ -193,11 +200,7 @@ nibble::Prompts to_prompts(const std::vector<PyPrompt>& prompts) {
 
 nibble::LLM load(const std::string& options_json) {
   const auto options = value_or_raise(nibble::parse_llm_options(options_json));
-  auto llm = [&] {
-    const py::gil_scoped_release release;
-    return nibble::LLM::load(options);
-  }();
-  return value_or_raise(std::move(llm));
+  return value_or_raise(without_gil([&] { return nibble::LLM::load(options); }));
 }
 
 std::vector<nibble::RequestHandle> start(const nibble::LLM& llm,
@@ -209,11 +212,7 @@ std::vector<nibble::RequestHandle> start(const nibble::LLM& llm,
     params.push_back(value_or_raise(nibble::parse_sampling_params(json)));
   }
   const nibble::Prompts converted = to_prompts(prompts);
-  auto handles = [&] {
-    const py::gil_scoped_release release;
-    return llm.generate_async(converted, params);
-  }();
-  return value_or_raise(std::move(handles));
+  return value_or_raise(without_gil([&] { return llm.generate_async(converted, params); }));
 }
 
 }  // namespace
@@ -266,16 +265,18 @@ PYBIND11_MODULE(_nibble, m) {
       .def("start_chat",
            [](const nibble::LLM& self, const std::string& messages, const std::string& params) {
              const auto parsed = value_or_raise(nibble::parse_sampling_params(params));
-             return value_or_raise(self.chat_async(messages, parsed));
+             return value_or_raise(without_gil([&] { return self.chat_async(messages, parsed); }));
            })
       .def("encode",
            [](const nibble::LLM& self, const std::string& text, bool add_special_tokens) {
-             return value_or_raise(self.encode(text, add_special_tokens));
+             return value_or_raise(
+                 without_gil([&] { return self.encode(text, add_special_tokens); }));
            })
-      .def("decode", &nibble::LLM::decode)
+      .def("decode", &nibble::LLM::decode, py::call_guard<py::gil_scoped_release>())
       .def("apply_chat_template",
            [](const nibble::LLM& self, const std::string& json, const std::string& thinking) {
-             return value_or_raise(self.apply_chat_template(json, thinking));
+             return value_or_raise(
+                 without_gil([&] { return self.apply_chat_template(json, thinking); }));
            })
       .def("get_stats", [](const nibble::LLM& self) { return stats_dict(self.get_stats()); })
       .def_property_readonly("max_seq_len", &nibble::LLM::max_seq_len)

@@ -1,4 +1,5 @@
 import json
+import signal
 import threading
 import time
 
@@ -102,6 +103,49 @@ def test_abort_and_timeout(llm):
     assert handle.result().outputs[0].finish_reason == "abort"
 
 
+def test_whatever_ends_the_wait_ends_the_requests(llm):
+    def interrupt(*_):
+        raise RuntimeError("enough")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(RuntimeError, match="enough"):
+            llm.generate(["Hello", "My name is"], SamplingParams(temperature=0, ignore_eos=True))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    tokens = llm.generate("Hello", SamplingParams(max_tokens=1)).outputs[0].token_ids
+    assert len(tokens) == 1  # a step later
+    stats = llm.get_stats()
+    assert (stats["num_requests_running"], stats["num_requests_waiting"]) == (0, 0)
+
+
+def longest_pause_beside(call):
+    """The longest that this thread stood still while another ran `call`, and how long that ran."""
+    spans = []
+
+    def timed():
+        begin = time.perf_counter()
+        call()
+        spans.append(time.perf_counter() - begin)
+
+    other = threading.Thread(target=timed)
+    pause, last = 0.0, time.perf_counter()
+    other.start()
+    while other.is_alive():
+        now = time.perf_counter()
+        pause, last = max(pause, now - last), now
+    other.join()
+    return pause, spans[0]
+
+
+def test_other_threads_run_while_one_encodes(llm):
+    text = "Hello, my name is nobody. " * 600_000
+    pause, span = longest_pause_beside(lambda: llm.encode(text))
+    assert pause < span / 2
+
+
 def test_other_threads_run_while_one_waits(llm):
     handle = llm.generate_async("Hello", SamplingParams(temperature=0, ignore_eos=True))
     waiter = threading.Thread(target=handle.result)
@@ -136,6 +180,12 @@ def test_all_prompts_are_checked_before_any_runs(llm):
     with pytest.raises(ValueError, match="prompt 1: token 0 of the prompt is 4096"):
         llm.generate(["good", [4096]], GREEDY)
     assert llm.get_stats()["generation_tokens_total"] == before
+
+
+def test_a_list_of_params_has_one_for_each_prompt(llm):
+    with pytest.raises(ValueError, match="1 sampling params for 2 prompts"):
+        llm.generate(["Hello", "My name is"], [GREEDY])
+    assert llm.generate("The capital of France is", [GREEDY]).text == " Paris."
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ using ::testing::HasSubstr;
 TEST(Llm, AnswersOfABatchAreThoseOfTransformersInOrder) {
   std::vector<Prompt> prompts;
   const auto references = testing::greedy_prompts();
+  prompts.reserve(references.size());
   for (const auto& reference : references) prompts.emplace_back(reference.ids);
   const auto outputs = demo_llm().generate(prompts, {.temperature = 0});
   ASSERT_TRUE(outputs.has_value()) << outputs.error().message;
@@ -144,6 +145,37 @@ TEST(Llm, AThrowingCallbackEndsItsOwnRequestAlone) {
   EXPECT_EQ(demo_llm().generate("The capital of France is", {.temperature = 0})->text(), " Paris.");
 }
 
+TEST(Llm, AnythingMayBeThrownByACallback) {
+  const SamplingParams endless{.temperature = 0, .ignore_eos = true};
+  const auto handle =
+      demo_llm().generate_async("Hello", endless, [](const RequestOutput&) { throw 7; });
+  EXPECT_EQ(handle->result().outputs[0].finish_reason, "abort");
+  // The first call, on this thread, must not throw: what it throws is this thread's.
+  auto watched = demo_llm().generate_async("Hello", endless);
+  watched->on_progress([caller = std::this_thread::get_id()] {
+    if (std::this_thread::get_id() != caller) throw std::runtime_error("the caller's own trouble");
+  });
+  EXPECT_EQ(watched->result().outputs[0].finish_reason, "abort");
+  EXPECT_EQ(demo_llm().generate("The capital of France is", {.temperature = 0})->text(), " Paris.");
+}
+
+TEST(Llm, CallbacksThatHoldTheirHandleAreFreedAtTheEnd) {
+  std::weak_ptr<std::promise<RequestHandle>> seen;
+  {
+    const auto own = std::make_shared<std::promise<RequestHandle>>();
+    seen = own;
+    auto handle = demo_llm().generate_async("The capital of France is", {.temperature = 0},
+                                            [own](const RequestOutput&) {});
+    ASSERT_TRUE(handle.has_value()) << handle.error().message;
+    own->set_value(*handle);  // the callback's own request
+    handle->on_progress([own] {});
+    (void)handle->result();
+  }
+  // A later answer: the engine's thread is through with the first.
+  (void)demo_llm().generate("Hello", {.max_tokens = 2});
+  EXPECT_TRUE(seen.expired());
+}
+
 TEST(Llm, AbortEndsARequestThatWouldGoOn) {
   auto handle = demo_llm().generate_async("Hello", {.temperature = 0, .ignore_eos = true});
   ASSERT_TRUE(handle.has_value());
@@ -178,6 +210,8 @@ TEST(Llm, BadRequestsAreRefusedByName) {
   EXPECT_THAT(message(llm.generate("x\xff")), HasSubstr("UTF-8"));
   EXPECT_THAT(message(llm.generate(Prompts{"a", "b"}, std::vector<SamplingParams>(3))),
               HasSubstr("3 sampling params for 2 prompts"));
+  EXPECT_THAT(message(llm.generate(Prompts{"a", "b"}, std::vector<SamplingParams>(1))),
+              HasSubstr("1 sampling params for 2 prompts"));
   EXPECT_THAT(message(llm.generate("x", {.guided = GuidedDecoding{}})), HasSubstr("exactly one"));
   EXPECT_THAT(message(llm.generate("x", {.timeout_seconds = 0})),
               HasSubstr("timeout_seconds is 0"));
