@@ -14,9 +14,9 @@ namespace {
 using ::testing::HasSubstr;
 
 LoadedModel& group_model() {
-  static const std::unique_ptr<LoadedModel> model =
+  static const std::unique_ptr<LoadedModel> kModel =
       testing::load_model(testing::demo_checkpoint(), "cpu");
-  return *model;
+  return *kModel;
 }
 
 std::unique_ptr<EngineThread> group_engine() {
@@ -101,6 +101,29 @@ TEST(AnswerGroup, TheBestByMeanLogprobAreKept) {
   ASSERT_EQ(best.size(), 2U);
   EXPECT_EQ(best[0]->mean_logprob(), means[0]);
   EXPECT_EQ(best[1]->mean_logprob(), means[1]);
+}
+
+TEST(AnswerGroup, ChoicesThatNeverRanComeBehindAFinishedOne) {
+  EngineOptions options;
+  options.max_batch_size = 1;
+  const auto engine = std::make_unique<EngineThread>(*Engine::create(group_model(), options));
+  const auto itself = std::make_shared<std::promise<std::shared_ptr<AnswerGroup>>>();
+  const auto done = std::make_shared<std::promise<void>>();
+  const auto group = AnswerGroup::submit(
+      *engine, sampled_request(1, 3),
+      [itself, done](const AnswerGroup& g, int choice, const RequestUpdate& update) {
+        // The others wait for the one place, and never get it.
+        if (choice == 0 && update.finished) itself->get_future().get()->cancel();
+        if (update.finished && g.finished()) done->set_value();
+      });
+  ASSERT_TRUE(group.has_value()) << group.error().message;
+  itself->set_value(*group);
+  done->get_future().wait();
+  EXPECT_TRUE((*group)->answers()[1].token_ids.empty());
+  EXPECT_EQ((*group)->answers()[1].finish_reason, FinishReason::kAbort);
+  EXPECT_LT((*group)->answers()[0].mean_logprob(), 0);
+  ASSERT_EQ((*group)->best().size(), 1U);
+  EXPECT_EQ((*group)->best()[0]->choice, 0);
 }
 
 TEST(AnswerGroup, ABadPromptFailsEveryChoiceAndLeavesTheEngineAlone) {
