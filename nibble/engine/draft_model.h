@@ -3,11 +3,8 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
-#include "nibble/base/result.h"
-#include "nibble/engine/kv_cache.h"
-#include "nibble/engine/loaded_model.h"
+#include "nibble/engine/model_passes.h"
 #include "nibble/engine/step_batch.h"
 
 namespace nibble {
@@ -21,9 +18,8 @@ namespace nibble {
 // token; it is kept with each block.
 class DraftModel {
  public:
-  // The model has an MTP layer. Errors: kOutOfMemory.
-  static Result<DraftModel> create(LoadedModel& model, int64_t num_blocks, int64_t block_size,
-                                   int64_t max_rows);
+  // `passes` has the MTP layer and must outlive this. block_size in tokens.
+  DraftModel(ModelPasses& passes, int64_t block_size) : passes_(passes), block_size_(block_size) {}
 
   // Keeps the hidden states of the tokens that end blocks. Call when the runs' accepted tokens are
   // known (num_computed), before blocks are published.
@@ -38,20 +34,13 @@ class DraftModel {
   // Computes all missing pairs of the step's sequences, then makes sequence.num_draft_steps drafts
   // for each into sequence.drafts, fewer where a grammar ends. Finished sequences are left out by
   // the caller.
-  void draft(const StepBatch& step, std::span<const StepBatch::Run> alive, const KvCache& cache,
-             StepRunner& runner, const Choice& choice);
+  void draft(std::span<const StepBatch::Run> alive, const Choice& choice);
 
  private:
-  explicit DraftModel(LoadedModel& model) : model_(&model) {}
+  HiddenRow previous(const StepBatch::Run& run, int64_t pair) const;
 
-  void copy_previous(const StepBatch::Run& run, const MatrixView& hidden, int64_t pair,
-                     float* out) const;
-
-  LoadedModel* model_;
-  int64_t block_size_ = 0;
-  Buffer block_hidden_;  // [num_blocks, hidden_size]
-  Buffer previous_;      // [max_rows, hidden_size]
-  Buffer hidden_;        // [max_rows, hidden_size]
+  ModelPasses& passes_;
+  int64_t block_size_;
 };
 
 }  // namespace nibble

@@ -10,6 +10,7 @@
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
+#include "nibble/engine/local_passes.h"
 #include "nibble/engine/sampler.h"
 
 namespace nibble {
@@ -76,10 +77,11 @@ double EngineStats::acceptance_length() const {
 }
 
 Engine::Engine(LoadedModel& model, const EngineOptions& options,
-               const SchedulerOptions& scheduler_options, KvCache cache, int32_t num_blocks)
+               const SchedulerOptions& scheduler_options, std::unique_ptr<ModelPasses> passes,
+               int32_t num_blocks)
     : model_(model),
       options_(options),
-      cache_(std::move(cache)),
+      passes_(std::move(passes)),
       pool_(num_blocks, static_cast<int32_t>(options.block_size)),
       scheduler_(scheduler_options, pool_),
       draft_policy_(options.draft, options.num_drafts) {
@@ -97,7 +99,11 @@ Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineO
   cache_options.block_size = options.block_size;
   cache_options.num_blocks = num_blocks;
   cache_options.with_mtp = options.num_drafts > 0;
-  KvCache cache = NIBBLE_TRY(KvCache::create(model.config, cache_options, model.kernels->device()));
+  // A step's pairs for the MTP layer: its tokens, and one more for each sequence behind a found
+  // prefix.
+  const int64_t max_rows = options.max_num_tokens + options.max_batch_size;
+  std::unique_ptr<ModelPasses> passes =
+      NIBBLE_TRY(LocalPasses::create(model, cache_options, max_rows));
 
   SchedulerOptions scheduler_options;
   scheduler_options.max_batch_size = options.max_batch_size;
@@ -105,15 +111,10 @@ Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineO
   scheduler_options.num_drafts = options.num_drafts;
   scheduler_options.enable_block_reuse = options.enable_block_reuse;
   scheduler_options.enable_chunked_prefill = options.enable_chunked_prefill;
-  std::unique_ptr<Engine> engine(new Engine(model, options, scheduler_options, std::move(cache),
+  std::unique_ptr<Engine> engine(new Engine(model, options, scheduler_options, std::move(passes),
                                             static_cast<int32_t>(num_blocks)));
-  // A step's pairs for the MTP layer: its tokens, and one more for each sequence behind a found
-  // prefix.
-  const int64_t max_rows = options.max_num_tokens + options.max_batch_size;
-  engine->runner_ = NIBBLE_TRY(StepRunner::create(model, max_rows));
   if (options.num_drafts > 0) {
-    engine->drafter_ =
-        NIBBLE_TRY(DraftModel::create(model, num_blocks, options.block_size, max_rows));
+    engine->drafter_.emplace(*engine->passes_, options.block_size);
   }
   const int64_t pool_tokens =
       num_blocks * options.block_size - (options.num_drafts > 0 ? options.num_drafts + 1 : 0);
@@ -209,7 +210,7 @@ std::vector<RequestUpdate> Engine::step() {
   drop_ended(updates);
   const std::vector<ScheduledRun> runs = scheduler_.schedule();
   if (runs.empty()) return updates;
-  const StepBatch batch = runner_->run(runs, cache_);
+  const StepBatch batch = run_step(runs, *passes_);
   sample(batch, updates);
   ++stats_.num_steps;
   return updates;
@@ -291,14 +292,14 @@ void Engine::score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& up
     // After a preemption the prompt runs again; what was told stays told.
     const int64_t first = std::max(run.first_position, sequence.num_scored);
     if (first >= end) continue;
-    std::vector<StepRunner::RowRange> rows;
+    std::vector<RowRange> rows;
     for (int64_t at = first; at < end; at += kRows) {
       rows.push_back({run.first_row + at - run.first_position, std::min(kRows, end - at)});
     }
     std::optional<Error> error;
     RequestUpdate update;
     update.id = sequence.id;
-    runner_->logits(batch.hidden, rows, [&](size_t i, const MatrixView& logits) {
+    passes_->logits(HiddenRow::From::kStep, rows, [&](size_t i, const MatrixView& logits) {
       for (int64_t r = 0; r < logits.rows; ++r) {
         const int64_t position = run.first_position + rows[i].first - run.first_row + r;
         auto entry = logprobs({logits.row<float>(r), static_cast<size_t>(logits.cols)},
@@ -323,7 +324,7 @@ void Engine::score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& up
 
 void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates) {
   // Which rows the head runs over, and for which run.
-  std::vector<StepRunner::RowRange> rows;
+  std::vector<RowRange> rows;
   std::vector<size_t> sampling;
   std::vector<RequestUpdate> scored;
   Failures failed;
@@ -366,7 +367,7 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
   }
   const size_t first_update = updates.size();
   std::move(scored.begin(), scored.end(), std::back_inserter(updates));
-  runner_->logits(batch.hidden, rows, [&](size_t i, const MatrixView& logits) {
+  passes_->logits(HiddenRow::From::kStep, rows, [&](size_t i, const MatrixView& logits) {
     const ScheduledRun& run = batch.runs[sampling[i]].scheduled;
     auto window = run.sequence->sampler.sample(run.sequence->drafts, logits, sampler_);
     if (window) {
@@ -390,7 +391,7 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
   }
   if (drafter_) {
     drafter_->keep_hidden(batch);
-    drafter_->draft(batch, alive, cache_, *runner_, {options_.draft.draft_sampling, &sampler_});
+    drafter_->draft(alive, {options_.draft.draft_sampling, &sampler_});
   }
   for (const StepBatch::Run& run : batch.runs) {
     if (!is_failed(run.scheduled.sequence)) scheduler_.publish(*run.scheduled.sequence);

@@ -12,11 +12,10 @@
 #include "nibble/engine/block_pool.h"
 #include "nibble/engine/draft_model.h"
 #include "nibble/engine/draft_policy.h"
-#include "nibble/engine/kv_cache.h"
 #include "nibble/engine/loaded_model.h"
+#include "nibble/engine/model_passes.h"
 #include "nibble/engine/scheduler.h"
 #include "nibble/engine/step_batch.h"
-#include "nibble/model/workspace.h"
 
 namespace nibble {
 
@@ -111,7 +110,8 @@ class Engine {
 
  private:
   Engine(LoadedModel& model, const EngineOptions& options,
-         const SchedulerOptions& scheduler_options, KvCache cache, int32_t num_blocks);
+         const SchedulerOptions& scheduler_options, std::unique_ptr<ModelPasses> passes,
+         int32_t num_blocks);
 
   // Made when the first request asks for guided output: it reads the whole vocabulary.
   GuidedCache& grammars();
@@ -126,10 +126,9 @@ class Engine {
 
   LoadedModel& model_;
   EngineOptions options_;
-  KvCache cache_;
+  std::unique_ptr<ModelPasses> passes_;
   BlockPool pool_;
   Scheduler scheduler_;
-  std::optional<StepRunner> runner_;
   std::optional<DraftModel> drafter_;
   DraftPolicy draft_policy_;
   std::unique_ptr<GuidedCache> grammars_;

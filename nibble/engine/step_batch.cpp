@@ -1,19 +1,10 @@
 #include "nibble/engine/step_batch.h"
 
 #include <algorithm>
-#include <cstring>
-#include <stdexcept>
 
 #include "nibble/base/check.h"
-#include "nibble/model/forward.h"
 
 namespace nibble {
-namespace {
-
-constexpr int64_t kLogitRows = 64;  // of one pass of the head; a window has at most 9
-
-}  // namespace
-
 void BatchBuilder::add_segment(int64_t first_row, int64_t count, int64_t first_position,
                                MlaForm form, std::span<const int32_t> block_table,
                                int64_t slot_offset) {
@@ -41,22 +32,7 @@ void BatchBuilder::add(std::span<const int32_t> tokens, int64_t first_position, 
 
 Batch BatchBuilder::batch() const { return {token_ids_, AttentionBatch{num_tokens(), segments_}}; }
 
-Result<StepRunner> StepRunner::create(LoadedModel& model, int64_t max_rows) {
-  Device& device = model.kernels->device();
-  StepRunner runner(model, NIBBLE_TRY(Workspace::create(model.config, *model.kernels, max_rows)));
-  const auto bytes = [](int64_t rows, int64_t cols) {
-    return static_cast<size_t>(rows * cols) * sizeof(float);
-  };
-  runner.hidden_ =
-      NIBBLE_TRY(device.allocate_host_visible(bytes(max_rows, model.config.hidden_size)));
-  runner.gathered_ =
-      NIBBLE_TRY(device.allocate_host_visible(bytes(kLogitRows, model.config.hidden_size)));
-  runner.logits_ =
-      NIBBLE_TRY(device.allocate_host_visible(bytes(kLogitRows, model.config.vocab_size)));
-  return runner;
-}
-
-StepBatch StepRunner::run(std::span<const ScheduledRun> runs, const KvCache& cache) {
+StepBatch run_step(std::span<const ScheduledRun> runs, ModelPasses& passes) {
   StepBatch step;
   BatchBuilder builder;
   std::vector<int32_t> tokens;
@@ -70,49 +46,8 @@ StepBatch StepRunner::run(std::span<const ScheduledRun> runs, const KvCache& cac
     builder.add(std::span(tokens).first(static_cast<size_t>(run.num_tokens)), sequence.num_computed,
                 sequence.prompt_size, sequence.block_table, 0);
   }
-  const int64_t hidden_size = model_->config.hidden_size;
-  step.hidden =
-      MatrixView{hidden_.data(), DType::kF32, builder.num_tokens(), hidden_size, hidden_size};
-  forward(model_->config, model_->weights, builder.batch(), cache.layers(), *model_->kernels,
-          workspace_, step.hidden);
-  finish();
+  passes.forward(builder.batch());
   return step;
-}
-
-// Nothing can go on without its device, so that an error here is thrown, not returned.
-void StepRunner::finish() {
-  const Status status = model_->kernels->device().synchronize();
-  if (!status) throw std::runtime_error(status.error().message);
-}
-
-void StepRunner::logits(const MatrixView& hidden, std::span<const RowRange> rows,
-                        const std::function<void(size_t, const MatrixView&)>& sink) {
-  const int64_t vocab = model_->config.vocab_size;
-  finish();  // the hidden states are read here
-  for (size_t begin = 0; begin < rows.size();) {
-    // As many whole ranges as one pass takes.
-    int64_t count = 0;
-    size_t end = begin;
-    while (end < rows.size() && count + rows[end].count <= kLogitRows) count += rows[end++].count;
-    NIBBLE_CHECK(end > begin);
-    const MatrixView gathered{gathered_.data(), DType::kF32, count, hidden.cols, hidden.cols};
-    int64_t at = 0;
-    for (size_t i = begin; i < end; ++i) {
-      for (int64_t r = 0; r < rows[i].count; ++r, ++at) {
-        std::memcpy(gathered.row<float>(at), hidden.row<float>(rows[i].first + r),
-                    static_cast<size_t>(hidden.cols) * sizeof(float));
-      }
-    }
-    const MatrixView all{logits_.data(), DType::kF32, count, vocab, vocab};
-    model_->kernels->linear(gathered, model_->weights.lm_head, all);
-    finish();
-    at = 0;
-    for (size_t i = begin; i < end; ++i) {
-      sink(i, all.slice_rows(at, rows[i].count));
-      at += rows[i].count;
-    }
-    begin = end;
-  }
 }
 
 }  // namespace nibble

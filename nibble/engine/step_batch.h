@@ -1,17 +1,13 @@
-// A schedule as one forward pass, and its logits.
+// A schedule as one forward pass.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
-#include "nibble/base/result.h"
-#include "nibble/engine/kv_cache.h"
-#include "nibble/engine/loaded_model.h"
+#include "nibble/engine/model_passes.h"
 #include "nibble/engine/scheduler.h"
 #include "nibble/model/batch.h"
-#include "nibble/model/workspace.h"
 
 namespace nibble {
 
@@ -43,40 +39,9 @@ struct StepBatch {
     int64_t first_position = 0;
   };
   std::vector<Run> runs;
-  MatrixView hidden;  // [rows, hidden_size], after the final norm
 };
 
 // Runs the model over a step's tokens.
-class StepRunner {
- public:
-  // Errors: kOutOfMemory.
-  static Result<StepRunner> create(LoadedModel& model, int64_t max_rows);
-
-  // All layers; the hidden states stay valid until the next call.
-  StepBatch run(std::span<const ScheduledRun> runs, const KvCache& cache);
-
-  // Calls sink(i, logits [rows, vocab_size]) for each i in turn: the head over rows[i] of `hidden`.
-  struct RowRange {
-    int64_t first = 0;
-    int64_t count = 0;
-  };
-  void logits(const MatrixView& hidden, std::span<const RowRange> rows,
-              const std::function<void(size_t, const MatrixView&)>& sink);
-
-  Workspace& workspace() { return workspace_; }
-
- private:
-  void finish();  // waits for the device
-
-  StepRunner(LoadedModel& model, Workspace workspace)
-      : model_(&model), workspace_(std::move(workspace)) {}
-
-  LoadedModel* model_;
-  Workspace workspace_;
-  // Memory that the host sees, too.
-  Buffer hidden_;    // [max_rows, hidden_size]
-  Buffer gathered_;  // [kLogitRows, hidden_size]
-  Buffer logits_;    // [kLogitRows, vocab_size]
-};
+StepBatch run_step(std::span<const ScheduledRun> runs, ModelPasses& passes);
 
 }  // namespace nibble

@@ -1,0 +1,67 @@
+// What the engine asks of the model: passes over a batch, rows of logits, hidden states kept.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "nibble/kernels/matrix_view.h"
+#include "nibble/model/batch.h"
+
+namespace nibble {
+
+// A row of hidden states that a pass has left behind.
+struct HiddenRow {
+  enum class From : uint8_t {
+    kStep,   // row `index` of the last forward()
+    kMtp,    // row `index` of the last forward_mtp()
+    kBlock,  // kept for cache block `index`
+  };
+  From from = From::kStep;
+  int64_t index = 0;
+};
+
+// Neighbouring rows of the last pass of that kind.
+struct RowRange {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+// A row of the last forward() to keep for a cache block.
+struct KeptRow {
+  int64_t row = 0;
+  int64_t block = 0;
+};
+
+// One caller's view of a loaded model with its cache: on this process alone (LocalPasses), or on
+// all ranks at once. The engine decides, whoever implements this executes; so all it needs comes in
+// the arguments, and hidden states never leave the rank that made them.
+//
+// A device or a rank that fails throws std::runtime_error: nothing can go on without it.
+class ModelPasses {
+ public:
+  virtual ~ModelPasses() = default;
+
+  // All layers over the batch. Its hidden states, after the final norm, are there until the next
+  // forward().
+  virtual void forward(const Batch& batch) = 0;
+
+  // Copies hidden states of the last forward() to where a later step finds them by their block.
+  virtual void keep_hidden(std::span<const KeptRow> rows) = 0;
+
+  // The MTP layer over the batch; `previous` names g_t for each of its tokens. Rows of the last
+  // forward_mtp() are read before they are overwritten.
+  virtual void forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) = 0;
+
+  // Calls sink(i, logits [rows[i].count, vocab_size]) for each i in turn: the head over rows[i] of
+  // the last pass of that kind (kStep or kMtp). A range has 1..kLogitRows rows. The sink may change
+  // the logits.
+  using LogitsSink = std::function<void(size_t i, const MatrixView& logits)>;
+  virtual void logits(HiddenRow::From from, std::span<const RowRange> rows,
+                      const LogitsSink& sink) = 0;
+
+  static constexpr int64_t kLogitRows = 64;  // of one pass of the head; a window has at most 9
+};
+
+}  // namespace nibble
