@@ -26,7 +26,7 @@ LAYERS = {
     "model": ["base", "numeric", "tensor", "device", "checkpoint", "kernels", "comm"],
     "plan": ["base", "tensor", "checkpoint", "model(config.h)"],
     "quantize": ["base", "numeric", "tensor", "device", "checkpoint", "kernels", "model"],
-    "offload": ["base", "tensor", "device", "checkpoint", "model(expert_store.h)"],
+    "offload": ["base", "tensor", "device", "checkpoint", "kernels", "model(expert_store.h)"],
     "grammar": ["base", "tokenizer"],
     "engine": ["base", "numeric", "tensor", "device", "checkpoint", "tokenizer", "kernels", "comm",
                "model", "offload", "grammar"],

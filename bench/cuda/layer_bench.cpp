@@ -171,7 +171,8 @@ void bench_layers(Kernels& kernels, const Limits& limits) {
     const Batch batch{ids, AttentionBatch{tokens, segments}};
     const auto step = [&] {
       forward(config, slice.weights(), batch, caches, kernels, workspace,
-              workspace.normed.slice_rows(0, tokens));
+              workspace.normed.slice_rows(0, tokens))
+          .value();
     };
     const Samples graph = time_graph(device, step);
     const Samples launches = time_launches(device, step, 2);

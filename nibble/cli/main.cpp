@@ -22,6 +22,8 @@ void add_commands(CLI::App& app, int* exit_code) {
   add_serve_command(app, exit_code);
   add_quantize_command(app, exit_code);
   add_convert_command(app, exit_code);
+  add_pack_command(app, exit_code);
+  add_trace_command(app, exit_code);
   add_plan_command(app, exit_code);
   add_inspect_command(app, exit_code);
   add_tokenize_command(app, exit_code);

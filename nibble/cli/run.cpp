@@ -228,6 +228,9 @@ void Runner::print_statistics(const Answer& answer) const {
   if (options_.num_drafts > 0) {
     line += fmt::format("; {:.2f} tokens a step", engine_->stats().acceptance_length());
   }
+  if (const auto experts = engine_->stats().experts) {
+    std::fprintf(stderr, "[%s]\n", describe_experts(*experts).c_str());
+  }
   std::fprintf(stderr, "[%s; %s; %s]\n", line.c_str(),
                std::string(finish_reason_name(answer.finish_reason)).c_str(),
                std::string(model_->kernels->name()).c_str());
@@ -244,6 +247,22 @@ void Runner::print_json(const std::string& prompt, const Answer& answer) const {
                                  {"decode_tokens_per_second", answer.decode_rate()},
                                  {"backend", model_->kernels->name()}};
   if (!answer.thinking.empty()) json["reasoning_content"] = answer.thinking;
+  if (const auto experts = engine_->stats().experts) {
+    json["experts"] = {{"slots", experts->num_slots},
+                       {"resident", experts->num_resident},
+                       {"total", experts->num_experts},
+                       {"record_bytes", experts->expert_bytes},
+                       {"hits", experts->num_hits},
+                       {"misses", experts->num_misses},
+                       {"bytes_read", experts->bytes_read},
+                       {"read_seconds", experts->read_seconds},
+                       {"stall_seconds", experts->stall_seconds},
+                       {"evictions", experts->num_evictions},
+                       {"guesses", experts->num_guesses},
+                       {"guesses_used", experts->num_guesses_used},
+                       {"guesses_late", experts->num_guesses_late},
+                       {"guesses_wasted", experts->num_guesses_wasted}};
+  }
   print(json.dump() + "\n");
 }
 

@@ -141,6 +141,8 @@ void add_run_options(CLI::App& command, RunOptions* o) {
       ->type_name("X")
       ->group(engine);
 
+  add_expert_options(command, &o->experts);
+
   const std::string output = "Output";
   command.add_flag("--json", o->json, "One JSON object a prompt instead of streamed text")
       ->group(output);
@@ -228,6 +230,7 @@ Result<ModelOptions> model_options(const RunOptions& options) {
   model.nvfp4_activation = options.w4a4 ? ActivationFormat::kNvfp4 : ActivationFormat::kUnquantized;
   model.load_mtp = options.num_drafts > 0;
   model.max_seq_len = options.max_seq_len;
+  model.experts = NIBBLE_TRY(expert_options(options.experts));
   return model;
 }
 

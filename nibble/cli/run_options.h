@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "nibble/checkpoint/generation_config.h"
+#include "nibble/cli/expert_arguments.h"
 #include "nibble/engine/engine.h"
 #include "nibble/engine/loaded_model.h"
 #include "nibble/engine/sampling_params.h"
@@ -45,6 +46,8 @@ struct RunOptions {
   std::string guided_regex;
   std::vector<std::string> guided_choice;
   std::optional<int64_t> thinking_budget;
+
+  ExpertArguments experts;
 
   std::string backend = "auto";
   int threads = 0;

@@ -473,6 +473,7 @@ const std::vector<ServeSetting>& serve_settings() {
     add_engine_settings(s);
     add_limit_settings(s);
     add_access_settings(s);
+    add_expert_settings(s);
     add_compatible_settings(s);
     add_yaml_settings(s);
     return s;

@@ -38,6 +38,9 @@ Setter single(const std::string& instead);
 
 // What trtllm-serve knows; and what only its YAML files have.
 void add_compatible_settings(std::vector<ServeSetting>& s);
+
+// Where routed experts are kept.
+void add_expert_settings(std::vector<ServeSetting>& s);
 void add_yaml_settings(std::vector<ServeSetting>& s);
 
 }  // namespace nibble

@@ -30,7 +30,7 @@ HiddenRow DraftModel::previous(const StepBatch::Run& run, int64_t pair) const {
   return {HiddenRow::From::kBlock, table[static_cast<size_t>(pair / block_size_)]};
 }
 
-void DraftModel::draft(std::span<const StepBatch::Run> alive, const Choice& choice) {
+Status DraftModel::draft(std::span<const StepBatch::Run> alive, const Choice& choice) {
   // Pass 1: every pair that has become certain.
   BatchBuilder builder;
   std::vector<HiddenRow> hidden;
@@ -52,8 +52,8 @@ void DraftModel::draft(std::span<const StepBatch::Run> alive, const Choice& choi
       last_rows.push_back({builder.num_tokens() - 1, 1});
     }
   }
-  if (builder.num_tokens() == 0) return;
-  passes_.forward_mtp(builder.batch(), hidden);
+  if (builder.num_tokens() == 0) return {};
+  NIBBLE_TRY(passes_.forward_mtp(builder.batch(), hidden));
 
   // Draft k of each sequence from the hidden state of its pass k, then the next pass over those
   // that want more.
@@ -78,12 +78,13 @@ void DraftModel::draft(std::span<const StepBatch::Run> alive, const Choice& choi
     }
     drafting = std::move(still_drafting);
     last_rows.clear();
-    if (drafting.empty()) return;
+    if (drafting.empty()) return {};
     for (size_t i = 0; i < drafting.size(); ++i) {
       last_rows.push_back({static_cast<int64_t>(i), 1});
     }
-    passes_.forward_mtp(next.batch(), hidden);
+    NIBBLE_TRY(passes_.forward_mtp(next.batch(), hidden));
   }
+  return {};
 }
 
 }  // namespace nibble

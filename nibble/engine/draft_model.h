@@ -33,8 +33,9 @@ class DraftModel {
 
   // Computes all missing pairs of the step's sequences, then makes sequence.num_draft_steps drafts
   // for each into sequence.drafts, fewer where a grammar ends. Finished sequences are left out by
-  // the caller.
-  void draft(std::span<const StepBatch::Run> alive, const Choice& choice);
+  // the caller. Errors: those of ModelPasses::forward_mtp(); then no sequence of the step can go
+  // on.
+  [[nodiscard]] Status draft(std::span<const StepBatch::Run> alive, const Choice& choice);
 
  private:
   HiddenRow previous(const StepBatch::Run& run, int64_t pair) const;

@@ -210,10 +210,36 @@ std::vector<RequestUpdate> Engine::step() {
   drop_ended(updates);
   const std::vector<ScheduledRun> runs = scheduler_.schedule();
   if (runs.empty()) return updates;
-  const StepBatch batch = run_step(runs, *passes_);
-  sample(batch, updates);
+  const auto batch = run_step(runs, *passes_);
+  if (batch) {
+    sample(*batch, updates);
+  } else {
+    run_apart(runs, batch.error(), updates);
+  }
   ++stats_.num_steps;
   return updates;
+}
+
+// A step failed: a weight that one of its tokens needs could not be read. Run by run, those that
+// don't need it go on, and the others end with the error.
+void Engine::run_apart(const std::vector<ScheduledRun>& runs, const Error& error,
+                       std::vector<RequestUpdate>& updates) {
+  for (const ScheduledRun& run : runs) {
+    auto batch = runs.size() == 1 ? Result<StepBatch>(tl::unexpected(error))
+                                  : run_step(std::span(&run, 1), *passes_);
+    if (batch) {
+      sample(*batch, updates);
+    } else {
+      fail(*run.sequence, std::move(batch).error(), updates);
+    }
+  }
+}
+
+void Engine::fail(Sequence& sequence, Error error, std::vector<RequestUpdate>& updates) {
+  RequestUpdate update;
+  update.finish_reason = FinishReason::kError;
+  update.error = std::move(error);
+  finish(sequence, std::move(update), updates);
 }
 
 void Engine::drop_ended(std::vector<RequestUpdate>& updates) {
@@ -391,7 +417,11 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
   }
   if (drafter_) {
     drafter_->keep_hidden(batch);
-    drafter_->draft(alive, {options_.draft.draft_sampling, &sampler_});
+    const Status drafted = drafter_->draft(alive, {options_.draft.draft_sampling, &sampler_});
+    // The MTP layer's cache has a hole then, for every sequence that was to go on.
+    for (const StepBatch::Run& run : alive) {
+      if (!drafted) failed.emplace_back(run.scheduled.sequence, drafted.error());
+    }
   }
   for (const StepBatch::Run& run : batch.runs) {
     if (!is_failed(run.scheduled.sequence)) scheduler_.publish(*run.scheduled.sequence);
@@ -402,12 +432,7 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
     (void)scheduler_.remove(*found->second);
     sequences_.erase(found);
   }
-  for (auto& [sequence, error] : failed) {
-    RequestUpdate update;
-    update.finish_reason = FinishReason::kError;
-    update.error = std::move(error);
-    finish(*sequence, std::move(update), updates);
-  }
+  for (auto& [sequence, error] : failed) fail(*sequence, std::move(error), updates);
 }
 
 EngineStats Engine::stats() const {
@@ -418,6 +443,7 @@ EngineStats Engine::stats() const {
   stats.num_blocks = pool_.num_blocks();
   stats.num_used_blocks = pool_.num_used();
   stats.num_cached_blocks = pool_.num_cached();
+  if (const ExpertStore* store = model_.weights.expert_store) stats.experts = store->stats();
   return stats;
 }
 

@@ -72,6 +72,7 @@ struct EngineStats {
   int64_t num_blocks = 0;
   int64_t num_used_blocks = 0;
   int64_t num_cached_blocks = 0;
+  std::optional<ExpertStoreStats> experts;  // where they come from a store
 
   // 1 + accepted drafts per window; 1 without windows.
   double acceptance_length() const;
@@ -118,7 +119,10 @@ class Engine {
 
   void drop_ended(std::vector<RequestUpdate>& updates);
   void sample(const StepBatch& batch, std::vector<RequestUpdate>& updates);
+  void run_apart(const std::vector<ScheduledRun>& runs, const Error& error,
+                 std::vector<RequestUpdate>& updates);
   void finish(Sequence& sequence, RequestUpdate update, std::vector<RequestUpdate>& updates);
+  void fail(Sequence& sequence, Error error, std::vector<RequestUpdate>& updates);
   void accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler::Window window,
               std::vector<RequestUpdate>& updates);
   using Failures = std::vector<std::pair<Sequence*, Error>>;

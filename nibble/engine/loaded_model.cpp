@@ -28,9 +28,9 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
                                         options.max_seq_len, config.max_position_embeddings));
   }
   Tokenizer tokenizer = NIBBLE_TRY(Tokenizer::load(directory));
-  const auto source = NIBBLE_TRY(SafetensorsSource::open(directory));
+  auto source = NIBBLE_TRY(SafetensorsSource::open(directory));
   for (const std::string& warning : source->warnings()) log_warning(warning);
-  const bool nvfp4 = has_nvfp4_weights(*source);
+  const bool nvfp4 = has_nvfp4_weights(*source) || NIBBLE_TRY(has_nvfp4_experts(directory));
   QuantConfig quant_config = NIBBLE_TRY(load_quant_config(directory, nvfp4));
   for (const std::string& warning : quant_config.warnings) log_warning(warning);
   if (options.nvfp4_activation == ActivationFormat::kNvfp4 && !nvfp4) {
@@ -57,6 +57,8 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   }
   weights_options.show_progress = options.show_progress;
   weights_options.threads = threads;
+  const bool tiers = wants_tiers(directory, options.experts);
+  weights_options.load_experts = !tiers;
   Weights weights = NIBBLE_TRY(Weights::load(*source, config, weights_options, *kernels));
 
   std::unique_ptr<LoadedModel> model(new LoadedModel(std::move(tokenizer), std::move(weights)));
@@ -66,6 +68,17 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   model->max_seq_len = weights_options.max_positions;
   model->max_seq_len_was_asked = options.max_seq_len > 0;
   model->directory = directory;
+  const bool with_mtp = model->weights.mtp.has_value();
+  if (tiers) {
+    model->source = std::move(source);
+    model->expert_store =
+        NIBBLE_TRY(make_tiered_store(directory, *model->source, config, *model->kernels, with_mtp,
+                                     options.nvfp4_activation, threads, options.experts));
+  } else if (!options.experts.routing_trace.empty()) {
+    model->expert_store =
+        NIBBLE_TRY(make_traced_store(model->weights, config, *model->kernels, options.experts));
+  }
+  model->weights.expert_store = model->expert_store.get();
   return model;
 }
 

@@ -8,7 +8,10 @@
 #include "nibble/base/result.h"
 #include "nibble/checkpoint/config.h"
 #include "nibble/checkpoint/quant_config.h"
+#include "nibble/checkpoint/source.h"
+#include "nibble/engine/expert_options.h"
 #include "nibble/kernels/kernels.h"
+#include "nibble/model/expert_store.h"
 #include "nibble/model/weights.h"
 #include "nibble/tokenizer/tokenizer.h"
 
@@ -21,19 +24,24 @@ struct ModelOptions {
   bool load_mtp = true;
   int64_t max_seq_len = 0;  // tokens, prompt and output; 0: the model's max_position_embeddings
   bool show_progress = false;
+  ExpertOptions experts;
 };
 
 // Not movable: the weights point into the kernels' device.
 class LoadedModel {
  public:
   // Errors: those of the readers, make_kernels and Weights::load; kInvalidArgument for a
-  // max_seq_len above the model's; kUnsupported for W4A4 on a checkpoint without NVFP4 weights.
+  // max_seq_len above the model's; kUnsupported for W4A4 on a checkpoint without NVFP4 weights;
+  // those of make_tiered_store.
   static Result<std::unique_ptr<LoadedModel>> load(const std::filesystem::path& directory,
                                                    const ModelOptions& options);
 
   ModelConfig config;
   QuantConfig quant_config;
   std::unique_ptr<Kernels> kernels;
+  // Kept where experts are read from the checkpoint while the model runs.
+  std::unique_ptr<CheckpointSource> source;
+  std::unique_ptr<ExpertStore> expert_store;  // may be null; weights.expert_store points to it
   Weights weights;
   Tokenizer tokenizer;
   int64_t max_seq_len = 0;

@@ -40,10 +40,12 @@ MatrixView LocalPasses::rows_of(const Buffer& buffer, int64_t rows) const {
   return {buffer.data(), DType::kF32, rows, hidden, hidden};
 }
 
-void LocalPasses::forward(const Batch& batch) {
-  nibble::forward(model_->config, model_->weights, batch, cache_.layers(), *model_->kernels,
-                  workspace_, rows_of(hidden_, batch.num_tokens()));
+Status LocalPasses::forward(const Batch& batch) {
+  Status status =
+      nibble::forward(model_->config, model_->weights, batch, cache_.layers(), *model_->kernels,
+                      workspace_, rows_of(hidden_, batch.num_tokens()));
   finish();
+  return status;
 }
 
 const float* LocalPasses::find(const HiddenRow& row) const {
@@ -61,7 +63,7 @@ void LocalPasses::keep_hidden(std::span<const KeptRow> rows) {
   }
 }
 
-void LocalPasses::forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) {
+Status LocalPasses::forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) {
   NIBBLE_CHECK(static_cast<int64_t>(previous.size()) == batch.num_tokens());
   const MatrixView input = rows_of(previous_, batch.num_tokens());
   finish();  // the hidden states are read here
@@ -69,8 +71,9 @@ void LocalPasses::forward_mtp(const Batch& batch, std::span<const HiddenRow> pre
     std::memcpy(input.row<float>(static_cast<int64_t>(i)), find(previous[i]),
                 static_cast<size_t>(input.cols) * sizeof(float));
   }
-  nibble::forward_mtp(model_->config, model_->weights, batch, input, cache_.layers().back(),
-                      *model_->kernels, workspace_, rows_of(mtp_hidden_, batch.num_tokens()));
+  return nibble::forward_mtp(model_->config, model_->weights, batch, input, cache_.layers().back(),
+                             *model_->kernels, workspace_,
+                             rows_of(mtp_hidden_, batch.num_tokens()));
 }
 
 void LocalPasses::logits(HiddenRow::From from, std::span<const RowRange> rows,

@@ -21,9 +21,9 @@ class LocalPasses : public ModelPasses {
   static Result<std::unique_ptr<LocalPasses>> create(LoadedModel& model,
                                                      const KvCacheOptions& cache, int64_t max_rows);
 
-  void forward(const Batch& batch) override;
+  Status forward(const Batch& batch) override;
   void keep_hidden(std::span<const KeptRow> rows) override;
-  void forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) override;
+  Status forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) override;
   void logits(HiddenRow::From from, std::span<const RowRange> rows,
               const LogitsSink& sink) override;
 

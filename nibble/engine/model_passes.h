@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 
+#include "nibble/base/result.h"
 #include "nibble/kernels/matrix_view.h"
 #include "nibble/model/batch.h"
 
@@ -38,21 +39,23 @@ struct KeptRow {
 // all ranks at once. The engine decides, whoever implements this executes; so all it needs comes in
 // the arguments, and hidden states never leave the rank that made them.
 //
-// A device or a rank that fails throws std::runtime_error: nothing can go on without it.
+// A device or a rank that fails throws std::runtime_error: nothing can go on without it. A weight
+// that can't be read is an Error: requests that don't need it can.
 class ModelPasses {
  public:
   virtual ~ModelPasses() = default;
 
   // All layers over the batch. Its hidden states, after the final norm, are there until the next
-  // forward().
-  virtual void forward(const Batch& batch) = 0;
+  // forward(). Errors: those of the model's forward(); then there are none.
+  [[nodiscard]] virtual Status forward(const Batch& batch) = 0;
 
   // Copies hidden states of the last forward() to where a later step finds them by their block.
   virtual void keep_hidden(std::span<const KeptRow> rows) = 0;
 
   // The MTP layer over the batch; `previous` names g_t for each of its tokens. Rows of the last
-  // forward_mtp() are read before they are overwritten.
-  virtual void forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) = 0;
+  // forward_mtp() are read before they are overwritten. Errors: as forward().
+  [[nodiscard]] virtual Status forward_mtp(const Batch& batch,
+                                           std::span<const HiddenRow> previous) = 0;
 
   // Calls sink(i, logits [rows[i].count, vocab_size]) for each i in turn: the head over rows[i] of
   // the last pass of that kind (kStep or kMtp). A range has 1..kLogitRows rows. The sink may change

@@ -87,8 +87,8 @@ Status Session::append_chunk(std::span<const int32_t> token_ids, MlaForm form, i
   const AttentionSegment segment{0, rows, position, block_table_.data(), form};
   const Batch batch{token_ids, AttentionBatch{rows, std::span(&segment, 1)}};
   const MatrixView hidden = hidden_view(rows);
-  forward(model_->config, model_->weights, batch, cache_.layers(), *model_->kernels, workspace_,
-          hidden, observer);
+  NIBBLE_TRY(forward(model_->config, model_->weights, batch, cache_.layers(), *model_->kernels,
+                     workspace_, hidden, observer));
   NIBBLE_TRY(model_->kernels->device().synchronize());
   token_ids_.insert(token_ids_.end(), token_ids.begin(), token_ids.end());
   if (with_mtp_) {
@@ -141,8 +141,8 @@ Status Session::mtp_logits(const LogitsSink& sink) {
     const MatrixView hidden = hidden_view(rows);
     std::memcpy(hidden.data, hidden_.data() + first * hidden_size,
                 static_cast<size_t>(rows * hidden_size) * sizeof(float));
-    forward_mtp(model_->config, model_->weights, batch, hidden, cache_.layers().back(),
-                *model_->kernels, workspace_, hidden);
+    NIBBLE_TRY(forward_mtp(model_->config, model_->weights, batch, hidden, cache_.layers().back(),
+                           *model_->kernels, workspace_, hidden));
     NIBBLE_TRY(run_head(hidden, first, sink));
   }
   return {};

@@ -32,7 +32,7 @@ void BatchBuilder::add(std::span<const int32_t> tokens, int64_t first_position, 
 
 Batch BatchBuilder::batch() const { return {token_ids_, AttentionBatch{num_tokens(), segments_}}; }
 
-StepBatch run_step(std::span<const ScheduledRun> runs, ModelPasses& passes) {
+Result<StepBatch> run_step(std::span<const ScheduledRun> runs, ModelPasses& passes) {
   StepBatch step;
   BatchBuilder builder;
   std::vector<int32_t> tokens;
@@ -46,7 +46,7 @@ StepBatch run_step(std::span<const ScheduledRun> runs, ModelPasses& passes) {
     builder.add(std::span(tokens).first(static_cast<size_t>(run.num_tokens)), sequence.num_computed,
                 sequence.prompt_size, sequence.block_table, 0);
   }
-  passes.forward(builder.batch());
+  NIBBLE_TRY(passes.forward(builder.batch()));
   return step;
 }
 

@@ -41,7 +41,7 @@ struct StepBatch {
   std::vector<Run> runs;
 };
 
-// Runs the model over a step's tokens.
-StepBatch run_step(std::span<const ScheduledRun> runs, ModelPasses& passes);
+// Runs the model over a step's tokens. Errors: those of ModelPasses::forward().
+Result<StepBatch> run_step(std::span<const ScheduledRun> runs, ModelPasses& passes);
 
 }  // namespace nibble

@@ -75,6 +75,10 @@ class Kernels {
   // Bytes that pack() needs for a matrix.
   virtual size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const = 0;
 
+  // Names the layout that pack() writes: packed bytes may be kept in a file and read again by a
+  // backend that says the same. Changes whenever the layout does.
+  virtual std::string_view packed_layout() const = 0;
+
   // Lays `source` out in `destination` (packed_bytes of it, aligned as Device::allocate) and
   // returns the weight that points there. Exact: no value changes. Thread-safe.
   virtual Result<LinearWeight> pack(const HostLinear& source, ActivationFormat activation,

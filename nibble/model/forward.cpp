@@ -3,6 +3,7 @@
 #include "nibble/model/forward.h"
 
 #include "nibble/base/check.h"
+#include "nibble/model/expert_moe.h"
 
 namespace nibble {
 namespace {
@@ -53,19 +54,23 @@ void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& c
 }
 
 // x [tokens, hidden_size] -> out: num_experts_per_tok routed experts and the shared one.
-void moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const MatrixView& out) {
+Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const MatrixView& out) {
   const RouterShape& shape = pass.weights.router_shape;
   int32_t* expert_ids = pass.workspace.expert_ids;
   float* expert_weights = pass.workspace.expert_weights;
   pass.kernels.route(x, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
   pass.observe(ActivationSite::kMlpInput, x);
+  if (pass.weights.expert_store != nullptr) {
+    return moe_from_store(pass.weights, w, pass.kernels, x, pass.workspace, out);
+  }
   pass.kernels.moe(x, w.experts, w.shared_experts ? &*w.shared_experts : nullptr, shape, expert_ids,
                    expert_weights, out);
+  return {};
 }
 
 // One decoder layer, in place on the residual stream x.
-void decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheView& cache,
-                   const MatrixView& x) {
+Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheView& cache,
+                     const MatrixView& x) {
   Kernels& k = pass.kernels;
   const MatrixView normed = pass.rows(pass.workspace.normed);
   const MatrixView sublayer = pass.rows(pass.workspace.sublayer);
@@ -76,12 +81,13 @@ void decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheVie
 
   k.rms_norm(x, layer.post_attention_layernorm, pass.epsilon, normed);
   if (layer.moe) {
-    moe(pass, *layer.moe, normed, sublayer);
+    NIBBLE_TRY(moe(pass, *layer.moe, normed, sublayer));
   } else {
     pass.observe(ActivationSite::kMlpInput, normed);
     k.mlp(normed, *layer.mlp, sublayer);
   }
   k.add(x, sublayer);
+  return {};
 }
 
 Pass make_pass(const ModelConfig& config, const Weights& weights, const Batch& batch,
@@ -94,16 +100,17 @@ Pass make_pass(const ModelConfig& config, const Weights& weights, const Batch& b
 
 }  // namespace
 
-void forward_layer(const ModelConfig& config, const Weights& weights, int layer, const Batch& batch,
-                   const KvCacheView& cache, Kernels& kernels, Workspace& workspace,
-                   const ActivationObserver& observer) {
+Status forward_layer(const ModelConfig& config, const Weights& weights, int layer,
+                     const Batch& batch, const KvCacheView& cache, Kernels& kernels,
+                     Workspace& workspace, const ActivationObserver& observer) {
   const Pass pass = make_pass(config, weights, batch, kernels, workspace, observer);
-  decoder_layer(pass, weights.layers[static_cast<size_t>(layer)], cache, pass.rows(workspace.x));
+  return decoder_layer(pass, weights.layers[static_cast<size_t>(layer)], cache,
+                       pass.rows(workspace.x));
 }
 
-void forward(const ModelConfig& config, const Weights& weights, const Batch& batch,
-             std::span<const KvCacheView> kv_cache, Kernels& kernels, Workspace& workspace,
-             const MatrixView& hidden, const HiddenObserver& observer) {
+Status forward(const ModelConfig& config, const Weights& weights, const Batch& batch,
+               std::span<const KvCacheView> kv_cache, Kernels& kernels, Workspace& workspace,
+               const MatrixView& hidden, const HiddenObserver& observer) {
   NIBBLE_CHECK(kv_cache.size() >= weights.layers.size());
   const ActivationObserver nobody;
   const Pass pass = make_pass(config, weights, batch, kernels, workspace, nobody);
@@ -112,16 +119,17 @@ void forward(const ModelConfig& config, const Weights& weights, const Batch& bat
   kernels.embed(weights.embed_tokens, batch.token_ids, x);
   if (observer) observer(0, x);
   for (size_t i = 0; i < weights.layers.size(); ++i) {
-    decoder_layer(pass, weights.layers[i], kv_cache[i], x);
+    NIBBLE_TRY(decoder_layer(pass, weights.layers[i], kv_cache[i], x));
     if (observer) observer(static_cast<int>(i) + 1, x);
   }
   kernels.rms_norm(x, weights.norm, pass.epsilon, hidden);
+  return {};
 }
 
-void forward_mtp(const ModelConfig& config, const Weights& weights, const Batch& batch,
-                 const MatrixView& previous, const KvCacheView& mtp_cache, Kernels& kernels,
-                 Workspace& workspace, const MatrixView& hidden,
-                 const ActivationObserver& observer) {
+Status forward_mtp(const ModelConfig& config, const Weights& weights, const Batch& batch,
+                   const MatrixView& previous, const KvCacheView& mtp_cache, Kernels& kernels,
+                   Workspace& workspace, const MatrixView& hidden,
+                   const ActivationObserver& observer) {
   NIBBLE_CHECK(weights.mtp.has_value());
   const MtpWeights& mtp = *weights.mtp;
   const Pass pass = make_pass(config, weights, batch, kernels, workspace, observer);
@@ -136,8 +144,9 @@ void forward_mtp(const ModelConfig& config, const Weights& weights, const Batch&
   kernels.rms_norm(previous, mtp.hnorm, pass.epsilon, hidden_half);
   kernels.linear(input, mtp.eh_proj, x);
 
-  decoder_layer(pass, mtp.layer, mtp_cache, x);
+  NIBBLE_TRY(decoder_layer(pass, mtp.layer, mtp_cache, x));
   kernels.rms_norm(x, mtp.shared_head_norm, pass.epsilon, hidden);
+  return {};
 }
 
 }  // namespace nibble

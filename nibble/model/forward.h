@@ -4,6 +4,7 @@
 #include <functional>
 #include <span>
 
+#include "nibble/base/result.h"
 #include "nibble/checkpoint/config.h"
 #include "nibble/kernels/kernels.h"
 #include "nibble/model/batch.h"
@@ -28,10 +29,10 @@ enum class ActivationSite {
 using ActivationObserver = std::function<void(ActivationSite site, const MatrixView& x)>;
 
 // One decoder layer, in place on workspace.x: what forward() does for each of its layers, for a
-// caller that holds one layer at a time.
-void forward_layer(const ModelConfig& config, const Weights& weights, int layer, const Batch& batch,
-                   const KvCacheView& cache, Kernels& kernels, Workspace& workspace,
-                   const ActivationObserver& observer = {});
+// caller that holds one layer at a time. Errors: those of forward().
+[[nodiscard]] Status forward_layer(const ModelConfig& config, const Weights& weights, int layer,
+                                   const Batch& batch, const KvCacheView& cache, Kernels& kernels,
+                                   Workspace& workspace, const ActivationObserver& observer = {});
 
 // Runs the batch through all layers, writing its cache entries.
 //
@@ -39,9 +40,13 @@ void forward_layer(const ModelConfig& config, const Weights& weights, int layer,
 //   hidden     [tokens, hidden_size]: rms_norm(x, model.norm), what lm_head and the MTP layer read;
 //              may be workspace.normed
 //   workspace  room for at least batch.num_tokens() rows
-void forward(const ModelConfig& config, const Weights& weights, const Batch& batch,
-             std::span<const KvCacheView> kv_cache, Kernels& kernels, Workspace& workspace,
-             const MatrixView& hidden, const HiddenObserver& observer = {});
+//
+// Errors: those of weights.expert_store, where there is one; then `hidden` and the batch's cache
+// entries mean nothing. What the device does is told by Device::synchronize().
+[[nodiscard]] Status forward(const ModelConfig& config, const Weights& weights, const Batch& batch,
+                             std::span<const KvCacheView> kv_cache, Kernels& kernels,
+                             Workspace& workspace, const MatrixView& hidden,
+                             const HiddenObserver& observer = {});
 
 // Runs the MTP layer (weights.mtp is there). Row t pairs hidden state g_t with the token after it:
 // batch.token_ids[t] is token t + 1, while the segment's positions stay those of t.
@@ -50,9 +55,12 @@ void forward(const ModelConfig& config, const Weights& weights, const Batch& bat
 //   mtp_cache  the MTP layer's own cache
 //   hidden     [tokens, hidden_size]: rms_norm(z, shared_head.norm); lm_head of it gives the draft
 //              logits for token t + 2. May be `previous`.
-void forward_mtp(const ModelConfig& config, const Weights& weights, const Batch& batch,
-                 const MatrixView& previous, const KvCacheView& mtp_cache, Kernels& kernels,
-                 Workspace& workspace, const MatrixView& hidden,
-                 const ActivationObserver& observer = {});
+//
+// Errors: those of forward().
+[[nodiscard]] Status forward_mtp(const ModelConfig& config, const Weights& weights,
+                                 const Batch& batch, const MatrixView& previous,
+                                 const KvCacheView& mtp_cache, Kernels& kernels,
+                                 Workspace& workspace, const MatrixView& hidden,
+                                 const ActivationObserver& observer = {});
 
 }  // namespace nibble

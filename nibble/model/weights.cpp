@@ -111,11 +111,13 @@ void Loader::layer(int index, bool is_moe, LayerWeights* out) {
     return;
   }
   MoeWeights& moe = out->moe.emplace();
+  moe.layer = index;
   linear(mlp_module + ".gate", config_.n_routed_experts, hidden, &moe.gate);
   vector(mlp_module + ".gate.e_score_correction_bias", config_.n_routed_experts,
          &moe.e_score_correction_bias);
-  moe.experts.resize(static_cast<size_t>(config_.n_routed_experts));
-  for (int e = 0; e < config_.n_routed_experts; ++e) {
+  const int experts = options_.load_experts ? config_.n_routed_experts : 0;
+  moe.experts.resize(static_cast<size_t>(experts));
+  for (int e = 0; e < experts; ++e) {
     mlp(fmt::format("{}.experts.{}", mlp_module, e), config_.moe_intermediate_size,
         &moe.experts[static_cast<size_t>(e)]);
   }

@@ -15,6 +15,8 @@
 
 namespace nibble {
 
+class ExpertStore;
+
 // Norm weights are float [size] in device memory; names are the checkpoint's.
 struct AttentionWeights {
   LinearWeight q_a_proj;
@@ -27,9 +29,10 @@ struct AttentionWeights {
 };
 
 struct MoeWeights {
+  int layer = 0;  // its number in the model; num_hidden_layers for the MTP layer
   LinearWeight gate;
   const float* e_score_correction_bias = nullptr;
-  std::vector<MlpWeight> experts;
+  std::vector<MlpWeight> experts;  // empty where Weights::expert_store has them
   std::optional<MlpWeight> shared_experts;
 };
 
@@ -54,6 +57,7 @@ struct WeightsOptions {
   // What NVFP4 linears do with their activations; kNvfp4 applies to those with an input_scale.
   ActivationFormat nvfp4_activation = ActivationFormat::kUnquantized;
   bool load_mtp = true;
+  bool load_experts = true;   // routed ones; false for a caller that sets Weights::expert_store
   int64_t max_positions = 0;  // rows of the rotary table; 0: max_position_embeddings
   bool show_progress = false;
   int threads = 1;  // that pack in parallel
@@ -76,6 +80,10 @@ struct Weights {
   RouterShape router_shape;
 
   uint64_t device_bytes = 0;
+
+  // Where routed experts come from when they are not in the layers themselves; not owned. Needs a
+  // backend in host memory.
+  ExpertStore* expert_store = nullptr;
 
   // Reads every tensor of the model, checks its shape and packs it for `kernels`, which must
   // outlive the weights. Within a layer all experts get the largest input_scale of their projection

@@ -2,13 +2,27 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "nibble/base/result.h"
 #include "nibble/checkpoint/config.h"
 #include "nibble/device/device.h"
 #include "nibble/kernels/kernels.h"
+#include "nibble/model/expert_store.h"
 
 namespace nibble {
+
+// Host memory of moe_from_store(); grows to what the largest step needed.
+struct ExpertScratch {
+  std::vector<ExpertUse> counts;  // [n_routed_experts]
+  std::vector<ExpertUse> uses, guesses;
+  std::vector<int32_t> wanted, guess_ids;
+  std::vector<float> guess_weights;
+  std::vector<int64_t> rows;
+  std::vector<float> inputs, results;  // [tokens of one expert, hidden_size]
+  std::vector<float> outputs;          // [tokens * num_experts_per_tok, hidden_size]
+  std::vector<float> shared;           // [tokens, hidden_size]
+};
 
 // Reused by every step; each member has room for max_tokens rows. Views are narrowed to the batch
 // with rows().
@@ -29,6 +43,7 @@ class Workspace {
   MatrixView mtp_input;             // [tokens, 2 * hidden_size]
   int32_t* expert_ids = nullptr;    // [tokens, num_experts_per_tok]
   float* expert_weights = nullptr;  // [tokens, num_experts_per_tok]
+  ExpertScratch experts;
 
  private:
   Workspace() = default;

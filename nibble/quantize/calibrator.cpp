@@ -332,11 +332,11 @@ Status Calibrator::State::run_batch(int layer, const Weights& weights, size_t fi
     const MatrixView hidden{previous.data(), DType::kF32, rows, hidden_size, hidden_size};
     kernels->rms_norm(workspace->x.slice_rows(0, rows), weights.norm,
                       static_cast<float>(config.rms_norm_eps), hidden);
-    forward_mtp(config, weights, batch, hidden, view, *kernels, *workspace,
-                workspace->normed.slice_rows(0, rows), observer);
+    NIBBLE_TRY(forward_mtp(config, weights, batch, hidden, view, *kernels, *workspace,
+                           workspace->normed.slice_rows(0, rows), observer));
     return status;
   }
-  forward_layer(config, weights, layer, batch, view, *kernels, *workspace, observer);
+  NIBBLE_TRY(forward_layer(config, weights, layer, batch, view, *kernels, *workspace, observer));
   NIBBLE_TRY(std::move(status));
   return out->write(std::as_bytes(
       std::span(workspace->x.row<float>(0), static_cast<size_t>(rows * hidden_size))));

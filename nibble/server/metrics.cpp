@@ -58,6 +58,33 @@ class Page {
   std::string text_;
 };
 
+void print_experts(const ExpertStoreStats& experts, Page& page) {
+  page.family("nibble_experts", "gauge", "Routed experts of the model, by where they are.");
+  page.value("nibble_experts", experts.num_resident, "tier=\"memory\"");
+  page.value("nibble_experts", experts.num_experts - experts.num_resident, "tier=\"file\"");
+  page.single("nibble_expert_slots", "gauge", "Experts that memory has room for.",
+              experts.num_slots);
+  page.family("nibble_expert_uses_total", "counter",
+              "Experts that steps wanted, by where they were.");
+  page.value("nibble_expert_uses_total", experts.num_hits, "found=\"memory\"");
+  page.value("nibble_expert_uses_total", experts.num_guesses_late, "found=\"under_way\"");
+  page.value("nibble_expert_uses_total", experts.num_misses, "found=\"file\"");
+  page.single("nibble_expert_read_bytes_total", "counter", "Bytes of experts read from files.",
+              experts.bytes_read);
+  page.single("nibble_expert_read_seconds_total", "counter", "Time with a read under way.",
+              experts.read_seconds);
+  page.single("nibble_expert_stall_seconds_total", "counter", "Time that steps waited for experts.",
+              experts.stall_seconds);
+  page.single("nibble_expert_evictions_total", "counter", "Experts that made room for others.",
+              experts.num_evictions);
+  page.family("nibble_expert_guesses_total", "counter",
+              "Experts read ahead, by what became of it.");
+  page.value("nibble_expert_guesses_total", experts.num_guesses, "outcome=\"begun\"");
+  page.value("nibble_expert_guesses_total", experts.num_guesses_used, "outcome=\"in_time\"");
+  page.value("nibble_expert_guesses_total", experts.num_guesses_late, "outcome=\"late\"");
+  page.value("nibble_expert_guesses_total", experts.num_guesses_wasted, "outcome=\"wasted\"");
+}
+
 }  // namespace
 
 void Histogram::observe(double value, int64_t times) {
@@ -194,6 +221,7 @@ std::string ServerMetrics::print(const EngineStats& stats, const std::string& mo
   page.value("nibble_kv_blocks", stats.num_cached_blocks, "state=\"cached\"");
   page.value("nibble_kv_blocks", stats.num_blocks - stats.num_used_blocks - stats.num_cached_blocks,
              "state=\"free\"");
+  if (stats.experts) print_experts(*stats.experts, page);
   page.family("nibble_build_info", "gauge", "1, with the version.");
   page.value("nibble_build_info", 1, fmt::format("version=\"{}\"", escaped(version)));
   return std::move(page).text();

@@ -44,6 +44,7 @@ class HostSideCuda final : public Kernels {
   std::string_view name() const override { return cuda_->name(); }
   DType activation_dtype() const override { return cuda_->activation_dtype(); }
   Device& device() override { return device_; }
+  std::string_view packed_layout() const override { return cuda_->packed_layout(); }
   size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const override {
     return cuda_->packed_bytes(format, rows, cols);
   }

@@ -72,8 +72,10 @@ class WholeModelRun {
     const KvCacheView view{cache.data(), DType::kF32, 16, 32, entry};
     kernels_->embed(weights_->embed_tokens, tokens, workspace_->x.slice_rows(0, rows));
     for (int layer = 0; layer < config_.num_hidden_layers; ++layer) {
-      forward_layer(config_, *weights_, layer, batch, view, *kernels_, *workspace_,
-                    [&](ActivationSite site, const MatrixView& x) { observe(layer, site, x); });
+      const Status status =
+          forward_layer(config_, *weights_, layer, batch, view, *kernels_, *workspace_,
+                        [&](ActivationSite site, const MatrixView& x) { observe(layer, site, x); });
+      ASSERT_TRUE(status) << status.error().message;
     }
   }
   void note(const std::string& name, const MatrixView& x) {

@@ -35,6 +35,7 @@ class CpuKernels final : public Kernels {
   DType activation_dtype() const override { return DType::kF32; }
   Device& device() override { return *device_; }
 
+  std::string_view packed_layout() const override { return "cpu panels of 16 rows, 1"; }
   size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const override;
   // Errors, also of pack_mla_up: kCorrupt for an FP8 weight that is NaN, and for an NVFP4 block
   // scale that is negative or NaN; both with their place.

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Measures runs whose experts do not fit in memory beside what the disk allows, all in one session.
+
+    bench/offload_limits.py PACKED [--plain MODEL] [--nibble build/cpu/bin/nibble] [--tokens 48] [--shares 25,50,100]
+
+PACKED is a folder of `nibble pack`, MODEL the checkpoint that it was made from. For each share of the experts in
+memory: the rate of reads against a plain O_DIRECT read test (threads that call preadv, written here and sharing nothing
+with nibble), and decoded tokens/s against
+
+    bound = 1 / max(seconds a token takes with everything in memory, bytes read for a token / the read test's rate)
+
+The process is kept inside a memory cgroup of its budget plus what it needs with no expert at all, where this machine
+lets one be made; otherwise the script says so and the budget is nibble's own.
+"""
+import argparse
+import json
+import mmap
+import os
+import random
+import statistics
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+PROMPT = "The capital of France is"
+
+
+def read_test(path, record_bytes, seconds, depth=16, piece=1 << 20):
+    """Bytes a second of O_DIRECT reads of whole records at random places, `depth` pieces under way."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    records = (os.fstat(fd).st_size - (64 << 10)) // record_bytes
+    lock, pieces, total, end = threading.Lock(), [], [0], time.monotonic() + seconds
+    rng = random.Random(5)
+
+    def next_piece():
+        with lock:
+            if not pieces:
+                start = (64 << 10) + rng.randrange(records) * record_bytes
+                start -= start % 4096
+                pieces.extend((start + at, min(piece, record_bytes - at)) for at in range(0, record_bytes, piece))
+            return pieces.pop(0)
+
+    def work():
+        buffer = mmap.mmap(-1, piece)
+        while time.monotonic() < end:
+            offset, count = next_piece()
+            got = os.preadv(fd, [memoryview(buffer)[:count]], offset)
+            with lock:
+                total[0] += got
+    threads = [threading.Thread(target=work) for _ in range(depth)]
+    begin = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(fd)
+    return total[0] / (time.monotonic() - begin)
+
+
+class MemoryCgroup:
+    """A memory limit for one child, by cgroup version 1 or 2; `path` is None where that is not allowed."""
+
+    def __init__(self, limit):
+        self.path = None
+        for base, name in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+                           (Path("/sys/fs/cgroup"), "memory.max")):
+            path = base / f"nibble_offload_{os.getpid()}"
+            try:
+                path.mkdir()
+                (path / name).write_text(str(limit))
+                self.path = path
+                return
+            except OSError:
+                if path.exists():
+                    path.rmdir()
+
+    def enter(self):
+        if self.path:
+            (self.path / "cgroup.procs").write_text(str(os.getpid()))
+
+    def close(self):
+        if self.path:
+            self.path.rmdir()
+
+
+def run(nibble, model, tokens, *options, limit=None, repeat=1):
+    """The JSON of the run with the median decode rate."""
+    group = MemoryCgroup(limit) if limit else None
+    results = []
+    for _ in range(repeat):
+        done = subprocess.run([nibble, "run", model, "-p", PROMPT, "-n", str(tokens), "-t", "0", "--ignore-eos", "--json",
+                               "--max-seq-len", "512", *options], capture_output=True, text=True,
+                              preexec_fn=group.enter if group else None)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(options)}: {done.stderr}")
+        results.append(json.loads(done.stdout))
+    if group:
+        group.close()
+    results.sort(key=lambda result: result["decode_tokens_per_second"])
+    return results[len(results) // 2]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packed", type=Path)
+    parser.add_argument("--plain")
+    parser.add_argument("--nibble", default="build/cpu/bin/nibble")
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--shares", default="25,50,100")
+    parser.add_argument("--seconds", type=float, default=4, help="of each read test")
+    parser.add_argument("--overhead-runs", type=int, default=5)
+    parser.add_argument("options", nargs="*", help="for nibble run, behind --")
+    arguments = parser.parse_args()
+    file = arguments.packed / "experts.nibble"
+    options = arguments.options
+
+    resident = run(arguments.nibble, arguments.packed, arguments.tokens, *options, repeat=3)
+    experts = resident["experts"]
+    record, total = experts["record_bytes"], experts["total"]
+    print(f"{total} experts of {record / 1e6:.2f} MB, {total * record / 1e9:.2f} GB; all in memory: "
+          f"{resident['decode_tokens_per_second']:.2f} tokens/s")
+    if arguments.plain:
+        ratios = []
+        for _ in range(arguments.overhead_runs):
+            plain = run(arguments.nibble, arguments.plain, arguments.tokens)
+            packed = run(arguments.nibble, arguments.packed, arguments.tokens)
+            assert plain["token_ids"] == packed["token_ids"]
+            ratios.append(plain["decode_tokens_per_second"] / packed["decode_tokens_per_second"])
+        print(f"overhead with everything in memory: {100 * (statistics.median(ratios) - 1):.1f} % "
+              f"(median of {len(ratios)} pairs, {100 * (min(ratios) - 1):.1f} .. {100 * (max(ratios) - 1):.1f})")
+    rest = sum(path.stat().st_size for path in arguments.packed.glob("*.safetensors"))
+    print("share  limit GB  hit rate  raw GB/s  read GB/s  of raw  tokens/s   bound  of bound  waited  same tokens")
+    for share in map(float, arguments.shares.split(",")):
+        budget = int(total * record * share / 100)
+        limit = budget + 2 * rest + (400 << 20)
+        before = read_test(file, record, arguments.seconds)
+        result = run(arguments.nibble, arguments.packed, arguments.tokens, "--expert-memory", str(budget), *options,
+                     limit=limit)
+        # The same prompt with one token: what the prompt read, to be taken off.
+        prompt = run(arguments.nibble, arguments.packed, 1, "--expert-memory", str(budget), *options, limit=limit)
+        after = read_test(file, record, arguments.seconds)
+        raw = (before + after) / 2
+        experts = {name: value - prompt["experts"][name] for name, value in result["experts"].items()}
+        wanted = experts["hits"] + experts["misses"] + experts["guesses_late"]
+        rate = result["experts"]["bytes_read"] / max(result["experts"]["read_seconds"], 1e-9)
+        decoded = len(result["token_ids"]) - 1
+        seconds = decoded / result["decode_tokens_per_second"]
+        by_disk = experts["bytes_read"] / raw / decoded
+        bound = 1 / max(by_disk, 1 / resident["decode_tokens_per_second"])
+        print(f"{share:>4.0f} % {limit / 1e9:>9.2f} {100 * experts['hits'] / wanted:>8.1f} % {raw / 1e9:>9.2f} "
+              f"{rate / 1e9:>10.2f} {100 * rate / raw:>5.0f} % {result['decode_tokens_per_second']:>9.2f} {bound:>7.2f} "
+              f"{100 * result['decode_tokens_per_second'] / bound:>7.0f} % "
+              f"{experts['stall_seconds'] / seconds:>6.0%}  {result['token_ids'] == resident['token_ids']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+// The options that say where routed experts are kept, for every command that runs a model.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "nibble/base/result.h"
+#include "nibble/engine/expert_options.h"
+#include "nibble/model/expert_store.h"
+
+namespace CLI {
+class App;
+}
+
+namespace nibble {
+
+struct ExpertArguments {
+  std::optional<uint64_t> memory;
+  std::string cache = "lfu";
+  int64_t ageing_tokens = EvictionOptions{}.ageing_tokens;
+  int prefetch_layers = 1;
+  float prefetch_min_score = 0;
+  std::string hot_experts;
+  std::string io = "auto";
+  int io_depth = ReaderOptions{}.depth;
+  std::string routing_trace;
+};
+
+// Registers them in a group of their own.
+void add_expert_options(CLI::App& command, ExpertArguments* arguments);
+
+// Errors: kInvalidArgument naming option and range.
+Result<ExpertOptions> expert_options(const ExpertArguments& arguments);
+
+// "experts: 96.1 % of 12,345 in memory, ...": what a run ends with.
+std::string describe_experts(const ExpertStoreStats& stats);
+
+}  // namespace nibble

@@ -1,0 +1,83 @@
+// Settings of nibble serve that say where routed experts are kept: those of expert_arguments.h.
+#include <fmt/format.h>
+
+#include "nibble/base/error.h"
+#include "nibble/cli/serve_setters.h"
+#include "nibble/plan/catalogue.h"
+
+namespace nibble {
+
+void add_expert_settings(std::vector<ServeSetting>& s) {
+  using Options = ServeOptions;
+  constexpr const char* kExperts = "Experts in tiers";
+  s.push_back({"expert_memory",
+               {"ram", "cpu_cache_size"},
+               {},
+               kExperts,
+               "RAM for routed experts, as 24GB; the others stay in files [all]",
+               "SIZE",
+               [](Options& o, const std::string& v) -> Status {
+                 const auto bytes = parse_size(v);
+                 if (!bytes) {
+                   return invalid_argument(fmt::format("'{}' is no size such as 24GB", v));
+                 }
+                 o.model_options.experts.memory_bytes = static_cast<uint64_t>(*bytes);
+                 return {};
+               }});
+  s.push_back({"expert_cache",
+               {},
+               {},
+               kExperts,
+               "What stays: lfu, lru or score [lfu]",
+               "NAME",
+               [](Options& o, const std::string& v) -> Status {
+                 o.model_options.experts.eviction.kind = NIBBLE_TRY(parse_eviction_kind(v));
+                 return {};
+               }});
+  s.push_back(
+      {"hot_experts",
+       {},
+       {},
+       kExperts,
+       "Counts of nibble trace: the most used are kept",
+       "FILE",
+       text([](Options& o, const std::string& v) { o.model_options.experts.hot_experts = v; })});
+  s.push_back({"prefetch_layers",
+               {},
+               {},
+               kExperts,
+               "Layers ahead whose experts are guessed, 0 or 1 [1]",
+               "N",
+               integer(0, 1, [](Options& o, int64_t v) {
+                 o.model_options.experts.prefetch_layers = static_cast<int>(v);
+               })});
+  s.push_back({"io",
+               {},
+               {},
+               kExperts,
+               "auto, uring, pread or buffered [auto]",
+               "NAME",
+               [](Options& o, const std::string& v) -> Status {
+                 o.model_options.experts.reader.backend = NIBBLE_TRY(parse_io_backend(v));
+                 return {};
+               }});
+  s.push_back({"io_depth",
+               {},
+               {},
+               kExperts,
+               "Reads of 1 MB under way, 1..256 [16]",
+               "N",
+               integer(1, 256, [](Options& o, int64_t v) {
+                 o.model_options.experts.reader.depth = static_cast<int>(v);
+               })});
+  s.push_back(
+      {"routing_trace",
+       {},
+       {},
+       kExperts,
+       "Write which experts were chosen, for nibble trace",
+       "FILE",
+       text([](Options& o, const std::string& v) { o.model_options.experts.routing_trace = v; })});
+}
+
+}  // namespace nibble

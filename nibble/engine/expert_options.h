@@ -1,0 +1,55 @@
+// Where a model's routed experts are kept, and how a store of them is made.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "nibble/base/result.h"
+#include "nibble/checkpoint/config.h"
+#include "nibble/checkpoint/source.h"
+#include "nibble/kernels/kernels.h"
+#include "nibble/model/weights.h"
+#include "nibble/offload/eviction_policy.h"
+#include "nibble/offload/record_reader.h"
+#include "nibble/offload/tiered_store.h"
+
+namespace nibble {
+
+struct ExpertOptions {
+  // RAM for routed experts; those that don't fit are read when they are needed. None: all of them.
+  std::optional<uint64_t> memory_bytes;
+  EvictionOptions eviction;
+  int prefetch_layers = 1;
+  float prefetch_min_score = 0;
+  std::filesystem::path hot_experts;    // counts of expert_counts_text(); empty: no hot set
+  std::filesystem::path routing_trace;  // to write; empty: none
+  ReaderOptions reader;
+};
+
+// Whether the folder's experts are in a packed file.
+bool has_packed_experts(const std::filesystem::path& directory);
+
+// Whether that file holds NVFP4 weights; false without one. Errors: those of ExpertFile::open.
+Result<bool> has_nvfp4_experts(const std::filesystem::path& directory);
+
+// Whether experts come from a store below instead of Weights::load.
+bool wants_tiers(const std::filesystem::path& directory, const ExpertOptions& options);
+
+// The store for weights that were loaded without experts. `source` and `kernels` must outlive it.
+// Errors: kUnsupported for a backend whose memory is not the host's; those of the loaders and of
+// TieredStore::create.
+Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::path& directory,
+                                                       const CheckpointSource& source,
+                                                       const ModelConfig& config, Kernels& kernels,
+                                                       bool with_mtp, ActivationFormat activation,
+                                                       int threads, const ExpertOptions& options);
+
+// The store for weights that have their experts, with a trace. Errors: as above, and those of
+// RoutingTraceWriter::create.
+Result<std::unique_ptr<ExpertStore>> make_traced_store(const Weights& weights,
+                                                       const ModelConfig& config, Kernels& kernels,
+                                                       const ExpertOptions& options);
+
+}  // namespace nibble

@@ -1,0 +1,59 @@
+// Brings experts' records into memory: from a packed file as they lie there, or from a checkpoint
+// folder, packed on the way.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "nibble/base/result.h"
+#include "nibble/checkpoint/config.h"
+#include "nibble/checkpoint/source.h"
+#include "nibble/kernels/kernels.h"
+#include "nibble/offload/expert_format.h"
+#include "nibble/offload/record_reader.h"
+
+namespace nibble {
+
+// Thread-safe.
+class ExpertLoader {
+ public:
+  using Done = RecordReader::Done;
+
+  virtual ~ExpertLoader() = default;
+
+  // Of the expert's record; 0 for one that does not exist.
+  virtual uint64_t record_bytes(int layer, int expert) const = 0;
+
+  // Begins to fill `destination`, record_bytes of it, at a multiple of 4096. start(), hurry() and
+  // cancel() are RecordReader's.
+  virtual uint64_t start(int layer, int expert, std::span<std::byte> destination, bool urgent,
+                         Done done) = 0;
+  virtual void hurry(uint64_t ticket) = 0;
+  virtual bool cancel(uint64_t ticket) = 0;
+
+  virtual uint64_t bytes_read() const = 0;
+  virtual double busy_seconds() const = 0;
+  virtual std::string description() const = 0;
+};
+
+// From a packed file. Errors: those of ExpertFile::open and RecordReader::open; kCorrupt for a file
+// whose shapes are not the model's; kUnsupported for a layout that is not the backend's.
+Result<std::unique_ptr<ExpertLoader>> make_packed_loader(const std::filesystem::path& path,
+                                                         const ModelConfig& config,
+                                                         const Kernels& kernels, bool with_mtp,
+                                                         const ReaderOptions& options);
+
+// From any checkpoint that Weights::load takes; `source` and `kernels` must outlive the loader.
+// num_threads >= 1 read and pack. Errors: those of expert_record_bytes and expert_input_scales.
+Result<std::unique_ptr<ExpertLoader>> make_checkpoint_loader(const CheckpointSource& source,
+                                                             const ModelConfig& config,
+                                                             const Kernels& kernels, bool with_mtp,
+                                                             int num_threads);
+
+}  // namespace nibble

@@ -1,0 +1,129 @@
+// Experts in two tiers: as many as a budget allows in memory, the rest in a file below.
+//
+// Memory is cut into slots of one record. A layer has a share of them; what its policy values least
+// makes room for what is wanted. While a large step streams a layer through, slots that other
+// layers hold above their share, and a few that belong to none, take the reads that are under way.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "nibble/base/result.h"
+#include "nibble/checkpoint/config.h"
+#include "nibble/model/expert_store.h"
+#include "nibble/offload/eviction_policy.h"
+#include "nibble/offload/expert_loader.h"
+#include "nibble/offload/routing_trace.h"
+#include "nibble/offload/slot_memory.h"
+
+namespace nibble {
+
+struct TieredStoreOptions {
+  // For records; 0: all of them. At least one record.
+  uint64_t memory_bytes = 0;
+  EvictionOptions eviction;
+  int prefetch_layers = 1;       // how many layers ahead are guessed: 0 or 1
+  float prefetch_min_score = 0;  // a guess with a smaller routing weight is not read
+  // Experts that are loaded first and stay, best first within a layer; at most hot_share of a
+  // layer's slots.
+  std::vector<HotExpert> hot_experts;
+  double hot_share = 0.5;
+  ActivationFormat activation = ActivationFormat::kUnquantized;
+  std::unique_ptr<RoutingTraceWriter> trace;  // may be null
+};
+
+class TieredStore final : public ExpertStore {
+ public:
+  // Loads the hot experts, or all if there is room for all: then nothing is ever evicted. Errors:
+  // kInvalidArgument for a budget below one record or a hot expert that the model lacks; those of
+  // the loader, naming the record; kOutOfMemory.
+  static Result<std::unique_ptr<TieredStore>> create(std::unique_ptr<ExpertLoader> loader,
+                                                     const ModelConfig& config, bool with_mtp,
+                                                     TieredStoreOptions options);
+  ~TieredStore() override;
+
+  void announce(int layer, std::span<const ExpertUse> uses, int64_t num_tokens) override;
+  Result<ExpertLease> acquire(int layer, std::span<const int32_t> wanted) override;
+  bool wants_prefetch(int layer) const override;
+  void prefetch(int layer, std::span<const ExpertUse> guesses) override;
+  ExpertStoreStats stats() const override;
+
+  // Changes the budget while it runs, from any thread. What is in use stays until its lease ends.
+  // Errors: as create().
+  Status set_memory(uint64_t bytes);
+
+  std::string description() const;
+
+ private:
+  enum class State { kAbsent, kReading, kReady, kFailed };
+  struct Entry {
+    State state = State::kAbsent;
+    int slot = -1;
+    int leases = 0;
+    bool wanted = false;   // announced, not yet leased
+    bool guessed = false;  // read for a prediction, not yet announced
+    bool pinned = false;
+    uint64_t ticket = 0;
+    std::optional<Error> error;
+  };
+  struct Layer {
+    int number = 0;
+    int share = 0;  // slots
+    int held = 0;   // slots that its experts have now
+    int num_ready = 0;
+    std::vector<Entry> entries;
+    std::vector<MlpWeight> table;  // [num_experts]; without data where not ready
+    std::unique_ptr<EvictionPolicy> policy;
+  };
+
+  TieredStore(const ModelConfig& config, TieredStoreOptions options);
+
+  // All below are called with the lock held.
+  Layer& layer_of(int number);
+  const Layer& layer_of(int number) const;
+  Status resize(uint64_t bytes);
+  void trim();
+  int64_t slots_for(uint64_t bytes) const;
+  bool take_slot(int layer, bool urgent, int* slot);
+  bool make_room(Layer& own, bool urgent);
+  bool evict_from(Layer& layer, bool last_resort);
+  void evict(Layer& layer, Entry& entry);
+  void begin_read(Layer& layer, int expert, int slot, bool urgent);
+  void start_missing(Layer& layer, std::span<const int32_t> wanted);
+  void end_guesses(Layer& layer, std::span<const ExpertUse> uses);
+  void clear_wanted();
+  void wait(std::unique_lock<std::mutex>& lock, const Layer& layer,
+            std::span<const int32_t> wanted);
+
+  Status preload(std::span<const HotExpert> experts, bool pin);
+  void finish_read(int layer, int expert, const std::optional<MlpWeight>& weight,
+                   Status status);  // takes the lock
+  void release(int layer, std::span<const int32_t> experts) noexcept override;
+
+  const ExpertShape shape_;
+  const int num_experts_;
+  TieredStoreOptions options_;
+  uint64_t slot_bytes_ = 0;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Layer> layers_;
+  std::vector<int> layer_index_;  // by number; -1 for dense layers
+  std::vector<SlotMemory> slots_;
+  std::vector<int> free_slots_;
+  int64_t target_slots_ = 0;
+  bool everything_fits_ = false;
+  Layer* last_announced_ = nullptr;
+  ExpertStoreStats stats_;
+
+  std::unique_ptr<ExpertLoader> loader_;  // goes first: its threads call finish_read
+};
+
+}  // namespace nibble

@@ -1,0 +1,174 @@
+// Tokens don't depend on where experts lie: the demo checkpoint with all, half, a tenth and one
+// slot a layer of its experts in memory, batched and with MTP drafts, against the plain model.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "nibble/engine/engine.h"
+#include "tests/offload/offload_fixture.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kDemoExperts = 4 * 16;  // three MoE layers and the MTP layer
+
+std::vector<Request> offload_requests() {
+  std::vector<Request> requests;
+  for (const auto& prompt : testing::reference_prompts()) {
+    Request request;
+    request.prompt_token_ids = prompt.ids;
+    const auto i = static_cast<int64_t>(requests.size());
+    request.params.temperature = i % 2 == 0 ? 0 : 0.8;
+    request.params.seed = i;
+    request.params.max_tokens = 16 + i;
+    request.params.ignore_eos = true;
+    requests.push_back(std::move(request));
+    if (requests.size() == 6) break;
+  }
+  return requests;
+}
+
+struct OffloadRun {
+  std::vector<std::vector<int32_t>> outputs;
+  EngineStats stats;
+};
+
+OffloadRun run_requests(LoadedModel& model, int64_t batch, int64_t drafts) {
+  EngineOptions options;
+  options.max_batch_size = batch;
+  options.max_num_tokens = 64;
+  options.num_drafts = drafts;
+  options.num_blocks = 256;
+  auto engine = Engine::create(model, options);
+  if (!engine) throw std::runtime_error(engine.error().message);
+  std::vector<uint64_t> ids;
+  for (Request& request : offload_requests()) {
+    ids.push_back((*engine)->add(std::move(request)).value());
+  }
+  std::map<uint64_t, std::vector<int32_t>> outputs;
+  while ((*engine)->has_work()) {
+    for (const RequestUpdate& update : (*engine)->step()) {
+      EXPECT_FALSE(update.error.has_value()) << update.error->message;
+      auto& tokens = outputs[update.id];
+      tokens.insert(tokens.end(), update.token_ids.begin(), update.token_ids.end());
+    }
+  }
+  OffloadRun run;
+  for (const uint64_t id : ids) run.outputs.push_back(outputs[id]);
+  run.stats = (*engine)->stats();
+  return run;
+}
+
+// The demo model with its experts from `store` instead of its own.
+class Tiered {
+ public:
+  explicit Tiered(std::unique_ptr<TieredStore> store) : store_(std::move(store)) {
+    static const std::unique_ptr<LoadedModel> model =
+        testing::load_model(testing::demo_checkpoint(), "cpu");
+    model_ = model.get();
+    model_->weights.expert_store = store_.get();
+  }
+  ~Tiered() { model_->weights.expert_store = nullptr; }
+  LoadedModel& model() { return *model_; }
+  TieredStore& store() { return *store_; }
+
+ private:
+  std::unique_ptr<TieredStore> store_;
+  LoadedModel* model_;
+};
+
+const OffloadRun& plain_run(int64_t drafts) {
+  static std::map<int64_t, OffloadRun> runs;
+  const auto found = runs.find(drafts);
+  if (found != runs.end()) return found->second;
+  const auto model = testing::load_model(testing::demo_checkpoint(), "cpu");
+  return runs.emplace(drafts, run_requests(*model, 1, drafts)).first->second;
+}
+
+class OffloadEquality : public ::testing::TestWithParam<int64_t> {};
+
+TEST_P(OffloadEquality, TokensAreThoseOfTheModelInMemory) {
+  const int64_t slots = GetParam();
+  for (const int64_t batch : {int64_t{1}, int64_t{4}}) {
+    for (const int64_t drafts : {int64_t{0}, int64_t{2}}) {
+      SCOPED_TRACE("batch " + std::to_string(batch) + ", drafts " + std::to_string(drafts));
+      TieredStoreOptions options;
+      options.memory_bytes = static_cast<uint64_t>(slots) * testing::demo_record_bytes();
+      Tiered tiered(
+          testing::make_store(testing::packed_loader(testing::packed_demo()), std::move(options)));
+      const OffloadRun run = run_requests(tiered.model(), batch, drafts);
+      EXPECT_EQ(run.outputs, plain_run(drafts).outputs);
+      const ExpertStoreStats stats = tiered.store().stats();
+      EXPECT_EQ(stats.num_slots, slots);
+      EXPECT_EQ(stats.num_misses == 0, slots == kDemoExperts);
+      EXPECT_EQ(stats.num_evictions == 0, slots == kDemoExperts);
+      EXPECT_GE(stats.bytes_read,
+                (stats.num_misses + stats.num_resident) *
+                    static_cast<int64_t>(slots == kDemoExperts ? testing::demo_record_bytes() : 0));
+    }
+  }
+}
+
+// All, half, a tenth, one a layer, and a single one for all layers.
+INSTANTIATE_TEST_SUITE_P(Residency, OffloadEquality,
+                         ::testing::Values(kDemoExperts, kDemoExperts / 2, kDemoExperts / 10, 4,
+                                           1));
+
+TEST(OffloadTiers, ACheckpointFolderGivesTheSameTokensAsAPackedFile) {
+  TieredStoreOptions options;
+  options.memory_bytes = 16 * testing::demo_record_bytes();
+  Tiered tiered(testing::make_store(testing::checkpoint_loader(), std::move(options)));
+  const OffloadRun run = run_requests(tiered.model(), 4, 2);
+  EXPECT_EQ(run.outputs, plain_run(2).outputs);
+  EXPECT_GT(tiered.store().stats().num_misses, 0);
+}
+
+TEST(OffloadTiers, EveryPolicyAndReaderGivesTheSameTokens) {
+  for (const EvictionKind kind : {EvictionKind::kLfu, EvictionKind::kLru, EvictionKind::kScore}) {
+    for (const IoBackend io : {IoBackend::kAuto, IoBackend::kPread, IoBackend::kBuffered}) {
+      TieredStoreOptions options;
+      options.memory_bytes = 20 * testing::demo_record_bytes();
+      options.eviction.kind = kind;
+      options.hot_experts = {{1, 3}, {1, 4}, {2, 0}, {4, 15}};
+      ReaderOptions reader;
+      reader.backend = io;
+      reader.depth = 3;
+      reader.piece_bytes = 16384;
+      Tiered tiered(testing::make_store(testing::packed_loader(testing::packed_demo(), reader),
+                                        std::move(options)));
+      EXPECT_EQ(run_requests(tiered.model(), 2, 1).outputs, plain_run(1).outputs)
+          << eviction_kind_name(kind) << " with " << tiered.store().description();
+    }
+  }
+}
+
+TEST(OffloadTiers, ABudgetThatShrinksAndGrowsWhileItRunsChangesNoToken) {
+  TieredStoreOptions options;
+  Tiered tiered(
+      testing::make_store(testing::packed_loader(testing::packed_demo()), std::move(options)));
+  EngineOptions engine_options;
+  engine_options.num_blocks = 256;
+  engine_options.num_drafts = 2;
+  auto engine = Engine::create(tiered.model(), engine_options).value();
+  std::map<uint64_t, std::vector<int32_t>> outputs;
+  for (Request& request : offload_requests()) (void)engine->add(std::move(request)).value();
+  const uint64_t record = testing::demo_record_bytes();
+  const std::vector<uint64_t> slots = {40, 7, 64, 1, 20};
+  for (size_t step = 0; engine->has_work(); ++step) {
+    const uint64_t now = slots[step % slots.size()];
+    ASSERT_TRUE(tiered.store().set_memory(now * record));
+    EXPECT_EQ(tiered.store().stats().num_slots, static_cast<int64_t>(now));
+    for (const RequestUpdate& update : engine->step()) {
+      EXPECT_FALSE(update.error.has_value());
+      auto& tokens = outputs[update.id];
+      tokens.insert(tokens.end(), update.token_ids.begin(), update.token_ids.end());
+    }
+  }
+  std::vector<std::vector<int32_t>> all;
+  for (auto& [id, tokens] : outputs) all.push_back(std::move(tokens));
+  EXPECT_EQ(all, plain_run(2).outputs);
+  EXPECT_EQ(tiered.store().set_memory(record - 1).error().code, ErrorCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace nibble
