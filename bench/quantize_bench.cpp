@@ -2,15 +2,23 @@
 // matrix from its codes, rows rounded to BF16, codes and scales. Bytes are those of the source; the
 // source (2048 x 7168, an expert's up_proj of DeepSeek-R1) is cached. Limit: the memory's read
 // rate, which the last line gives for the same process.
+//
+// Then what GPTQ adds, on one core: H of 256 tokens, its factors, and codes (bytes are those of an
+// FP8 source). Limit: arithmetic; the counter is operations a second.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <chrono>
+#include <optional>
 #include <random>
 #include <vector>
 
 #include "bench/kernels/machine_limits.h"
+#include "nibble/numeric/bf16.h"
 #include "nibble/numeric/fp8_block.h"
 #include "nibble/numeric/nvfp4.h"
+#include "nibble/quantize/gptq.h"
+#include "nibble/quantize/hessian.h"
 
 namespace nibble {
 namespace {
@@ -64,6 +72,82 @@ BENCHMARK_CAPTURE(convert, max, Nvfp4Mode::kMax, kRows)->Unit(benchmark::kMillis
 BENCHMARK_CAPTURE(convert, 4over6, Nvfp4Mode::kFourOverSix, kRows)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(convert, mse, Nvfp4Mode::kMse, 64)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(convert, local_hessian, Nvfp4Mode::kLocalHessian, 64)
+    ->Unit(benchmark::kMillisecond);
+
+// Tokens of any module, seeded.
+class RandomInputs final : public Activations {
+ public:
+  RandomInputs(int64_t rows, int64_t cols) : rows_(rows), cols_(cols) {
+    std::mt19937 rng(2);
+    std::normal_distribution<float> normal;
+    values_.resize(static_cast<size_t>(rows * cols));
+    for (float& v : values_) v = round_to_bf16(normal(rng));
+  }
+  std::optional<float> input_amax(std::string_view) const override { return 1.0f; }
+  int64_t num_rows(std::string_view) const override { return rows_; }
+  Status read_rows(std::string_view, int64_t first, int64_t count, float* out) const override {
+    std::copy_n(values_.begin() + first * cols_, count * cols_, out);
+    return {};
+  }
+
+ private:
+  int64_t rows_;
+  int64_t cols_;
+  std::vector<float> values_;
+};
+
+using Counter = benchmark::Counter;
+
+void hessian(benchmark::State& state) {
+  const int64_t cols = state.range(0);
+  constexpr int64_t kTokens = 256;
+  const RandomInputs inputs(kTokens, cols);
+  ThreadPool pool(1);
+  for (auto _ : state) benchmark::DoNotOptimize(full_hessian(inputs, "m", cols, pool));
+  const auto operations = static_cast<double>(kTokens * cols * cols);
+  state.counters["operations"] = Counter(operations, Counter::kIsIterationInvariantRate);
+}
+BENCHMARK(hessian)->Arg(2048)->Arg(7168)->Arg(16384)->Unit(benchmark::kMillisecond);
+
+// Factors once, and encodes all rows.
+void gptq(benchmark::State& state, Nvfp4Mode mode, int64_t rows, int64_t cols) {
+  ThreadPool pool(1);
+  const RandomInputs inputs(512, cols);
+  const auto sums = full_hessian(inputs, "m", cols, pool).value();
+  const auto blocks = block_hessians(inputs, "m", cols, pool).value();
+  const RandomInputs weights(rows, cols);
+  std::vector<float> values(static_cast<size_t>(rows * cols));
+  (void)weights.read_rows("", 0, rows, values.data());
+  const float global = nvfp4_global_scale(nvfp4_amax(values).value(), mode).value();
+  std::vector<uint8_t> packed(values.size() / 2);
+  std::vector<uint8_t> scales(values.size() / kNvfp4BlockSize);
+  double factoring = 0;
+  for (auto _ : state) {
+    auto factors = sums;
+    const auto start = std::chrono::steady_clock::now();
+    factor_hessian(&factors, cols, pool);
+    factoring += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    (void)quantize_gptq({values.data(), rows, cols, factors.data(), blocks.data()}, global, mode,
+                        packed.data(), scales.data(), pool);
+    benchmark::DoNotOptimize(packed.data());
+  }
+  state.SetBytesProcessed(state.iterations() * rows * cols);
+  state.counters["s_factoring"] = factoring / static_cast<double>(state.iterations());
+}
+BENCHMARK_CAPTURE(gptq, max_expert, Nvfp4Mode::kMax, 2048, 7168)
+    ->Iterations(1)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(gptq, mse_expert, Nvfp4Mode::kMse, 2048, 7168)
+    ->Iterations(1)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(gptq, local_hessian_expert, Nvfp4Mode::kLocalHessian, 2048, 7168)
+    ->Iterations(1)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(gptq, max_down, Nvfp4Mode::kMax, 7168, 2048)
+    ->Iterations(1)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(gptq, max_o_proj, Nvfp4Mode::kMax, 7168, 16384)
+    ->Iterations(1)
     ->Unit(benchmark::kMillisecond);
 
 void read_rate(benchmark::State& state) {

@@ -28,6 +28,7 @@ struct QuantizeArguments {
   std::vector<std::string> overrides;
   std::string kv_cache = "fp8";
   std::string calibrate;
+  std::string feed = "original";
   CalibrationTextOptions calibration;
   bool verify = false;
   VerifyOptions verify_options;
@@ -131,6 +132,7 @@ Status parse_arguments(QuantizeArguments& arguments) {
   options.fp8_kv_cache = arguments.kv_cache != "none";
   options.kv_scales = arguments.kv_cache == "fp8-scales";
   options.show_progress = !arguments.quiet;
+  options.feed_quantized = arguments.feed == "quantized";
   return {};
 }
 
@@ -176,17 +178,31 @@ void add_recipe_options(CLI::App& command, QuantizeArguments& arguments) {
           "What the checkpoint asks for: fp8, fp8-scales (with k_scale, v_scale), none [fp8]")
       ->check(CLI::IsMember({"fp8", "fp8-scales", "none"}).description(""))
       ->type_name("NAME");
-  command
-      .add_option("--calibrate", arguments.calibrate,
-                  "Text or JSON lines (text, messages, ids) to run the model over")
-      ->type_name("FILE");
+  CLI::Option* const calibrate =
+      command
+          .add_option("--calibrate", arguments.calibrate,
+                      "Text or JSON lines (text, messages, ids) to run the model over")
+          ->type_name("FILE");
   command.add_option("--samples", arguments.calibration.samples, "Samples to take of it [512]")
+      ->needs(calibrate)
       ->check(CLI::Range(1, 1'000'000).description(""))
       ->type_name("N");
   command
       .add_option("--sequence", arguments.calibration.sequence, "Tokens of a sample at most [512]")
+      ->needs(calibrate)
       ->check(CLI::Range(1, 1'000'000).description(""))
       ->type_name("N");
+  command
+      .add_option("--feed", arguments.feed,
+                  "Layers that a layer's inputs come from: original or quantized [original]")
+      ->needs(calibrate)
+      ->check(CLI::IsMember({"original", "quantized"}).description(""))
+      ->type_name("NAME");
+  command
+      .add_option("--backend", arguments.options.backend,
+                  "What runs the model for it: auto, cpu, cuda or reference [auto]")
+      ->needs(calibrate)
+      ->type_name("NAME");
 }
 
 void add_verify_options(CLI::App& command, QuantizeArguments& arguments) {

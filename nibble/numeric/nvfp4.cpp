@@ -311,18 +311,6 @@ Status quantize_nvfp4_block_column(const Nvfp4BlockColumn& column, float global_
   return {};
 }
 
-void add_rank16(const float* coefficients, const float* rows, int64_t stride, int64_t n, float* y,
-                [[maybe_unused]] Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512) return add_rank16_avx512(coefficients, rows, stride, n, y);
-#endif
-  for (int64_t k = 0; k < n; ++k) {
-    float sum = y[k];
-    for (int c = 0; c < 16; ++c) sum += coefficients[c] * rows[c * stride + k];
-    y[k] = sum;
-  }
-}
-
 Result<Nvfp4Tensor> quantize_nvfp4(std::span<const float> values, int64_t rows, int64_t cols,
                                    Nvfp4Mode mode, std::optional<float> amax) {
   NIBBLE_TRY(check_cols(cols));

@@ -94,11 +94,6 @@ struct Nvfp4BlockColumn {
 Status quantize_nvfp4_block_column(const Nvfp4BlockColumn& column, float global_scale,
                                    Nvfp4Mode mode, const float* hessian, Isa isa = numeric_isa());
 
-// y[k] += sum_c coefficients[c] * rows[c * stride + k] for k < n and c < 16, c rising, every
-// product and sum rounded: what Hessians and error compensation are made of.
-void add_rank16(const float* coefficients, const float* rows, int64_t stride, int64_t n, float* y,
-                Isa isa = numeric_isa());
-
 // A matrix that owns its three tensors.
 struct Nvfp4Tensor {
   std::vector<uint8_t> packed;        // [rows, cols / 2]

@@ -297,19 +297,4 @@ bool encode_nvfp4_hessian_avx512(const Nvfp4Lanes& lanes, float global_scale,
   return true;
 }
 
-void add_rank16_avx512(const float* coefficients, const float* rows, int64_t stride, int64_t n,
-                       float* y) {
-  __m512 c[16];
-  for (int i = 0; i < 16; ++i) c[i] = _mm512_set1_ps(coefficients[i]);
-  for (int64_t k = 0; k < n; k += 16) {
-    const auto mask = static_cast<__mmask16>(n - k >= 16 ? 0xffff : (1 << (n - k)) - 1);
-    __m512 sum = _mm512_maskz_loadu_ps(mask, y + k);
-    for (int i = 0; i < 16; ++i) {
-      sum = _mm512_add_ps(sum,
-                          _mm512_mul_ps(c[i], _mm512_maskz_loadu_ps(mask, rows + i * stride + k)));
-    }
-    _mm512_mask_storeu_ps(y + k, mask, sum);
-  }
-}
-
 }  // namespace nibble

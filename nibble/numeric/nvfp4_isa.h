@@ -33,9 +33,12 @@ bool dequantize_fp8_row_avx512(const uint8_t* codes, const float* scales, int64_
 // The largest code & 0x7f of `count` bytes: of E4M3 codes without sign, the largest magnitude's.
 uint8_t largest_magnitude_code_avx512(const uint8_t* codes, int64_t count);
 
-// y[k] += sum_c coefficients[c] * rows[c * stride + k] for k < n, c < 16, c rising, each product
-// and each sum rounded.
-void add_rank16_avx512(const float* coefficients, const float* rows, int64_t stride, int64_t n,
-                       float* y);
+// y[i, k] += sum_t a[t, i] * b[t, k] for i < m and k < n, t rising: a [depth, kProductTileRows], b
+// [depth, kProductTileCols], y's rows y_stride apart; 1 <= m <= kProductTileRows, 1 <= n <=
+// kProductTileCols.
+inline constexpr int64_t kProductTileRows = 8;
+inline constexpr int64_t kProductTileCols = 32;
+void add_product_tile_avx512(const float* a, const float* b, int64_t depth, int64_t m, int64_t n,
+                             float* y, int64_t y_stride);
 
 }  // namespace nibble

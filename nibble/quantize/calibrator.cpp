@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <sstream>
 #include <utility>
 
@@ -23,6 +22,9 @@
 #include "nibble/model/workspace.h"
 #include "nibble/numeric/bf16.h"
 #include "nibble/numeric/nvfp4.h"
+#include "nibble/quantize/activation_copies.h"
+#include "nibble/quantize/input_rows.h"
+#include "nibble/quantize/written_layer.h"
 
 namespace nibble {
 namespace {
@@ -32,56 +34,6 @@ namespace fs = std::filesystem;
 constexpr int64_t kBlockSize = 32;  // tokens of a cache block
 
 int64_t blocks_of(int64_t tokens) { return (tokens + kBlockSize - 1) / kBlockSize; }
-
-// A file of float rows that is written once and then mapped.
-class RowFile {
- public:
-  // Errors: those of open.
-  static Result<RowFile> create(const fs::path& path, int64_t cols) {
-    return RowFile(NIBBLE_TRY(OutputFile::create(path)), cols);
-  }
-
-  // Inputs are kept as BF16: what a Hessian is made of needs no more.
-  Status append(const float* row) {
-    std::vector<uint16_t> halves(static_cast<size_t>(cols_));
-    std::transform(row, row + cols_, halves.begin(), float_to_bf16);
-    ++rows_;
-    return file_.write(std::as_bytes(std::span(halves)));
-  }
-
-  Status finish() {
-    NIBBLE_TRY(file_.commit());
-    mapped_.emplace(NIBBLE_TRY(MappedFile::open(file_.path())));
-    return {};
-  }
-
-  int64_t rows() const { return rows_; }
-  int64_t cols() const { return cols_; }
-  void read(int64_t row, float* out) const {
-    const auto* const values = reinterpret_cast<const uint16_t*>(mapped_->bytes().data());
-    std::transform(values + row * cols_, values + (row + 1) * cols_, out, bf16_to_float);
-  }
-  void release() const { mapped_->release(0, mapped_->bytes().size()); }
-
- private:
-  RowFile(OutputFile file, int64_t cols) : file_(std::move(file)), cols_(cols) {}
-  OutputFile file_;
-  std::optional<MappedFile> mapped_;
-  int64_t cols_;
-  int64_t rows_ = 0;
-};
-
-// Which rows of which file are a module's inputs.
-struct ModuleRows {
-  const RowFile* file = nullptr;
-  std::vector<int64_t> rows;  // empty with `all`
-  bool all = false;
-
-  int64_t count() const {
-    if (file == nullptr) return 0;
-    return all ? file->rows() : static_cast<int64_t>(rows.size());
-  }
-};
 
 float swiglu(float gate, float up) { return gate / (1.0f + std::exp(-gate)) * up; }
 
@@ -101,9 +53,20 @@ struct Calibrator::State {
   // Of the layer that was run last, if rows were asked for.
   std::map<std::string, RowFile, std::less<>> files;
   std::map<std::string, ModuleRows, std::less<>> module_rows;
+  std::vector<float> scratch_x;
   std::vector<float> scratch_in;
   std::vector<float> scratch_gate;
   std::vector<float> scratch_up;
+  DeviceMatrix routed_matrix;
+  DeviceMatrix gate_matrix;
+  DeviceMatrix up_matrix;
+  DeviceMatrix hidden_matrix;
+
+  // With feed_quantized: the shards that hold each finished layer.
+  std::map<int, std::vector<fs::path>> written;
+
+  State(const CheckpointSource& from, const ModelConfig& model, const CalibratorOptions& asked)
+      : source(from), config(model), options(asked) {}
 
   fs::path hidden_path(int layer) const {
     return options.folder / fmt::format("hidden-{}.bin", layer);
@@ -113,10 +76,14 @@ struct Calibrator::State {
   }
 
   Status embed();
+  bool has_hidden(int layer) const;
   Status ensure_hidden(int layer);
   Status run_layer(int layer, bool with_rows);
+  Status advance(int layer);
+  Status pass(int layer, const CheckpointSource& from, const std::string& title, bool observes,
+              bool with_rows, OutputFile* out);
   Status run_batch(int layer, const Weights& weights, size_t first, size_t last,
-                   const MappedFile& in, OutputFile* out, bool with_rows);
+                   const MappedFile& in, const ActivationObserver& observer, OutputFile* out);
   Status observe(int layer, const Weights& weights, ActivationSite site, const MatrixView& x,
                  bool with_rows);
   Status observe_mlp(const std::string& module, const MlpWeight& mlp, const MatrixView& x,
@@ -156,12 +123,16 @@ Status Calibrator::State::embed() {
   return out.commit();
 }
 
-Status Calibrator::State::ensure_hidden(int layer) {
+bool Calibrator::State::has_hidden(int layer) const {
   std::error_code error;
   const auto bytes = static_cast<uint64_t>(first_token.back() * config.hidden_size) * sizeof(float);
-  if (fs::file_size(hidden_path(layer), error) == bytes && !error) return {};
+  return fs::file_size(hidden_path(layer), error) == bytes && !error;
+}
+
+Status Calibrator::State::ensure_hidden(int layer) {
+  if (has_hidden(layer)) return {};
   if (layer == 0) return embed();
-  return run_layer(layer - 1, false);
+  return options.feed_quantized ? advance(layer - 1) : run_layer(layer - 1, false);
 }
 
 Status Calibrator::State::note(const std::string& module, const MatrixView& x) {
@@ -201,14 +172,15 @@ Status Calibrator::State::observe_mlp(const std::string& module, const MlpWeight
                                       const MatrixView& x, bool with_rows,
                                       const std::string& file) {
   const int64_t width = mlp.gate_proj.rows;
-  const auto size = static_cast<size_t>(x.rows * width);
-  scratch_gate.resize(std::max(scratch_gate.size(), size));
-  scratch_up.resize(std::max(scratch_up.size(), size));
+  const MatrixView device_gate = NIBBLE_TRY(gate_matrix.shaped(*kernels, x.rows, width));
+  const MatrixView device_up = NIBBLE_TRY(up_matrix.shaped(*kernels, x.rows, width));
+  kernels->linear(x, mlp.gate_proj, device_gate);
+  kernels->linear(x, mlp.up_proj, device_up);
+  NIBBLE_TRY(read_activations(*kernels, device_gate, &scratch_gate));
+  NIBBLE_TRY(read_activations(*kernels, device_up, &scratch_up));
+  std::transform(scratch_gate.begin(), scratch_gate.end(), scratch_up.begin(), scratch_gate.begin(),
+                 swiglu);
   const MatrixView gate{scratch_gate.data(), DType::kF32, x.rows, width, width};
-  const MatrixView up{scratch_up.data(), DType::kF32, x.rows, width, width};
-  kernels->linear(x, mlp.gate_proj, gate);
-  kernels->linear(x, mlp.up_proj, up);
-  for (size_t i = 0; i < size; ++i) scratch_gate[i] = swiglu(scratch_gate[i], scratch_up[i]);
   NIBBLE_TRY(note(module, gate));
   if (!with_rows) return {};
   if (file.empty()) return keep(module, gate, {module});
@@ -223,7 +195,9 @@ Status Calibrator::State::observe_mlp(const std::string& module, const MlpWeight
 }
 
 Status Calibrator::State::observe(int layer, const Weights& weights, ActivationSite site,
-                                  const MatrixView& x, bool with_rows) {
+                                  const MatrixView& device_x, bool with_rows) {
+  NIBBLE_TRY(read_activations(*kernels, device_x, &scratch_x));
+  const MatrixView x{scratch_x.data(), DType::kF32, device_x.rows, device_x.cols, device_x.cols};
   const std::string attention = fmt::format("model.layers.{}.self_attn", layer);
   const std::string mlp = fmt::format("model.layers.{}.mlp", layer);
   const bool is_mtp = layer == config.num_hidden_layers;
@@ -248,7 +222,7 @@ Status Calibrator::State::observe(int layer, const Weights& weights, ActivationS
     NIBBLE_TRY(note(mlp + ".gate_proj", x));
     NIBBLE_TRY(note(mlp + ".up_proj", x));
     if (with_rows) NIBBLE_TRY(keep("mlp_input", x, {mlp + ".gate_proj", mlp + ".up_proj"}));
-    return observe_mlp(mlp + ".down_proj", *w.mlp, x, with_rows, "");
+    return observe_mlp(mlp + ".down_proj", *w.mlp, device_x, with_rows, "");
   }
   // Every token goes to some expert: the largest input of any expert is that of all tokens.
   const int64_t before = files.contains("mlp_input") ? files.find("mlp_input")->second.rows() : 0;
@@ -264,13 +238,16 @@ Status Calibrator::State::observe(int layer, const Weights& weights, ActivationS
       rows.file = &files.find("mlp_input")->second;
       rows.all = true;
     }
-    NIBBLE_TRY(observe_mlp(shared + ".down_proj", *w.moe->shared_experts, x, with_rows, ""));
+    NIBBLE_TRY(observe_mlp(shared + ".down_proj", *w.moe->shared_experts, device_x, with_rows, ""));
   }
+  std::vector<int32_t> expert_ids(static_cast<size_t>(x.rows * config.num_experts_per_tok));
+  NIBBLE_TRY(kernels->device().copy_to_host(std::as_writable_bytes(std::span(expert_ids)),
+                                            workspace->expert_ids));
   for (size_t e = 0; e < w.moe->experts.size(); ++e) {
     const std::string expert = fmt::format("{}.experts.{}", mlp, e);
     scratch_in.clear();
     for (int64_t t = 0; t < x.rows; ++t) {
-      const int32_t* const ids = workspace->expert_ids + t * config.num_experts_per_tok;
+      const int32_t* const ids = expert_ids.data() + t * config.num_experts_per_tok;
       if (std::find(ids, ids + config.num_experts_per_tok, static_cast<int32_t>(e)) ==
           ids + config.num_experts_per_tok) {
         continue;
@@ -285,7 +262,8 @@ Status Calibrator::State::observe(int layer, const Weights& weights, ActivationS
     }
     const int64_t rows = static_cast<int64_t>(scratch_in.size()) / x.cols;
     if (rows == 0) continue;
-    const MatrixView routed{scratch_in.data(), DType::kF32, rows, x.cols, x.cols};
+    const MatrixView routed = NIBBLE_TRY(routed_matrix.shaped(*kernels, rows, x.cols));
+    NIBBLE_TRY(write_activations(*kernels, scratch_in.data(), routed));
     NIBBLE_TRY(
         observe_mlp(expert + ".down_proj", w.moe->experts[e], routed, with_rows, "products"));
     float& all = amaxes[mlp + ".experts.*.down_proj"];
@@ -297,7 +275,8 @@ Status Calibrator::State::observe(int layer, const Weights& weights, ActivationS
 
 // Samples [first, last) as one batch.
 Status Calibrator::State::run_batch(int layer, const Weights& weights, size_t first, size_t last,
-                                    const MappedFile& in, OutputFile* out, bool with_rows) {
+                                    const MappedFile& in, const ActivationObserver& observer,
+                                    OutputFile* out) {
   const bool is_mtp = layer == config.num_hidden_layers;
   const int64_t hidden_size = config.hidden_size;
   std::vector<AttentionSegment> segments;
@@ -313,8 +292,7 @@ Status Calibrator::State::run_batch(int layer, const Weights& weights, size_t fi
     tokens.insert(tokens.end(), sample.end() - count, sample.end());
     const auto* const states =
         reinterpret_cast<const float*>(in.bytes().data()) + first_token[s] * hidden_size;
-    std::memcpy(workspace->x.row<float>(rows), states,
-                static_cast<size_t>(count * hidden_size) * sizeof(float));
+    NIBBLE_TRY(write_activations(*kernels, states, workspace->x.slice_rows(rows, count)));
     rows += count;
     block += static_cast<int32_t>(blocks_of(count));
   }
@@ -323,29 +301,22 @@ Status Calibrator::State::run_batch(int layer, const Weights& weights, size_t fi
   const int64_t entry = config.kv_lora_rank + config.qk_rope_head_dim;
   const KvCacheView view{cache.data(), DType::kF32, static_cast<int64_t>(block_ids.size()),
                          kBlockSize, entry};
-  Status status;
-  const ActivationObserver observer = [&](ActivationSite site, const MatrixView& x) {
-    if (status) status = observe(layer, weights, site, x, with_rows);
-  };
   if (is_mtp) {
-    std::vector<float> previous(static_cast<size_t>(rows * hidden_size));
-    const MatrixView hidden{previous.data(), DType::kF32, rows, hidden_size, hidden_size};
+    const MatrixView hidden = NIBBLE_TRY(hidden_matrix.shaped(*kernels, rows, hidden_size));
     kernels->rms_norm(workspace->x.slice_rows(0, rows), weights.norm,
                       static_cast<float>(config.rms_norm_eps), hidden);
-    NIBBLE_TRY(forward_mtp(config, weights, batch, hidden, view, *kernels, *workspace,
-                           workspace->normed.slice_rows(0, rows), observer));
-    return status;
+    return forward_mtp(config, weights, batch, hidden, view, *kernels, *workspace,
+                       workspace->normed.slice_rows(0, rows), observer);
   }
   NIBBLE_TRY(forward_layer(config, weights, layer, batch, view, *kernels, *workspace, observer));
-  NIBBLE_TRY(std::move(status));
-  return out->write(std::as_bytes(
-      std::span(workspace->x.row<float>(0), static_cast<size_t>(rows * hidden_size))));
+  if (out == nullptr) return {};
+  NIBBLE_TRY(read_activations(*kernels, workspace->x.slice_rows(0, rows), &scratch_x));
+  return out->write(std::as_bytes(std::span(scratch_x)));
 }
 
-Status Calibrator::State::run_layer(int layer, bool with_rows) {
-  NIBBLE_TRY(ensure_hidden(layer));
-  module_rows.clear();
-  files.clear();
+// One layer over all samples, with weights from `from`.
+Status Calibrator::State::pass(int layer, const CheckpointSource& from, const std::string& title,
+                               bool observes, bool with_rows, OutputFile* out) {
   WeightsOptions weights_options;
   weights_options.only_layer = layer;
   weights_options.threads = options.threads;
@@ -354,11 +325,16 @@ Status Calibrator::State::run_layer(int layer, bool with_rows) {
     longest = std::max(longest, static_cast<int64_t>(sample.size()));
   }
   weights_options.max_positions = longest;
-  const auto weights = NIBBLE_TRY(Weights::load(source, config, weights_options, *kernels));
+  const auto weights = NIBBLE_TRY(Weights::load(from, config, weights_options, *kernels));
   const auto in = NIBBLE_TRY(MappedFile::open(hidden_path(layer)));
-  OutputFile out = NIBBLE_TRY(OutputFile::create(hidden_path(layer + 1)));
-
-  Progress progress(fmt::format("calibrating layer {}", layer), options.samples.size(),
+  Status status;
+  ActivationObserver observer;
+  if (observes) {
+    observer = [&](ActivationSite site, const MatrixView& x) {
+      if (status) status = observe(layer, weights, site, x, with_rows);
+    };
+  }
+  Progress progress(fmt::format("{} layer {}", title, layer), options.samples.size(),
                     Progress::Unit::kItems, options.show_progress);
   for (size_t first = 0; first < options.samples.size();) {
     NIBBLE_TRY(check_interrupt());
@@ -367,14 +343,38 @@ Status Calibrator::State::run_layer(int layer, bool with_rows) {
            first_token[last + 1] - first_token[first] <= options.batch_tokens) {
       ++last;
     }
-    NIBBLE_TRY(run_batch(layer, weights, first, last, in, &out, with_rows));
+    NIBBLE_TRY(run_batch(layer, weights, first, last, in, observer, out));
+    NIBBLE_TRY(std::move(status));
+    status = {};
     in.release(0, in.bytes().size());
     progress.add(last - first);
     first = last;
   }
+  return {};
+}
+
+// What the layer's linears read, and without feed_quantized what the next layer gets.
+Status Calibrator::State::run_layer(int layer, bool with_rows) {
+  NIBBLE_TRY(ensure_hidden(layer));
+  module_rows.clear();
+  files.clear();
+  std::optional<OutputFile> out;
+  if (layer < config.num_hidden_layers && !options.feed_quantized) {
+    out.emplace(NIBBLE_TRY(OutputFile::create(hidden_path(layer + 1))));
+  }
+  NIBBLE_TRY(pass(layer, source, "calibrating", true, with_rows, out ? &*out : nullptr));
   for (auto& [name, file] : files) NIBBLE_TRY(file.finish());
-  if (layer < config.num_hidden_layers) NIBBLE_TRY(out.commit());
+  if (out) NIBBLE_TRY(out->commit());
   return save_stats(layer);
+}
+
+// With feed_quantized: what the next layer gets.
+Status Calibrator::State::advance(int layer) {
+  NIBBLE_TRY(ensure_hidden(layer));
+  const auto from = NIBBLE_TRY(WrittenLayer::open(source, layer, written[layer]));
+  OutputFile out = NIBBLE_TRY(OutputFile::create(hidden_path(layer + 1)));
+  NIBBLE_TRY(pass(layer, *from, "running quantized", false, false, &out));
+  return out.commit();
 }
 
 // "model.layers.3.self_attn.o_proj 0x1.8p+3": exact.
@@ -411,14 +411,10 @@ Result<std::unique_ptr<Calibrator>> Calibrator::create(const CheckpointSource& s
     return unavailable(
         fmt::format("cannot create {}: {}", options.folder.string(), error.message()));
   }
-  std::unique_ptr<State> state(
-      new State{source, config, options, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}});
+  std::unique_ptr<State> state(new State(source, config, options));
   KernelOptions kernel_options;
   kernel_options.threads = options.threads;
   state->kernels = NIBBLE_TRY(make_kernels(options.backend, kernel_options));
-  if (!state->kernels->device().is_host() || state->kernels->activation_dtype() != DType::kF32) {
-    return unsupported("calibration runs on the cpu and reference backends");
-  }
   int64_t blocks = 0;
   state->first_token.push_back(0);
   for (const auto& sample : options.samples) {
@@ -450,14 +446,26 @@ Status Calibrator::prepare(int layer, bool with_rows) {
   return state_->run_layer(layer, with_rows);
 }
 
-void Calibrator::done(int layer) {
-  state_->module_rows.clear();
-  state_->files.clear();
+Status Calibrator::done(int layer, std::span<const fs::path> shards) {
+  State& state = *state_;
+  state.module_rows.clear();
+  state.files.clear();
+  const int num_layers = state.config.num_hidden_layers;
+  if (state.options.feed_quantized && layer < num_layers) {
+    state.written[layer].assign(shards.begin(), shards.end());
+    // An earlier run may have come further.
+    bool known = false;
+    for (int later = layer + 1; later <= num_layers; ++later) {
+      known = known || state.has_hidden(later);
+    }
+    if (!known) NIBBLE_TRY(state.advance(layer));
+  }
   std::error_code ignored;
-  fs::remove(state_->hidden_path(layer), ignored);
-  for (const auto& entry : fs::directory_iterator(state_->options.folder, ignored)) {
+  fs::remove(state.hidden_path(layer), ignored);
+  for (const auto& entry : fs::directory_iterator(state.options.folder, ignored)) {
     if (entry.path().extension() == ".rows") fs::remove(entry.path(), ignored);
   }
+  return {};
 }
 
 std::optional<float> Calibrator::input_amax(std::string_view module) const {
@@ -512,7 +520,8 @@ uint64_t calibration_row_bytes(const ModelConfig& c) {
   // Inputs, products and outputs of the experts, in the kernels and once more in the observer.
   const int64_t slots = c.num_experts_per_tok + c.n_shared_experts;
   const int64_t mlp = slots * (2 * c.hidden_size + c.moe_intermediate_size) +
-                      3 * std::max(c.intermediate_size, c.moe_intermediate_size) + c.hidden_size;
+                      5 * std::max(c.intermediate_size, c.moe_intermediate_size) +
+                      2 * c.hidden_size + heads * c.v_head_dim;
   return static_cast<uint64_t>(workspace + mlp) * sizeof(float);
 }
 

@@ -26,6 +26,10 @@ struct CalibratorOptions {
   int threads = 1;
   int64_t batch_tokens = 2048;  // of one forward pass, at least the longest sample
   bool show_progress = false;
+
+  // Each layer's inputs are those that the quantized layers before it give (weights alone are
+  // quantized), as published GPTQ has it; otherwise those of the unquantized model.
+  bool feed_quantized = false;
 };
 
 // Hidden states between two layers lie in folder/hidden-K.bin, F32 [tokens, hidden_size], so that
@@ -33,7 +37,7 @@ struct CalibratorOptions {
 // is fed what the unquantized model computes. Memory: one layer, and the activations of one batch.
 class Calibrator final : public LayerCalibration, public Activations {
  public:
-  // Errors: those of make_kernels, kUnsupported for a backend outside host memory, kOutOfMemory.
+  // Errors: those of make_kernels; kOutOfMemory.
   static Result<std::unique_ptr<Calibrator>> create(const CheckpointSource& source,
                                                     const ModelConfig& config,
                                                     const CalibratorOptions& options);
@@ -44,7 +48,7 @@ class Calibrator final : public LayerCalibration, public Activations {
   // when an input is not finite.
   const Activations& activations() const override { return *this; }
   Status prepare(int layer, bool with_rows) override;
-  void done(int layer) override;
+  Status done(int layer, std::span<const std::filesystem::path> shards) override;
 
   // Activations.
   std::optional<float> input_amax(std::string_view module) const override;

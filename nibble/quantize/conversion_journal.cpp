@@ -48,6 +48,11 @@ Result<ConversionJournal> ConversionJournal::open(const std::filesystem::path& p
   return journal;
 }
 
+bool ConversionJournal::matches(const std::filesystem::path& path, std::string_view fingerprint) {
+  const auto text = read_text_file(path);
+  return text && text->starts_with(fmt::format("{}{}\n", kMagic, fingerprint));
+}
+
 ConversionJournal::ConversionJournal(ConversionJournal&& other) noexcept
     : path_(std::move(other.path_)),
       fd_(std::exchange(other.fd_, -1)),

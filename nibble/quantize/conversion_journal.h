@@ -26,6 +26,9 @@ class ConversionJournal {
   static Result<ConversionJournal> open(const std::filesystem::path& path,
                                         std::string_view fingerprint);
 
+  // Whether `path` is a journal with this fingerprint.
+  static bool matches(const std::filesystem::path& path, std::string_view fingerprint);
+
   ConversionJournal(ConversionJournal&& other) noexcept;
   ConversionJournal& operator=(ConversionJournal&& other) = delete;
   ConversionJournal(const ConversionJournal&) = delete;

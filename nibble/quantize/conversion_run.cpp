@@ -198,8 +198,13 @@ class ConversionRun {
     NIBBLE_TRY(first_error.status());
     // These use the threads inside a matrix.
     for (const size_t job : with_data) NIBBLE_TRY(run_job(job, first_error.stop(), &pool_));
-    if (calibrated) options_.calibration->done(layer);
-    return {};
+    if (!calibrated) return {};
+    std::vector<std::filesystem::path> shards;
+    for (size_t i = begin; i < end; ++i) {
+      const auto& path = shards_[plan_.jobs[i].shard].path;
+      if (shards.empty() || shards.back() != path) shards.push_back(path);
+    }
+    return options_.calibration->done(layer, shards);
   }
 
   void prefetch(const std::vector<size_t>& jobs, size_t index) const {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -22,7 +23,8 @@ class LayerCalibration {
   virtual const Activations& activations() const = 0;
   // with_rows: some of the layer's jobs will ask for input rows.
   virtual Status prepare(int layer, bool with_rows) = 0;
-  virtual void done(int layer) = 0;
+  // shards: the files that hold the layer, those that lack other layers under NAME.part.
+  virtual Status done(int layer, std::span<const std::filesystem::path> shards) = 0;
 };
 
 struct ConversionRunOptions {

@@ -95,33 +95,47 @@ Status encode_block_columns(const ConversionContext& context, const LinearSpec& 
   return {};
 }
 
+// What the linears of a group, which read the same input, have in common.
+struct InputStatistics {
+  std::vector<float> blocks;   // for kLocalHessian
+  std::vector<float> factors;  // for GPTQ
+};
+
+Result<InputStatistics> input_statistics(const ConversionContext& context, const LinearSpec& spec) {
+  InputStatistics input;
+  if (context.algorithm.mode == Nvfp4Mode::kLocalHessian) {
+    input.blocks =
+        NIBBLE_TRY(block_hessians(*context.activations, spec.module, spec.cols, *context.pool));
+  }
+  NIBBLE_TRY(check_stop(context));
+  if (context.algorithm.gptq) {
+    input.factors =
+        NIBBLE_TRY(full_hessian(*context.activations, spec.module, spec.cols, *context.pool));
+    NIBBLE_TRY(check_stop(context));
+    factor_hessian(&input.factors, spec.cols, *context.pool);
+    NIBBLE_TRY(check_stop(context));
+  }
+  return input;
+}
+
 Status encode_with_data(const ConversionContext& context, const LinearSpec& spec,
-                        const SourceRows& matrix, float global_scale, JobOutput* output) {
+                        const SourceRows& matrix, const InputStatistics& input, float global_scale,
+                        JobOutput* output) {
   std::vector<float> values(static_cast<size_t>(spec.rows * spec.cols));
   std::vector<uint8_t> packed(values.size() / 2);
   std::vector<uint8_t> scales(values.size() / kNvfp4BlockSize);
   NIBBLE_TRY(matrix.read(0, spec.rows, values.data()));
   matrix.release(0, spec.rows);
-  std::vector<float> blocks;
-  if (context.algorithm.mode == Nvfp4Mode::kLocalHessian) {
-    blocks =
-        NIBBLE_TRY(block_hessians(*context.activations, spec.module, spec.cols, *context.pool));
-  }
-  NIBBLE_TRY(check_stop(context));
   if (context.algorithm.gptq) {
-    auto factors =
-        NIBBLE_TRY(full_hessian(*context.activations, spec.module, spec.cols, *context.pool));
-    NIBBLE_TRY(check_stop(context));
-    factor_hessian(&factors, spec.cols, *context.pool);
-    NIBBLE_TRY(check_stop(context));
-    NIBBLE_TRY(with_context(quantize_gptq({values.data(), spec.rows, spec.cols, factors.data(),
-                                           blocks.empty() ? nullptr : blocks.data()},
-                                          global_scale, context.algorithm.mode, packed.data(),
-                                          scales.data(), *context.pool),
-                            spec.module + ".weight"));
+    NIBBLE_TRY(
+        with_context(quantize_gptq({values.data(), spec.rows, spec.cols, input.factors.data(),
+                                    input.blocks.empty() ? nullptr : input.blocks.data()},
+                                   global_scale, context.algorithm.mode, packed.data(),
+                                   scales.data(), *context.pool),
+                     spec.module + ".weight"));
   } else {
     NIBBLE_TRY(with_context(
-        encode_block_columns(context, spec, values, blocks, global_scale, &packed, &scales),
+        encode_block_columns(context, spec, values, input.blocks, global_scale, &packed, &scales),
         spec.module + ".weight"));
   }
   NIBBLE_TRY(output->append(spec.module + ".weight", std::as_bytes(std::span(packed))));
@@ -157,10 +171,13 @@ Status quantize_group(const ConversionContext& context, const LinearGroup& group
   const float global_scale = NIBBLE_TRY(with_context(
       nvfp4_global_scale(amax, context.algorithm.mode), group.front().module + ".weight"));
   const float input_scale = NIBBLE_TRY(input_scale_of(context, group));
+  const bool with_data = context.algorithm.needs_activations();
+  InputStatistics input;
+  if (with_data) input = NIBBLE_TRY(input_statistics(context, group.front()));
   for (size_t i = 0; i < group.size(); ++i) {
-    const bool with_data = context.algorithm.needs_activations();
-    NIBBLE_TRY(with_data ? encode_with_data(context, group[i], matrices[i], global_scale, output)
-                         : encode_streaming(context, group[i], matrices[i], global_scale, output));
+    NIBBLE_TRY(with_data
+                   ? encode_with_data(context, group[i], matrices[i], input, global_scale, output)
+                   : encode_streaming(context, group[i], matrices[i], global_scale, output));
     NIBBLE_TRY(append_scalar(group[i].module + ".weight_scale_2", global_scale, output));
     NIBBLE_TRY(append_scalar(group[i].module + ".input_scale", input_scale, output));
     release_linear(context.source, group[i].module);
@@ -282,7 +299,7 @@ uint64_t data_driven_bytes(const LinearSpec& linear, const WeightAlgorithm& algo
   const auto rows = static_cast<uint64_t>(linear.rows);
   const auto cols = static_cast<uint64_t>(linear.cols);
   uint64_t bytes = rows * cols * 5 + cols * 256 * 4;  // values, codes and scales, some inputs
-  if (algorithm.gptq) bytes += cols * cols * 4;
+  if (algorithm.gptq) bytes += cols * cols * 4 + cols * 128 * 4;  // H, and a panel of it
   return bytes + cols * kNvfp4BlockSize * 4;
 }
 

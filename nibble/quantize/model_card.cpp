@@ -24,9 +24,10 @@ std::string calibration_text(const QuantizeOptions& options) {
   }
   const uint64_t hash = XXH3_64bits_digest(state);
   XXH3_freeState(state);
-  return fmt::format("{}: {} samples, {} tokens, XXH3 of the token ids {:016x}",
-                     options.samples_name, format_count(options.samples.size()),
-                     format_count(tokens), hash);
+  return fmt::format(
+      "{}: {} samples, {} tokens, XXH3 of the token ids {:016x}; {} layers fed forward",
+      options.samples_name, format_count(options.samples.size()), format_count(tokens), hash,
+      options.feed_quantized ? "quantized" : "original");
 }
 
 }  // namespace

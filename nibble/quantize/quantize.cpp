@@ -17,14 +17,13 @@
 #include "nibble/checkpoint/config.h"
 #include "nibble/checkpoint/quant_config.h"
 #include "nibble/checkpoint/safetensors_source.h"
-#include "nibble/numeric/bf16.h"
-#include "nibble/numeric/nvfp4.h"
 #include "nibble/quantize/calibrator.h"
 #include "nibble/quantize/config_files.h"
 #include "nibble/quantize/conversion_journal.h"
 #include "nibble/quantize/conversion_plan.h"
 #include "nibble/quantize/conversion_run.h"
 #include "nibble/quantize/convert_job.h"
+#include "nibble/quantize/expected_time.h"
 #include "nibble/quantize/model_card.h"
 #include "nibble/quantize/output_directory.h"
 #include "nibble/quantize/shard_file.h"
@@ -95,6 +94,14 @@ uint64_t stored_bytes(const fs::path& directory) {
   return bytes;
 }
 
+// After the rename: the journal, and with `overwrite` the folder that was replaced, which has none.
+void remove_leftovers(const fs::path& out, bool overwrite) {
+  std::error_code ignored;
+  const fs::path partial = out.string() + ".partial";
+  if (overwrite && !fs::exists(partial / kJournalName, ignored)) fs::remove_all(partial, ignored);
+  fs::remove(out / kJournalName, ignored);
+}
+
 Status check_places(const fs::path& in, const fs::path& out) {
   std::error_code error;
   if (!fs::is_directory(in, error)) {
@@ -146,6 +153,9 @@ Result<std::string> fingerprint(const fs::path& in, const SafetensorsSource& sou
   }
   for (const SmallFile& file : files) text += fmt::format("{}\n{}\n", file.name, file.text);
   for (const auto& sample : options.samples) text += fmt::format("{}\n", fmt::join(sample, ","));
+  if (!options.samples.empty()) {
+    text += fmt::format("{} {}\n", options.backend, options.feed_quantized);
+  }
   return fmt::format("{:016x}", XXH3_64bits(text.data(), text.size()));
 }
 
@@ -205,32 +215,6 @@ Result<MemoryPlan> plan_memory(const ConversionPlan& plan, const ModelConfig& co
   return memory;
 }
 
-// Seconds that the quantized matrices take, by a trial on one of them for a moment.
-double expected_seconds(const ConversionPlan& plan, const QuantizeOptions& options, int threads) {
-  if (options.algorithm.needs_activations()) return 0;  // depends on the data too
-  constexpr int64_t kCols = 2048;
-  std::vector<float> values(16 * kCols);
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = round_to_bf16(static_cast<float>(i * 2654435761u % 4093) / 4093.0f - 0.5f);
-  }
-  std::vector<uint8_t> packed(values.size() / 2);
-  std::vector<uint8_t> scales(values.size() / kNvfp4BlockSize);
-  const auto start = std::chrono::steady_clock::now();
-  double seconds = 0;
-  int64_t rounds = 0;
-  while (seconds < 0.05) {
-    (void)quantize_nvfp4_rows(values.data(), 16, kCols, 1e-3f, options.algorithm.mode,
-                              packed.data(), scales.data());
-    ++rounds;
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-  const double weights_per_second = static_cast<double>(rounds) * 16 * kCols / seconds;
-  const double weights = static_cast<double>(plan.quantized_output_bytes) * 16 / 9;
-  // Decoding, hashing and writing go at about a gigabyte of source a second and thread.
-  const double other = static_cast<double>(plan.source_bytes) / 1e9;
-  return (weights / weights_per_second + other) / threads;
-}
-
 bool can_be_tried_again(ErrorCode code) {
   return code == ErrorCode::kCancelled || code == ErrorCode::kUnavailable ||
          code == ErrorCode::kOutOfMemory;
@@ -266,7 +250,12 @@ Result<QuantizeReport> quantize_checkpoint(const fs::path& in_path, const fs::pa
   const fs::path in = NIBBLE_TRY(resolved_path(in_path));
   const fs::path out = NIBBLE_TRY(resolved_path(out_path));
   NIBBLE_TRY(check_places(in, out));
-  NIBBLE_TRY(OutputDirectory::check(out, options.overwrite));
+  // A journal in OUT: a run ended between the last rename and the journal's removal. If it was this
+  // one, that is all that is left to do.
+  std::error_code no_journal;
+  const bool may_be_complete =
+      options.resume && !options.dry_run && fs::is_regular_file(out / kJournalName, no_journal);
+  if (!may_be_complete) NIBBLE_TRY(OutputDirectory::check(out, options.overwrite));
 
   const auto start = std::chrono::steady_clock::now();
   const auto source = NIBBLE_TRY(SafetensorsSource::open(in));
@@ -303,10 +292,20 @@ Result<QuantizeReport> quantize_checkpoint(const fs::path& in_path, const fs::pa
   report.warnings.insert(report.warnings.end(), quant_config.warnings.begin(),
                          quant_config.warnings.end());
   if (options.dry_run) {
-    report.expected_seconds = expected_seconds(plan, options, memory.threads);
+    report.expected_seconds = expected_seconds(plan, config, options, memory.threads);
     return report;
   }
   files.push_back({"README.md", model_card(in.filename().string(), plan, options, NIBBLE_VERSION)});
+
+  const std::string state = NIBBLE_TRY(fingerprint(in, *source, plan, options, files));
+  if (may_be_complete && ConversionJournal::matches(out / kJournalName, state)) {
+    remove_leftovers(out, options.overwrite);
+    report.resumed = true;
+    report.reused_bytes = plan.source_bytes;
+    report.seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return report;
+  }
 
   auto directory = NIBBLE_TRY(OutputDirectory::create(out, options.overwrite, options.resume));
   report.resumed = directory.resumed();
@@ -317,17 +316,16 @@ Result<QuantizeReport> quantize_checkpoint(const fs::path& in_path, const fs::pa
                                    format_bytes(report.free_disk_bytes)));
   }
   const auto convert = [&]() -> Status {
-    const std::string state = NIBBLE_TRY(fingerprint(in, *source, plan, options, files));
     const fs::path& partial = directory.partial_path();
     ConversionJournal journal = NIBBLE_TRY(ConversionJournal::open(partial / kJournalName, state));
     directory.keep(false);
     remove_torn_files(partial);
     std::unique_ptr<Calibrator> calibrator;
     if (!options.samples.empty()) {
-      calibrator = NIBBLE_TRY(
-          Calibrator::create(*source, config,
-                             {options.samples, partial / "calibration", options.backend,
-                              report.threads, memory.calibration_tokens, options.show_progress}));
+      calibrator = NIBBLE_TRY(Calibrator::create(
+          *source, config,
+          {options.samples, partial / "calibration", options.backend, report.threads,
+           memory.calibration_tokens, options.show_progress, options.feed_quantized}));
     }
     const auto result =
         NIBBLE_TRY(run_conversion(*source, plan, partial, journal,

@@ -30,6 +30,9 @@ struct QuantizeOptions {
   std::vector<std::vector<int32_t>> samples;
   std::string samples_name;      // for the model card: the file's name
   std::string backend = "auto";  // that runs the model for calibration
+
+  // Calibrate each layer with what the quantized layers before it give.
+  bool feed_quantized = false;
 };
 
 struct QuantizeReport {

@@ -27,7 +27,10 @@ Result<WeightAlgorithm> parse_weight_algorithm(std::string_view name) {
       known.push_back(algorithm.name());
     }
   }
-  return invalid_argument(fmt::format("algorithm '{}' is not supported, expected {}{}", name,
+  const std::string_view why = name.find("awq") == std::string_view::npos
+                                   ? ""
+                                   : " (AWQ's pre_quant_scale is neither written nor read)";
+  return invalid_argument(fmt::format("algorithm '{}' is not supported{}, expected {}{}", name, why,
                                       fmt::join(known, ", "), did_you_mean(name, known)));
 }
 

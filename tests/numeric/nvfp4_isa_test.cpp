@@ -198,26 +198,5 @@ TEST(Fp8BlockIsa, EveryCodeUnderManyScalesRoundsAsThePlainCode) {
   }
 }
 
-TEST(Rank16, AddsSixteenRowsInOrderAtEveryLevel) {
-  const auto rows = awkward_values(16 * 48, 11);
-  const auto coefficients = awkward_values(16, 12);
-  for (const int64_t n : {1, 15, 16, 33, 40}) {
-    std::vector<float> want(48, 0.5f);
-    for (int64_t k = 0; k < n; ++k) {
-      for (int c = 0; c < 16; ++c) {
-        want[static_cast<size_t>(k)] +=
-            coefficients[static_cast<size_t>(c)] * rows[static_cast<size_t>(c * 48 + k)];
-      }
-    }
-    std::vector<Isa> levels = fast_levels();
-    levels.push_back(Isa::kPortable);
-    for (const Isa isa : levels) {
-      std::vector<float> got(48, 0.5f);
-      add_rank16(coefficients.data(), rows.data(), 48, n, got.data(), isa);
-      EXPECT_EQ(got, want) << n;
-    }
-  }
-}
-
 }  // namespace
 }  // namespace nibble

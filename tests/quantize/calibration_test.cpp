@@ -77,6 +77,24 @@ class WholeModelRun {
                         [&](ActivationSite site, const MatrixView& x) { observe(layer, site, x); });
       ASSERT_TRUE(status) << status.error().message;
     }
+    if (!weights_->mtp || rows == 1) return;
+    // Each token's hidden state with the token after it.
+    std::vector<float> hidden(static_cast<size_t>(rows * config_.hidden_size));
+    const MatrixView previous{hidden.data(), DType::kF32, rows, config_.hidden_size,
+                              config_.hidden_size};
+    kernels_->rms_norm(workspace_->x.slice_rows(0, rows), weights_->norm,
+                       static_cast<float>(config_.rms_norm_eps), previous);
+    const AttentionSegment pairs{0, rows - 1, 0, blocks.data(), MlaForm::kExpanded};
+    const Batch mtp_batch{std::span(tokens).subspan(1),
+                          AttentionBatch{rows - 1, std::span(&pairs, 1)}};
+    std::fill(cache.begin(), cache.end(), 0.0f);
+    const Status done =
+        forward_mtp(config_, *weights_, mtp_batch, previous.slice_rows(0, rows - 1), view,
+                    *kernels_, *workspace_, workspace_->normed.slice_rows(0, rows - 1),
+                    [&](ActivationSite site, const MatrixView& x) {
+                      observe(config_.num_hidden_layers, site, x);
+                    });
+    ASSERT_TRUE(done.has_value()) << done.error().message;
   }
   void note(const std::string& name, const MatrixView& x) {
     amax[name] = std::max(amax[name], largest_of(x));
@@ -93,7 +111,9 @@ class WholeModelRun {
   }
   void observe(int layer, ActivationSite site, const MatrixView& x) {
     const std::string prefix = "model.layers." + std::to_string(layer);
-    const LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
+    const bool is_mtp = layer == config_.num_hidden_layers;
+    const LayerWeights& w =
+        is_mtp ? weights_->mtp->layer : weights_->layers[static_cast<size_t>(layer)];
     if (site == ActivationSite::kAttentionInput) note(prefix + ".self_attn.q_a_proj", x);
     if (site == ActivationSite::kQueryLatent) note(prefix + ".self_attn.q_b_proj", x);
     if (site == ActivationSite::kHeads) note(prefix + ".self_attn.o_proj", x);
@@ -131,7 +151,7 @@ TEST(Calibration, LayerByLayerGivesTheScalesOfAWholeModelRunBitForBit) {
   ASSERT_TRUE(report.has_value()) << report.error().message;
   const auto result = SafetensorsSource::open(folder / "out").value();
   const WholeModelRun whole(*source, config, samples);
-  EXPECT_EQ(whole.amax.size(), 4u * 3 + 2 + 3 * 3);
+  EXPECT_EQ(whole.amax.size(), 5u * 3 + 2 + 4 * 3);  // the MTP layer is the fifth
   for (const auto& [module, amax] : whole.amax) {
     EXPECT_EQ(scalar_of(*result, module + ".input_scale"), amax / 2688.0f) << module;
   }
@@ -156,6 +176,29 @@ TEST(Calibration, LayerByLayerGivesTheScalesOfAWholeModelRunBitForBit) {
     EXPECT_EQ(testing::tensor_bytes_of(*plain, info.name),
               testing::tensor_bytes_of(*result, info.name))
         << info.name;
+  }
+}
+
+// The quantized model itself, run as a whole, shows what its layers read.
+TEST(Calibration, FedWithQuantizedLayersTheScalesAreThoseOfTheQuantizedModelBitForBit) {
+  const TemporaryFolder folder;
+  const auto config = load_config(testing::demo_source()).value();
+  QuantizeOptions options;
+  options.recipe.scheme = QuantizeScheme::kNvfp4Attention;
+  options.algorithm = {Nvfp4Mode::kMax, true};
+  options.shard_bytes = 3'000'000;  // a layer lies in several
+  options.samples = random_samples(12, 60, 4096);
+  options.feed_quantized = true;
+  const auto report = quantize_checkpoint(testing::demo_source(), folder / "out", options);
+  ASSERT_TRUE(report.has_value()) << report.error().message;
+  const auto result = SafetensorsSource::open(folder / "out").value();
+  const WholeModelRun whole(*result, config, options.samples);
+  const auto source = SafetensorsSource::open(testing::demo_source()).value();
+  const WholeModelRun original(*source, config, options.samples);
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const std::string module = "model.layers." + std::to_string(layer) + ".self_attn.q_a_proj";
+    EXPECT_EQ(scalar_of(*result, module + ".input_scale"), whole.amax.at(module) / 2688.0f);
+    EXPECT_EQ(whole.amax.at(module) == original.amax.at(module), layer == 0) << layer;
   }
 }
 

@@ -58,6 +58,17 @@ int wait_for(pid_t pid) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
+using Files = std::map<std::string, std::string>;
+
+// The bytes of every file of a folder.
+Files files_of(const fs::path& folder) {
+  Files files;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    files[entry.path().filename().string()] = text_of(entry.path());
+  }
+  return files;
+}
+
 class QuantizeProgram : public ::testing::Test {
  protected:
   QuantizeProgram() {
@@ -73,6 +84,14 @@ class QuantizeProgram : public ::testing::Test {
   }
   std::string stdout_text() const { return text_of(folder_ / "logs" / "stdout"); }
   std::string stderr_text() const { return text_of(folder_ / "logs" / "stderr"); }
+  void expect_same_files(const Files& expected) const {
+    const Files files = files_of(out());
+    EXPECT_EQ(files.size(), expected.size());
+    for (const auto& [name, bytes] : files) {
+      const auto it = expected.find(name);
+      EXPECT_TRUE(it != expected.end() && it->second == bytes) << name;
+    }
+  }
 
   TemporaryFolder folder_;
 };
@@ -142,15 +161,6 @@ TEST_F(QuantizeProgram, HelpNamesTheSchemes) {
                                ::testing::HasSubstr("--dry-run")));
 }
 
-// The bytes of every file of a folder.
-std::map<std::string, std::string> files_of(const fs::path& folder) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    files[entry.path().filename().string()] = text_of(entry.path());
-  }
-  return files;
-}
-
 // SIGINT, SIGTERM and SIGKILL in turn, at random moments; the same command goes on each time. The
 // environment variable NIBBLE_KILL_ROUNDS asks for more rounds than a test run has time for.
 TEST_F(QuantizeProgram, WhatEndsItAtAnyMomentTheSameCommandGoesOnToTheSameBytes) {
@@ -193,23 +203,76 @@ TEST_F(QuantizeProgram, WhatEndsItAtAnyMomentTheSameCommandGoesOnToTheSameBytes)
         EXPECT_EQ(code, -signal) << stderr_text();
       }
       EXPECT_EQ(entries_in(results), 1);
-      EXPECT_FALSE(fs::exists(out()));
-      continue;
+      // Killed after the last rename, it leaves a journal, and the command goes on to remove it.
+      if (!fs::exists(out()) || fs::exists(fs::path(out()) / "journal")) continue;
     }
     ++round;
     tries_of_round = 0;
-    auto files = files_of(out());
-    // Killed between the rename and the removal of the journal: the only trace that may stay.
-    files.erase("journal");
-    ASSERT_EQ(files.size(), expected.size());
-    for (const auto& [name, bytes] : files) {
-      EXPECT_TRUE(expected.at(name) == bytes) << name;
-    }
+    expect_same_files(expected);
     EXPECT_EQ(entries_in(results), 1);
     fs::remove_all(out());
   }
   EXPECT_GT(stopped, 0);
   std::cout << stopped << " times stopped, " << rounds << " folders completed\n";
+}
+
+// kill -9 once at a random moment of the whole run, and the same command again, undisturbed.
+TEST_F(QuantizeProgram, AfterKill9AtAnyMomentTheSameCommandGivesTheSameBytes) {
+  const std::vector<std::string> command = {
+      "quantize", testing::demo_source(), out(),    "--shard-size", "3MB", "--threads",
+      "1",        "--algorithm",          "4over6", "--json"};
+  const auto start = std::chrono::steady_clock::now();
+  ASSERT_EQ(wait_for(start_program(folder_ / "logs", command)), 0) << stderr_text();
+  const auto whole = std::chrono::steady_clock::now() - start;
+  const Files expected = files_of(out());
+  fs::remove_all(out());
+
+  const char* const asked = std::getenv("NIBBLE_KILL_ROUNDS");
+  const int rounds = asked == nullptr ? 2 : std::atoi(asked);
+  std::mt19937 rng(std::random_device{}());
+  int killed = 0;
+  std::string reused;
+  for (int tries = 0; killed < rounds; ++tries) {
+    ASSERT_LT(tries, 20 * rounds);
+    const pid_t pid = start_program(folder_ / "logs", command);
+    std::this_thread::sleep_for(whole * (rng() % 1000) / 1000);
+    ASSERT_EQ(::kill(pid, SIGKILL), 0);
+    if (wait_for(pid) == -SIGKILL) {
+      ++killed;
+      ASSERT_EQ(wait_for(start_program(folder_ / "logs", command)), 0) << stderr_text();
+      const auto summary = nlohmann::json::parse(stdout_text());
+      reused += " " + std::to_string(summary["reused_bytes"].get<int64_t>() / 1'000'000);
+    }
+    expect_same_files(expected);
+    EXPECT_EQ(entries_in(folder_ / "results"), 1);
+    fs::remove_all(out());
+  }
+  std::cout << killed << " times killed and resumed, MB of the source that were done:" << reused
+            << "\n";
+}
+
+// Killed between the rename to OUT and the removal of the journal, which another run brings about
+// here: the command removes it; another one finds OUT complete, and refuses.
+TEST_F(QuantizeProgram, AJournalThatACompleteFolderStillHasIsRemoved) {
+  const std::vector<std::string> command = {
+      "quantize", testing::demo_source(), out(), "--json", "--threads", "1", "--shard-size", "3MB"};
+  const fs::path partial_journal = out() + ".partial/journal";
+  const fs::path journal = fs::path(out()) / "journal";
+  std::string begun;
+  const pid_t pid = start_program(folder_ / "logs", command);
+  while (begun.find('\n') == std::string::npos) begun = text_of(partial_journal);
+  ASSERT_EQ(::kill(pid, SIGKILL), 0);
+  ASSERT_EQ(wait_for(pid), -SIGKILL);
+  ASSERT_EQ(wait_for(start_program(folder_ / "logs", command)), 0) << stderr_text();
+  const Files expected = files_of(out());
+
+  std::ofstream(journal) << begun;
+  EXPECT_EQ(run({testing::demo_source(), out(), "--algorithm", "4over6"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("exists already"));
+  EXPECT_TRUE(fs::exists(journal));
+  ASSERT_EQ(wait_for(start_program(folder_ / "logs", command)), 0) << stderr_text();
+  EXPECT_EQ(nlohmann::json::parse(stdout_text())["resumed"], true);
+  expect_same_files(expected);
 }
 
 class QuantizeCalibrate : public QuantizeProgram {
@@ -263,16 +326,26 @@ TEST_F(QuantizeCalibrate, TooLittleDataIsRefused) {
   EXPECT_THAT(stderr_text(), ::testing::HasSubstr("--calibrate"));
   EXPECT_EQ(run({in(), out(), "--algorithm", "gptq"}), 2);
   EXPECT_THAT(stderr_text(), ::testing::HasSubstr("gptq-local-hessian"));
+  EXPECT_EQ(run({in(), out(), "--algorithm", "awq-max"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("pre_quant_scale"));
+  EXPECT_EQ(run({in(), out(), "--feed", "quantized"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("--calibrate"));
+  EXPECT_EQ(calibrate(id_lines(8, 100), {"--backend", "abacus"}), 2);
+  EXPECT_THAT(stderr_text(), ::testing::HasSubstr("abacus"));
   EXPECT_EQ(run({in(), out(), "--override", "*.kv_b_proj=nvfp4"}), 2);
   EXPECT_THAT(stderr_text(), ::testing::HasSubstr("matches no matrix"));
 }
 
 // Killed while it calibrates or quantizes, it goes on to the same bytes.
-TEST_F(QuantizeCalibrate, AKilledCalibrationGoesOn) {
+class QuantizeFeed : public QuantizeCalibrate, public ::testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(, QuantizeFeed, ::testing::Values("original", "quantized"),
+                         [](const auto& feed) { return std::string(feed.param); });
+
+TEST_P(QuantizeFeed, AKilledCalibrationGoesOn) {
   const std::string file = data(id_lines(40, 100));
-  const std::vector<std::string> command = {"quantize", in(),           out(),      "--calibrate",
-                                            file,       "--algorithm",  "gptq-mse", "--threads",
-                                            "2",        "--shard-size", "8KB"};
+  const std::vector<std::string> command = {
+      "quantize",  in(), out(),          "--calibrate", file,     "--algorithm", "gptq-mse",
+      "--threads", "2",  "--shard-size", "8KB",         "--feed", GetParam()};
   ASSERT_EQ(wait_for(start_program(folder_ / "logs", command)), 0) << stderr_text();
   const auto expected = files_of(out());
   fs::remove_all(out());
@@ -285,12 +358,9 @@ TEST_F(QuantizeCalibrate, AKilledCalibrationGoesOn) {
     ASSERT_EQ(::kill(pid, SIGKILL), 0);
     if (wait_for(pid) == 0) break;
     ++killed;
-    if (fs::exists(out())) break;  // the journal was about to go
+    if (fs::exists(out()) && !fs::exists(fs::path(out()) / "journal")) break;
   }
-  auto files = files_of(out());
-  files.erase("journal");
-  EXPECT_EQ(files.size(), expected.size());
-  for (const auto& [name, bytes] : files) EXPECT_TRUE(expected.at(name) == bytes) << name;
+  expect_same_files(expected);
   EXPECT_GT(killed, 0);
 }
 
