@@ -27,7 +27,13 @@ DTYPE_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2
 BLOCK = 16
 LEGAL_BLOCK_SCALES = bytes(range(0x7F))  # no sign bit; 0x7F is NaN
 QUANTIZED_MLP = ("gate_proj", "up_proj", "down_proj")
-UNQUANTIZED_ATTENTION = ("kv_a_proj_with_mqa", "kv_b_proj", "q_a_proj", "q_b_proj")  # sorted
+# The attention's linears that stay BF16 in a recipe, sorted: v1 and v2 are published, the others nibble's own
+# (nvfp4-attention and nvfp4-all, which quantizes the MTP layer too).
+UNQUANTIZED_ATTENTION = {
+    "v1": ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_a_proj", "q_b_proj"),
+    "v2": ("kv_a_proj_with_mqa", "kv_b_proj", "q_a_proj", "q_b_proj"),
+    "attention": ("kv_b_proj",),
+    "all": ("kv_b_proj",)}
 CHUNK = 1 << 24
 
 
@@ -172,19 +178,28 @@ class Model:
                 tensors[f"{prefix}.eh_proj.weight"] = ("BF16", [self.hidden, 2 * self.hidden])
         return tensors
 
+    def is_quantized(self, recipe, layer, module):
+        if layer >= self.layers and recipe != "all":
+            return False
+        projection = module.rsplit(".", 1)[1]
+        return projection in QUANTIZED_MLP or projection not in UNQUANTIZED_ATTENTION[recipe]
+
     def exclusions(self, recipe):
         """exclude_modules as the published checkpoints have it, for this number of layers."""
         if recipe == "v1":
             names = [f"model.layers.{layer}.self_attn*" for layer in range(self.layers)]
         else:
             names = [f"model.layers.{layer}.self_attn.{name}" for layer in range(self.layers)
-                     for name in UNQUANTIZED_ATTENTION]
+                     for name in UNQUANTIZED_ATTENTION[recipe]]
         mtp = [f"model.layers.{layer}*" for layer in range(self.layers, self.layers + self.mtp_layers)]
+        if recipe == "all":
+            mtp = [f"model.layers.{layer}.{name}" for layer in range(self.layers, self.layers + self.mtp_layers)
+                   for name in ("eh_proj", "embed_tokens", "self_attn.kv_b_proj", "shared_head*")]
         return ["lm_head"] + sorted(names) + mtp
 
 
 def check_hf_quant_config(directory, model, problems):
-    """The recipe ("v1" or "v2") and the "quantization" and "producer" parts of hf_quant_config.json."""
+    """The recipe, by what it excludes, and the "quantization" and "producer" parts of hf_quant_config.json."""
     config = read_json(directory / "hf_quant_config.json")
     quantization = config.get("quantization", {})
     producer = config.get("producer", {})
@@ -200,7 +215,8 @@ def check_hf_quant_config(directory, model, problems):
         problems.append(f"hf_quant_config.json: unexpected keys {sorted(extra)}")
     excluded = quantization.get("exclude_modules")
     excluded = excluded if isinstance(excluded, list) else []
-    recipe = "v1" if any(str(name).endswith(".self_attn*") for name in excluded) else "v2"
+    ends = {str(name).rsplit(".", 1)[-1] for name in excluded}
+    recipe = "v1" if "self_attn*" in ends else "v2" if "q_a_proj" in ends else "all" if "eh_proj" in ends else "attention"
     expected = model.exclusions(recipe)
     if excluded != expected:
         missing = [name for name in expected if name not in excluded]
@@ -345,9 +361,7 @@ def check_checkpoint(directory):
     excluded = [str(name) for name in quantization.get("exclude_modules") or []]
     for layer in range(model.layers + model.mtp_layers):
         for module, shape in model.linears(layer).items():
-            projection = module.rsplit(".", 1)[1]
-            quantized = layer < model.layers and (
-                projection in QUANTIZED_MLP or (projection == "o_proj" and recipe == "v2"))
+            quantized = model.is_quantized(recipe, layer, module)
             if quantized == any(fnmatch.fnmatchcase(module, pattern) for pattern in excluded):
                 problems.append(f"{module} should {'not ' if quantized else ''}be in exclude_modules")
             expected.add(f"{module}.weight")
