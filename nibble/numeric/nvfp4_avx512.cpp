@@ -246,6 +246,71 @@ bool encode_nvfp4_four_over_six_avx512(const Nvfp4Lanes& lanes, float global_sca
   return true;
 }
 
+namespace {
+
+// The squared errors in binary32, with a reciprocal: within 2^-18 of squared_errors(), relatively.
+__m512 rough_errors(const __m512* columns, float divisor) {
+  const __m512 reciprocal = _mm512_set1_ps(1.0f / divisor);
+  const __m512 factor = _mm512_set1_ps(divisor);
+  __m512 sum = _mm512_setzero_ps();
+  for (int i = 0; i < kBlock; ++i) {
+    const __m512 back = _mm512_mul_ps(e2m1_rounded(_mm512_mul_ps(columns[i], reciprocal)), factor);
+    const __m512 error = _mm512_sub_ps(columns[i], back);
+    sum = _mm512_add_ps(sum, _mm512_mul_ps(error, error));
+  }
+  return sum;
+}
+
+// The best candidate of each lane where rough errors single out one or two; false otherwise, and
+// for values so small or large that binary32 loses their squares.
+bool find_mse_codes(const __m512* columns, const Range& range, float global_scale, __m512i* codes) {
+  if (kE4m3Values[range.first] * global_scale < 0x1p-100f) return false;  // no reciprocal
+  alignas(64) float rough[128][kLanes];
+  __m512 least = _mm512_set1_ps(__builtin_inff());
+  for (int candidate = range.first; candidate <= range.last; ++candidate) {
+    const __m512 errors = rough_errors(columns, kE4m3Values[candidate] * global_scale);
+    _mm512_store_ps(rough[candidate], errors);
+    least = _mm512_min_ps(least, errors);
+  }
+  if (_mm512_cmp_ps_mask(least, _mm512_set1_ps(0x1p-90f), _CMP_NGE_UQ) != 0) return false;
+  if (_mm512_cmp_ps_mask(least, _mm512_set1_ps(0x1p120f), _CMP_NLE_UQ) != 0) return false;
+  const __m512 limit = _mm512_mul_ps(least, _mm512_set1_ps(1.0f + 0x1p-16f));
+  __m512i first = _mm512_setzero_si512();  // no candidate is 0
+  __m512i second = _mm512_setzero_si512();
+  for (int candidate = range.first; candidate <= range.last; ++candidate) {
+    const __mmask16 near = _mm512_cmp_ps_mask(_mm512_load_ps(rough[candidate]), limit, _CMP_LE_OQ);
+    if (near == 0) continue;
+    const __mmask16 empty = _mm512_mask_testn_epi32_mask(near, first, first);
+    const auto rest = static_cast<__mmask16>(near & ~empty);
+    if (_mm512_mask_test_epi32_mask(rest, second, second) != 0) return false;
+    first = _mm512_mask_mov_epi32(first, empty, _mm512_set1_epi32(candidate));
+    second = _mm512_mask_mov_epi32(second, rest, _mm512_set1_epi32(candidate));
+  }
+  *codes = first;
+  const __mmask16 close = _mm512_test_epi32_mask(second, second);
+  if (close == 0) return true;
+  second = _mm512_mask_mov_epi32(first, close, second);
+  const __mmask16 better = less(squared_errors(columns, divisors(second, global_scale)),
+                                squared_errors(columns, divisors(first, global_scale)));
+  *codes = _mm512_mask_mov_epi32(first, better, second);
+  return true;
+}
+
+__m512i exact_mse_codes(const __m512* columns, const Range& range, float global_scale) {
+  Doubles best = {_mm512_set1_pd(__builtin_inf()), _mm512_set1_pd(__builtin_inf())};
+  __m512i codes = _mm512_set1_epi32(range.first);
+  for (int candidate = range.first; candidate <= range.last; ++candidate) {
+    const __m512 divisor = _mm512_set1_ps(kE4m3Values[candidate] * global_scale);
+    const Doubles errors = squared_errors(columns, divisor);
+    const __mmask16 better = less(errors, best);
+    replace(better, errors, best);
+    codes = _mm512_mask_mov_epi32(codes, better, _mm512_set1_epi32(candidate));
+  }
+  return codes;
+}
+
+}  // namespace
+
 bool encode_nvfp4_mse_avx512(const Nvfp4Lanes& lanes, float global_scale) {
   if (kE4m3Values[1] * global_scale == 0.0f) return false;
   __m512 columns[kBlock];
@@ -257,14 +322,9 @@ bool encode_nvfp4_mse_avx512(const Nvfp4Lanes& lanes, float global_scale) {
       squared_errors(columns, divisors(scale_codes(amax, global_scale), global_scale));
   const Range range = candidate_range(smallest_useful_divisor(amax, known),
                                       _mm512_reduce_max_ps(amax), global_scale);
-  Doubles best = {_mm512_set1_pd(__builtin_inf()), _mm512_set1_pd(__builtin_inf())};
-  __m512i codes = _mm512_set1_epi32(range.first);
-  for (int candidate = range.first; candidate <= range.last; ++candidate) {
-    const __m512 divisor = _mm512_set1_ps(kE4m3Values[candidate] * global_scale);
-    const Doubles errors = squared_errors(columns, divisor);
-    const __mmask16 better = less(errors, best);
-    replace(better, errors, best);
-    codes = _mm512_mask_mov_epi32(codes, better, _mm512_set1_epi32(candidate));
+  __m512i codes;
+  if (!find_mse_codes(columns, range, global_scale, &codes)) {
+    codes = exact_mse_codes(columns, range, global_scale);
   }
   store_codes(columns, divisors(codes, global_scale), lanes);
   store_scales(codes, lanes);
