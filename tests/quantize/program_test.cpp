@@ -271,7 +271,7 @@ TEST_F(QuantizeProgram, AJournalThatACompleteFolderStillHasIsRemoved) {
   EXPECT_THAT(stderr_text(), ::testing::HasSubstr("exists already"));
   EXPECT_TRUE(fs::exists(journal));
   ASSERT_EQ(wait_for(start_program(folder_ / "logs", command)), 0) << stderr_text();
-  EXPECT_EQ(nlohmann::json::parse(stdout_text())["resumed"], true);
+  EXPECT_TRUE(nlohmann::json::parse(stdout_text())["resumed"].get<bool>());
   expect_same_files(expected);
 }
 
