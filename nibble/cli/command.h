@@ -18,7 +18,8 @@ void add_plan_command(CLI::App& app, int* exit_code);
 void add_quantize_command(CLI::App& app, int* exit_code);
 void add_run_command(CLI::App& app, int* exit_code);
 void add_serve_command(CLI::App& app, int* exit_code);
-void add_trace_command(CLI::App& app, int* exit_code);
 void add_tokenize_command(CLI::App& app, int* exit_code);
+void add_trace_command(CLI::App& app, int* exit_code);
+void add_tune_command(CLI::App& app, int* exit_code);
 
 }  // namespace nibble

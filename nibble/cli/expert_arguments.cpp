@@ -22,7 +22,7 @@ void add_expert_options(CLI::App& command, ExpertArguments* a) {
       ->group(group);
   command
       .add_option("--ageing-tokens", a->ageing_tokens,
-                  fmt::format("Tokens after which lfu halves its counts [{}]", a->ageing_tokens))
+                  "Tokens after which lfu halves its counts [the number of experts]")
       ->type_name("N")
       ->group(group);
   command
@@ -57,11 +57,11 @@ Result<ExpertOptions> expert_options(const ExpertArguments& a) {
   ExpertOptions options;
   options.memory_bytes = a.memory;
   options.eviction.kind = NIBBLE_TRY(parse_eviction_kind(a.cache));
-  if (a.ageing_tokens < 1) {
+  if (a.ageing_tokens && *a.ageing_tokens < 1) {
     return invalid_argument(
-        fmt::format("--ageing-tokens is {}, expected 1 or more", a.ageing_tokens));
+        fmt::format("--ageing-tokens is {}, expected 1 or more", *a.ageing_tokens));
   }
-  options.eviction.ageing_tokens = a.ageing_tokens;
+  options.eviction.ageing_tokens = a.ageing_tokens.value_or(0);
   if (a.prefetch_layers < 0 || a.prefetch_layers > 1) {
     return invalid_argument(
         fmt::format("--prefetch-layers is {}, expected 0 or 1", a.prefetch_layers));
@@ -73,11 +73,11 @@ Result<ExpertOptions> expert_options(const ExpertArguments& a) {
   }
   options.prefetch_min_score = a.prefetch_min_score;
   options.hot_experts = a.hot_experts;
-  options.reader.backend = NIBBLE_TRY(parse_io_backend(a.io));
-  if (a.io_depth < 1 || a.io_depth > 256) {
-    return invalid_argument(fmt::format("--io-depth is {}, expected 1..256", a.io_depth));
+  if (a.io) options.io = NIBBLE_TRY(parse_io_backend(*a.io));
+  if (a.io_depth && (*a.io_depth < 1 || *a.io_depth > 256)) {
+    return invalid_argument(fmt::format("--io-depth is {}, expected 1..256", *a.io_depth));
   }
-  options.reader.depth = a.io_depth;
+  options.io_depth = a.io_depth;
   options.routing_trace = a.routing_trace;
   return options;
 }

@@ -18,12 +18,12 @@ namespace nibble {
 struct ExpertArguments {
   std::optional<uint64_t> memory;
   std::string cache = "lfu";
-  int64_t ageing_tokens = EvictionOptions{}.ageing_tokens;
+  std::optional<int64_t> ageing_tokens;
   int prefetch_layers = 1;
   float prefetch_min_score = 0;
   std::string hot_experts;
-  std::string io = "auto";
-  int io_depth = ReaderOptions{}.depth;
+  std::optional<std::string> io;
+  std::optional<int> io_depth;
   std::string routing_trace;
 };
 

@@ -24,6 +24,7 @@ void add_commands(CLI::App& app, int* exit_code) {
   add_convert_command(app, exit_code);
   add_pack_command(app, exit_code);
   add_trace_command(app, exit_code);
+  add_tune_command(app, exit_code);
   add_plan_command(app, exit_code);
   add_inspect_command(app, exit_code);
   add_tokenize_command(app, exit_code);

@@ -58,7 +58,7 @@ void add_expert_settings(std::vector<ServeSetting>& s) {
                "auto, uring, pread or buffered [auto]",
                "NAME",
                [](Options& o, const std::string& v) -> Status {
-                 o.model_options.experts.reader.backend = NIBBLE_TRY(parse_io_backend(v));
+                 o.model_options.experts.io = NIBBLE_TRY(parse_io_backend(v));
                  return {};
                }});
   s.push_back({"io_depth",
@@ -68,7 +68,7 @@ void add_expert_settings(std::vector<ServeSetting>& s) {
                "Reads of 1 MB under way, 1..256 [16]",
                "N",
                integer(1, 256, [](Options& o, int64_t v) {
-                 o.model_options.experts.reader.depth = static_cast<int>(v);
+                 o.model_options.experts.io_depth = static_cast<int>(v);
                })});
   s.push_back(
       {"routing_trace",

@@ -22,7 +22,7 @@ namespace {
 struct TraceArguments {
   std::string file;
   std::vector<double> shares = {5, 10, 25, 50, 75};
-  int64_t ageing_tokens = EvictionOptions{}.ageing_tokens;
+  int64_t ageing_tokens = 0;
   int64_t max_tokens = 0;
   std::string counts;
 };
@@ -90,9 +90,8 @@ void add_trace_command(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(0.0, 100.0).description(""))
       ->type_name("LIST");
   command
-      ->add_option(
-          "--ageing-tokens", arguments->ageing_tokens,
-          fmt::format("Tokens after which lfu halves its counts [{}]", arguments->ageing_tokens))
+      ->add_option("--ageing-tokens", arguments->ageing_tokens,
+                   "Tokens after which lfu halves its counts [the number of experts]")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40).description(""))
       ->type_name("N");
   command

@@ -9,6 +9,7 @@
 #include "nibble/offload/expert_file.h"
 #include "nibble/offload/expert_loader.h"
 #include "nibble/offload/resident_store.h"
+#include "nibble/offload/tuner.h"
 
 namespace nibble {
 namespace {
@@ -53,8 +54,11 @@ Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::pa
   if (options.memory_bytes && *options.memory_bytes == 0) {
     return invalid_argument("--expert-memory is 0, and at least one expert has to be in memory");
   }
+  const bool packed = has_packed_experts(directory);
+  OffloadTuning tuning;
+  if (packed) tuning = NIBBLE_TRY(load_tuning(directory));
   TieredStoreOptions store;
-  store.memory_bytes = options.memory_bytes.value_or(0);
+  store.memory_bytes = options.memory_bytes.value_or(tuning.expert_memory.value_or(0));
   store.eviction = options.eviction;
   store.prefetch_layers = options.prefetch_layers;
   store.prefetch_min_score = options.prefetch_min_score;
@@ -66,9 +70,12 @@ Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::pa
         NIBBLE_TRY(with_context(parse_expert_counts(text), options.hot_experts.string()));
   }
   std::unique_ptr<ExpertLoader> loader;
-  if (has_packed_experts(directory)) {
+  if (packed) {
+    ReaderOptions reader;
+    reader.backend = options.io.value_or(tuning.io.value_or(reader.backend));
+    reader.depth = options.io_depth.value_or(tuning.io_depth.value_or(reader.depth));
     loader = NIBBLE_TRY(
-        make_packed_loader(directory / kExpertFileName, config, kernels, with_mtp, options.reader));
+        make_packed_loader(directory / kExpertFileName, config, kernels, with_mtp, reader));
   } else {
     loader = NIBBLE_TRY(make_checkpoint_loader(source, config, kernels, with_mtp, threads));
   }

@@ -18,14 +18,17 @@
 namespace nibble {
 
 struct ExpertOptions {
-  // RAM for routed experts; those that don't fit are read when they are needed. None: all of them.
+  // RAM for routed experts; those that don't fit are read when they are needed. None: what the
+  // folder's offload.txt says (tuner.h), or all of them.
   std::optional<uint64_t> memory_bytes;
   EvictionOptions eviction;
   int prefetch_layers = 1;
   float prefetch_min_score = 0;
   std::filesystem::path hot_experts;    // counts of expert_counts_text(); empty: no hot set
   std::filesystem::path routing_trace;  // to write; empty: none
-  ReaderOptions reader;
+  // How the packed file is read. None: the folder's offload.txt, or the defaults of ReaderOptions.
+  std::optional<IoBackend> io;
+  std::optional<int> io_depth;
 };
 
 // Whether the folder's experts are in a packed file.

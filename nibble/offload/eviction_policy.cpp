@@ -114,10 +114,11 @@ std::string_view eviction_kind_name(EvictionKind kind) {
 
 std::unique_ptr<EvictionPolicy> make_eviction_policy(const EvictionOptions& options,
                                                      int num_experts) {
-  NIBBLE_CHECK(options.ageing_tokens >= 1 && options.score_decay > 0 && options.score_decay <= 1);
+  NIBBLE_CHECK(options.ageing_tokens >= 0 && options.score_decay > 0 && options.score_decay <= 1);
   switch (options.kind) {
     case EvictionKind::kLfu:
-      return std::make_unique<Lfu>(num_experts, options.ageing_tokens);
+      return std::make_unique<Lfu>(num_experts,
+                                   options.ageing_tokens > 0 ? options.ageing_tokens : num_experts);
     case EvictionKind::kLru:
       return std::make_unique<Lru>(num_experts);
     case EvictionKind::kScore:

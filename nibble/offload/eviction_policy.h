@@ -13,7 +13,7 @@
 namespace nibble {
 
 enum class EvictionKind {
-  kLfu,    // uses, halved every `ageing_tokens` tokens of the layer
+  kLfu,    // uses, halved every ageing_tokens tokens of the layer
   kLru,    // the last use
   kScore,  // a moving average of the router's weights
 };
@@ -24,8 +24,10 @@ std::string_view eviction_kind_name(EvictionKind kind);
 
 struct EvictionOptions {
   EvictionKind kind = EvictionKind::kLfu;
-  int64_t ageing_tokens = 1024;  // kLfu: >= 1
-  double score_decay = 0.02;     // kScore: the weight of a new token, in (0, 1]
+  // kLfu: tokens between halvings; 0: as many as a layer has experts, which on recorded traces is
+  // near the best (docs/offload.md).
+  int64_t ageing_tokens = 0;
+  double score_decay = 0.02;  // kScore: the weight of a new token, in (0, 1]
 };
 
 // The memory of one layer: of all its experts, resident or not.

@@ -58,6 +58,7 @@ Result<std::unique_ptr<TieredStore>> TieredStore::create(std::unique_ptr<ExpertL
       weight.gate_proj.cols = weight.up_proj.cols = weight.down_proj.rows = config.hidden_size;
       all.push_back({number, e});
     }
+    layer.leased = layer.table;
   }
   store->stats_.num_experts = static_cast<int64_t>(all.size());
   store->stats_.expert_bytes = static_cast<int64_t>(store->slot_bytes_);
@@ -375,8 +376,9 @@ Result<ExpertLease> TieredStore::acquire(int number, std::span<const int32_t> wa
         Entry& entry = layer.entries[static_cast<size_t>(e)];
         ++entry.leases;
         entry.wanted = false;
+        layer.leased[static_cast<size_t>(e)] = layer.table[static_cast<size_t>(e)];
       }
-      return ExpertLease(this, number, layer.table, std::move(ids));
+      return ExpertLease(this, number, layer.leased, std::move(ids));
     }
     wait(lock, layer, wanted);
   }

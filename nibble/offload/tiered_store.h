@@ -80,6 +80,9 @@ class TieredStore final : public ExpertStore {
     int num_ready = 0;
     std::vector<Entry> entries;
     std::vector<MlpWeight> table;  // [num_experts]; without data where not ready
+    // What leases show: written by the forward pass's thread alone, so that it may read all of it
+    // without the lock while reads end. Entries that are not leased may be stale.
+    std::vector<MlpWeight> leased;
     std::unique_ptr<EvictionPolicy> policy;
   };
 

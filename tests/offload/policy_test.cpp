@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "nibble/engine/generate.h"
 #include "nibble/offload/eviction_policy.h"
 #include "nibble/offload/routing_trace.h"
 #include "nibble/offload/trace_replay.h"
@@ -71,13 +72,15 @@ TEST(EvictionPolicy, ScoreAveragesTheRoutersWeights) {
 // 2 by.
 TEST(Replay, CountsTheHitsOfAWorkedExample) {
   const RoutingTrace trace = trace_of(3, {{0}, {1}, {0}, {2}, {1}, {0}});
+  EvictionOptions lfu;
+  lfu.ageing_tokens = 100;
   EvictionOptions lru;
   lru.kind = EvictionKind::kLru;
-  EXPECT_EQ(replay(trace, {}, 2).num_hits, 2);
+  EXPECT_EQ(replay(trace, lfu, 2).num_hits, 2);
   EXPECT_EQ(replay(trace, lru, 2).num_hits, 1);
   EXPECT_EQ(replay_offline_optimum(trace, 2).num_hits, 3);
-  EXPECT_EQ(replay(trace, {}, 2).num_uses, 6);
-  EXPECT_EQ(replay(trace, {}, 3).num_hits, 3) << "all but the first use of each";
+  EXPECT_EQ(replay(trace, lfu, 2).num_uses, 6);
+  EXPECT_EQ(replay(trace, lfu, 3).num_hits, 3) << "all but the first use of each";
 }
 
 TEST(Replay, NoPolicyBeatsTheOptimum) {
@@ -102,6 +105,35 @@ TEST(Replay, NoPolicyBeatsTheOptimum) {
             << eviction_kind_name(kind) << " with " << slots;
       }
     }
+  }
+}
+
+// What the demo chose for 1,200 drawn tokens: the default policy is no worse than lru.
+TEST(Replay, LfuHitsAtLeastAsOftenAsLruOnARecordedTrace) {
+  const auto path = testing::offload_folder() / "recorded.txt";
+  {
+    ModelOptions options;
+    options.backend = "cpu";
+    options.load_mtp = false;
+    options.experts.routing_trace = path;
+    const auto model = LoadedModel::load(testing::demo_checkpoint(), options).value();
+    Session session = testing::make_session(*model, DType::kBf16, false, 1300);
+    SamplingParams params;
+    params.temperature = 0.9;
+    params.seed = 1;
+    params.max_tokens = 1200;
+    params.ignore_eos = true;
+    const auto ids = testing::reference_prompts()[0].ids;
+    ASSERT_TRUE(generate(session, *model, ids, params, [](int32_t) { return true; }));
+  }
+  const RoutingTrace trace = decode_steps(load_routing_trace(path).value(), 1);
+  EXPECT_GT(trace.steps.size(), 3000u);
+  EvictionOptions lru;
+  lru.kind = EvictionKind::kLru;
+  for (const int slots : {1, 2, 4, 8, 12}) {
+    const int64_t best = replay_offline_optimum(trace, slots).num_hits;
+    EXPECT_GE(replay(trace, {}, slots).num_hits, replay(trace, lru, slots).num_hits) << slots;
+    EXPECT_LE(replay(trace, {}, slots).num_hits, best);
   }
 }
 

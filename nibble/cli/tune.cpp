@@ -1,0 +1,88 @@
+// nibble tune PACKED: measures the disk and the processor for a packed model and keeps the choice.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <string>
+
+#include "nibble/base/cpu_features.h"
+#include "nibble/base/error.h"
+#include "nibble/base/output_file.h"
+#include "nibble/base/text.h"
+#include "nibble/checkpoint/model_path.h"
+#include "nibble/checkpoint/safetensors_source.h"
+#include "nibble/cli/cli_common.h"
+#include "nibble/cli/command.h"
+#include "nibble/kernels/registry.h"
+#include "nibble/offload/expert_file.h"
+#include "nibble/offload/tuner.h"
+
+namespace nibble {
+namespace {
+
+struct TuneArguments {
+  std::string model;
+  int threads = 0;
+  bool dry_run = false;
+};
+
+std::string rate_text(double bytes_a_second) {
+  return format_bytes(static_cast<uint64_t>(bytes_a_second)) + "/s";
+}
+
+Status run_tune(const TuneArguments& arguments) {
+  const auto directory = NIBBLE_TRY(resolve_model(arguments.model));
+  if (std::error_code error; !std::filesystem::exists(directory / kExpertFileName, error)) {
+    return invalid_argument(
+        fmt::format("{} is not packed; nibble pack makes a folder that is", directory.string()));
+  }
+  const ModelConfig config = NIBBLE_TRY(load_config(directory));
+  const auto source = NIBBLE_TRY(SafetensorsSource::open(directory));
+  uint64_t rest = 0;
+  for (const TensorInfo& tensor : source->tensors()) {
+    rest += static_cast<uint64_t>(tensor.shape.num_elements() * dtype_size(tensor.dtype));
+  }
+  KernelOptions kernel_options;
+  kernel_options.threads = arguments.threads;
+  const auto kernels = NIBBLE_TRY(make_kernels("cpu", kernel_options));
+  const TuneReport report = NIBBLE_TRY(tune_offload(directory, config, *kernels, rest));
+
+  for (const auto& reads : report.reads) {
+    print(fmt::format("{:<44}{}\n", "reads, " + reads.description, rate_text(reads.rate)));
+  }
+  print(fmt::format("{:<44}{}\n", "experts in memory, one token", rate_text(report.expert_rate)));
+  print(fmt::format("{:<44}{} a token, {} in all, {} memory free\n", "routed experts",
+                    format_bytes(report.token_bytes), format_bytes(report.expert_bytes),
+                    format_bytes(report.free_bytes)));
+  const double share =
+      static_cast<double>(*report.choice.expert_memory) / static_cast<double>(report.expert_bytes);
+  print("tokens/s at most, from reads and experts alone, if this share is there when wanted:\n");
+  for (const double hits : {0.0, 0.25, 0.5, 0.75, 0.9, 1.0}) {
+    print(fmt::format("  {:>3.0f} %  {:.2f}\n", 100 * hits, report.bound(hits)));
+  }
+  print(fmt::format("choice ({:.0f} % of the experts in memory):\n{}", 100 * share,
+                    tuning_text(report.choice)));
+  if (arguments.dry_run) return {};
+  const auto path = directory / kTuningFileName;
+  NIBBLE_TRY(write_text_file(path, "# measured by nibble tune\n" + tuning_text(report.choice)));
+  print(fmt::format("kept in {}, for runs that say nothing else\n", path.string()));
+  return {};
+}
+
+}  // namespace
+
+void add_tune_command(CLI::App& app, int* exit_code) {
+  auto arguments = std::make_shared<TuneArguments>();
+  CLI::App* const command =
+      app.add_subcommand("tune", "Measure this machine for a packed model and keep the choice");
+  command->footer("example:\n  nibble tune R1-packed");
+  command->add_option("MODEL", arguments->model, "Folder made by nibble pack")->required();
+  command->add_option("--threads", arguments->threads, "Threads to use [all processors]")
+      ->check(CLI::Range(1, 1024).description(""))
+      ->type_name("N");
+  command->add_flag("--dry-run", arguments->dry_run, "Print the choice without keeping it");
+  command->callback(
+      [arguments, exit_code] { *exit_code = report_status(run_tune(*arguments), "tune"); });
+}
+
+}  // namespace nibble
