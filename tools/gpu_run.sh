@@ -48,7 +48,7 @@ for part in "${parts[@]}"; do
       ;;
     sanitizer)
       # The small shapes: the large ones take hours under instrumentation.
-      filter='Linear.Dec*:Linear.ColumnsNeed*:Mlp.IsDown*:Mlp.Gate*:Moe.Adds*:Route.*:RmsNorm.*:Add.*:Embed.*:RotaryQuery.*:MlaCacheWrite.*:MlaAttention.Weighs*:Moe.AllTokens*:Bf16Mla.*:CudaDevice.Copies*'
+      filter='Linear.Dec*:Linear.ColumnsNeed*:Mlp.IsDown*:Mlp.Gate*:Moe.Adds*:Route.*:RmsNorm.*:Add.*:Embed.*:RotaryQuery.*:MlaCacheWrite.*:MlaAttention.Weighs*:Moe.AllTokens*:Bf16Mla.*:Bf16Moe.*:CudaDevice.Copies*'
       for tool in memcheck racecheck; do
         run "sanitizer_$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
           "$(program tests_cuda)" --gtest_filter="$filter"

@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <random>
+#include <set>
 
 #include "nibble/kernels/reference/reference_kernels.h"
 #include "tests/cuda/host_side_cuda.h"
@@ -90,6 +92,65 @@ TEST(Bf16Mlp, AgreesWithTheReferenceAtAnR1ExpertsShape) {
     reference.mlp(x.view(), plain.weight(), want.view());
     cuda->mlp(x.view(), packed.weight(), got.view());
     EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5);  // the product is rounded to BF16
+    EXPECT_TRUE(got.padding_intact());
+  }
+}
+
+struct MoeShape {
+  int experts, per_token;
+  int64_t hidden, intermediate, shared_intermediate, tokens;
+};
+
+// Few tokens and many, experts without tokens and one that every token takes, widths that are no
+// multiple of a tile, a shared expert that joins the routed ones and one that does not.
+TEST(Bf16Moe, AgreesWithTheReferenceForFewAndManyTokens) {
+  ReferenceKernels reference;
+  const auto cuda = make_host_side_cuda(1);
+  for (const MoeShape& s : {MoeShape{9, 3, 1152, 1024, 1024, 3},
+                            {9, 3, 1152, 1024, 1024, 40},
+                            {9, 3, 256, 128, 128, 260},
+                            {40, 2, 384, 256, 256, 300},
+                            {5, 2, 208, 144, 288, 700},
+                            {12, 4, 1088, 192, 192, 256}}) {
+    SCOPED_TRACE(testing::Message() << s.experts << " experts of " << s.hidden << " x "
+                                    << s.intermediate << ", " << s.tokens << " tokens");
+    std::vector<TestMlp> mlps;
+    for (int e = 0; e <= s.experts; ++e) {
+      mlps.push_back(TestMlp::random(LinearFormat::kNvfp4, s.hidden,
+                                     e < s.experts ? s.intermediate : s.shared_intermediate,
+                                     static_cast<uint32_t>(50 + 3 * e)));
+    }
+    RouterShape shape;
+    shape.n_routed_experts = s.experts;
+    shape.num_experts_per_tok = s.per_token;
+    std::mt19937 rng(51);
+    std::vector<int32_t> ids;
+    std::vector<float> weights;
+    for (int64_t t = 0; t < s.tokens; ++t) {
+      std::set<int32_t> chosen = {1};  // all tokens; nobody takes expert 0
+      while (static_cast<int>(chosen.size()) < s.per_token) {
+        chosen.insert(1 + static_cast<int32_t>(rng() % static_cast<unsigned>(s.experts - 1)));
+      }
+      ids.insert(ids.end(), chosen.begin(), chosen.end());
+      for (int j = 0; j < s.per_token; ++j) {
+        weights.push_back(0.1f + static_cast<float>(rng() % 1000) / 1000);
+      }
+    }
+    TestMatrix x = random_bf16(s.tokens, s.hidden, 52);
+    const auto run = [&](Kernels& kernels) {
+      std::vector<PackedMlp> packed;
+      std::vector<MlpWeight> experts;
+      for (const TestMlp& mlp : mlps) packed.push_back(pack_mlp(kernels, mlp));
+      for (const PackedMlp& mlp : packed) experts.push_back(mlp.weight());
+      const MlpWeight shared = experts.back();
+      experts.pop_back();
+      TestMatrix out(s.tokens, s.hidden);
+      kernels.moe(x.view(), experts, &shared, shape, ids.data(), weights.data(), out.view());
+      return out;
+    };
+    TestMatrix want = run(reference);
+    TestMatrix got = run(*cuda);
+    EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5);
     EXPECT_TRUE(got.padding_intact());
   }
 }

@@ -11,6 +11,7 @@
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
 #include "nibble/kernels/cuda/expand.h"
+#include "nibble/kernels/cuda/gemm_nvfp4.h"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/row_kernels.h"
 
@@ -28,6 +29,7 @@ CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& opti
       name_(device_->name()),
       parts_(options.activation_parts),
       batch_invariant_(options.batch_invariant),
+      gemm_runs_(gemm_nvfp4_runs_here()),
       cublas_lt_(CublasLt::find()),
       pack_pool_(std::make_unique<PackPool>(*device_)),
       x_scratch_(*device_),
@@ -110,9 +112,13 @@ void CudaKernels::linear(const MatrixView& x, const LinearWeight& weight, const 
 
 void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
                                const MatrixView& out, int parts) {
-  const Bf16Rows rows = convert(x, parts, x_scratch_);
-  if (rows.data == nullptr) return;
-  if (parts == 1 && takes_many(weight, x.rows)) return linear_many(rows, x.rows, weight, out);
+  const bool floats = stream_takes_floats(weight, parts, x.rows, x.row<const float>(0), x.stride);
+  Bf16Rows rows;
+  if (!floats) {
+    rows = convert(x, parts, x_scratch_);
+    if (rows.data == nullptr) return;
+    if (parts == 1 && takes_many(weight, x.rows)) return linear_many(rows, x.rows, weight, out);
+  }
   const PackedShape shape = packed_shape(weight.format, weight.rows, weight.cols);
   StreamArgs args;
   args.format = weight.format;
@@ -124,9 +130,10 @@ void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
   args.x_units = static_cast<int>(shape.x_units);
   args.num_tokens = static_cast<int>(x.rows);
   args.x = rows.data;
+  if (floats) args.x_float = x.row<const float>(0);
   args.x_parts = parts;
   args.x_part_stride = rows.part_stride;
-  args.x_row_stride = rows.row_stride;
+  args.x_row_stride = floats ? x.stride : rows.row_stride;
   args.out = out.row<float>(0);
   args.out_row_stride = out.stride;
   keep(launch_linear_stream(args, stream_work_tokens(parts, x.rows), stream_), "linear");

@@ -23,6 +23,8 @@ namespace nibble::cuda {
 
 // From here on cuBLASLt is faster, and batch_invariant (CudaOptions) makes a difference.
 inline constexpr int64_t kManyTokens = 128;
+// The same of wgmma for experts: 8 rows each, for R1.
+inline constexpr int64_t kManyExpertTokens = 256;
 
 class CudaKernels final : public Kernels {
  public:
@@ -99,6 +101,10 @@ class CudaKernels final : public Kernels {
   const ExpertTable* expert_table(std::span<const MlpWeight> experts, const MlpWeight* shared);
   void moe_streamed(const MatrixView& x, const ExpertTable& table, int cls, const MlpWeight& like,
                     const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
+  // Whether wgmma serves the experts (gemm_nvfp4.h): for many tokens, and where it is allowed.
+  bool takes_many_experts(const MlpWeight& like, int64_t tokens) const;
+  void moe_multiplied(const MatrixView& x, const ExpertTable& table, int cls, const MlpWeight& like,
+                      const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
   void moe_w4a4(const MatrixView& x, const ExpertTable& table, const MlpWeight& like,
                 const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
   void attend_latents(const AttendArgs& attend, const AttentionBatch& batch);
@@ -109,6 +115,7 @@ class CudaKernels final : public Kernels {
   std::string name_;
   int parts_;  // CudaOptions::activation_parts
   bool batch_invariant_;
+  bool gemm_runs_;
   std::unique_ptr<CublasLt> cublas_lt_;  // null where it is missing
 
   std::unique_ptr<PackPool> pack_pool_;

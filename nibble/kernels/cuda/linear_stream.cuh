@@ -343,15 +343,7 @@ cudaError_t launch_stream_config(const StreamArgs& args, cudaStream_t stream) {
   static const cudaError_t configured =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (configured != cudaSuccess) return configured;
-  static const int num_sms = [] {
-    int count = 0;
-    int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-      return 1;
-    }
-    return count;
-  }();
+  static const int num_sms = multiprocessors();
   int split = 1;
   while (split < kWarps && 2 * split * Unit::kUnitsPerStage <= args.units) split *= 2;
   const int passes = args.work != nullptr ? 1 : (args.num_tokens + 8 * NT - 1) / (8 * NT);

@@ -61,6 +61,8 @@ struct StreamArgs {
   int64_t x_part_stride = 0;
   int64_t x_row_stride = 0;
   int64_t x_group_stride = 0;
+  // Instead of x where stream_takes_floats() says so: the values themselves, strides in floats.
+  const float* x_float = nullptr;
 
   // Output: float rows (by slot), or for gate_up BF16 parts as x has them.
   float* out = nullptr;
@@ -75,6 +77,11 @@ struct StreamArgs {
 // Rows of one StreamWork for x_parts parts when up to `tokens` rows of one group are expected: 8 or
 // 16.
 int stream_work_tokens(int x_parts, int64_t tokens);
+
+// Whether few tokens need no conversion in front: x then goes to StreamArgs::x_float. Bits are the
+// same either way; more tokens are cheaper to read as BF16.
+bool stream_takes_floats(const LinearWeight& weight, int x_parts, int64_t tokens, const float* x,
+                         int64_t x_stride);
 
 // `work_tokens` as stream_work_tokens() gave it.
 cudaError_t launch_linear_stream(const StreamArgs& args, int work_tokens, cudaStream_t stream);

@@ -4,6 +4,7 @@
 
 #include "nibble/kernels/cuda/linear_w4a4.h"
 #include "nibble/kernels/cuda/packed_layout.h"
+#include "nibble/kernels/cuda/units.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -54,31 +55,18 @@ __global__ void w4a4_quantize_kernel(const float* x, int64_t rows, int64_t cols,
   out.scales[index] = scale;
 }
 
-// Doubled value of pair `i` (of 4), half `h`, of a packed word: see packed_layout.h.
-__device__ int doubled_code(uint32_t word, int i, int h) {
-  const uint32_t half = word >> (16 * h);
-  uint32_t sign = 0;
-  uint32_t magnitude = 0;
-  if (i < 3) {
-    sign = half >> (15 - 3 * i) & 1;
-    magnitude = half >> (6 - 3 * i) & 7;
-  } else {
-    sign = half >> 14 & 1;
-    magnitude = (half >> 10 & 3) << 1 | (half >> 13 & 1);
-  }
-  const int doubled = static_cast<int>(magnitude < 5    ? magnitude
-                                       : magnitude == 5 ? 6
-                                       : magnitude == 6 ? 8
-                                                        : 12);
-  return sign != 0 ? -doubled : doubled;
-}
-
-// The sum over a block of 8 packed bytes, times nothing: 4 times the sum of products.
-__device__ int block_dot(const uint32_t* words, const int8_t* x) {
+// The sum over a block in words x and y, times nothing: 4 times the sum of products.
+__device__ int block_dot(uint2 words, const int8_t* codes) {
   int sum = 0;
-  for (int w = 0; w < 2; ++w) {
-    for (int i = 0; i < 4; ++i) {
-      for (int h = 0; h < 2; ++h) sum += doubled_code(words[w], i, h) * x[8 * w + 2 * i + h];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t pair = Nvfp4Unit::pair(words.x, words.y, i);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int magnitude = static_cast<int>(pair >> (16 * h + 6) & 7);
+      const int doubled = magnitude < 5 ? magnitude : magnitude == 5 ? 6 : magnitude == 6 ? 8 : 12;
+      const int code = codes[2 * i + h];
+      sum += (pair >> (16 * h) & 0x8000) != 0 ? -doubled * code : doubled * code;
     }
   }
   return sum;
@@ -100,12 +88,11 @@ __global__ void linear_w4a4_kernel(W4a4Args a, int64_t tiles, int64_t units) {
     const uint8_t* const base = weight.data + (tile * units + unit) * kNvfp4UnitBytes;
     for (int half = 0; half < 2; ++half) {
       const int64_t col = unit * kUnitCols + 64 * half + kBlock * (lane % 4);
-      const uint32_t* const words =
-          reinterpret_cast<const uint32_t*>(base + 512 * half + 16 * lane);
+      const uint2* const words = reinterpret_cast<const uint2*>(base + 512 * half + 16 * lane);
       for (int upper = 0; upper < 2; ++upper) {
         const int code = base[1024 + 4 * lane + 2 * half + upper];
         const int64_t scale = (8 + (code & 7)) << (code >> 3) >> 3;
-        sums[upper] += block_dot(words + 2 * upper, codes + col) * scale *
+        sums[upper] += block_dot(words[upper], codes + col) * scale *
                        static_cast<int64_t>(scales[col / kBlock]);
       }
     }

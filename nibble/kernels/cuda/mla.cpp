@@ -81,7 +81,10 @@ void CudaKernels::attend_latents(const AttendArgs& attend, const AttentionBatch&
     }
     // Runs give a few tokens' blocks the whole GPU; many tokens fill it without.
     const bool many = last - first >= kManyTokens && !batch_invariant_;
-    const int max_runs = form == MlaForm::kExpanded ? 1 : many ? 2 : kMaxMlaRuns;
+    int max_runs = form == MlaForm::kExpanded ? 1 : many ? 2 : kMaxMlaRuns;
+    if (max_runs > 1 && !batch_invariant_ && mla_goes_wide(attend.shape, attend.cache)) {
+      max_runs = mla_wide_runs(last - first, heads, attend.max_visible);
+    }
     const int64_t step = max_runs > 1 ? most : last - first;
     for (int64_t t = first; t < last; t += step) {
       const int64_t tokens = std::min(step, last - t);

@@ -38,6 +38,11 @@ cudaError_t launch_mla_attend(const AttendArgs& args, cudaStream_t stream);
 // The same on tensor cores (mla_decode.cu), for R1's widths and a cache of BF16 or FP8.
 bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache);
 
+// Whether wgmma serves them (mla_wide.cu).
+bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache);
+// The number of runs of each token that fills the GPU then: 1 to kMaxMlaRuns.
+int mla_wide_runs(int64_t tokens, int64_t heads, int64_t max_visible);
+
 // For `tokens` tokens from first_token on. A token's positions fall into up to max_runs runs of at
 // least 256, which go to different blocks; with more than one, `scratch` holds mla_decode_scratch()
 // floats.

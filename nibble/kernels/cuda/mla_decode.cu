@@ -8,35 +8,25 @@
 // positions fall into runs depends on their number and max_runs alone.
 //
 // Bound: with 16 heads, the bytes of the cache; with 128, shared memory's bandwidth: each fragment
-// is read by mma.sync's ldmatrix, 0.6 MB for 64 x 64 (spec kernels section 3.8 has wgmma instead).
+// is read by mma.sync's ldmatrix, 0.6 MB for 64 x 64. On Hopper mla_wide.cu takes more than 16
+// heads of a BF16 cache.
 #include <cuda_fp8.h>
 
 #include <algorithm>
 
 #include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/mla_attend.h"
+#include "nibble/kernels/cuda/mla_runs.cuh"
 #include "nibble/kernels/cuda/numeric.cuh"
 #include "nibble/kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kRank = 512;
-constexpr int kRope = 64;
-constexpr int kEntry = kRank + kRope;
-constexpr int kRowBytes = 2 * kEntry;
 constexpr int kTile = 64;  // positions at a time
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTileBytes = kTile * kRowBytes;
-constexpr int kRunPositions = 256;  // at least, where there are several runs
-constexpr float kLog2E = 1.4426950408889634f;
-
-// 16-byte chunks of a row trade places by the row's number, so that 8 neighbouring rows of one
-// chunk lie in different banks.
-__device__ int swizzled(int row, int chunk, int row_bytes) {
-  return row * row_bytes + ((chunk ^ (row & 7)) << 4);
-}
 
 __device__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -53,29 +43,6 @@ __device__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
 __device__ void copy_async(uint32_t destination, const void* source) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source)
                : "memory");
-}
-
-__device__ uint32_t bf16_pair(float low, float high) {
-  return static_cast<uint32_t>(bf16_bits(low)) | static_cast<uint32_t>(bf16_bits(high)) << 16;
-}
-
-struct DecodeArgs {
-  AttendArgs attend;
-  int64_t first_token = 0;
-  int runs = 1;              // the grid's; a token may have fewer
-  int max_runs = 1;          // of any token
-  bool split = false;        // several runs a token
-  float* partial = nullptr;  // [token - first][run][heads][512]
-  float2* stats = nullptr;   // [token - first][run][heads]: maximum (times log2 e), sum
-};
-
-// Positions of one run of a token that sees `visible`: by that number alone.
-__device__ int64_t run_length(int64_t visible, int max_runs) {
-  if (max_runs == 1) return visible;
-  const int64_t runs =
-      min(static_cast<int64_t>(max_runs), max(static_cast<int64_t>(1), visible / kRunPositions));
-  const int64_t length = (visible + runs - 1) / runs;
-  return (length + kTile - 1) / kTile * kTile;
 }
 
 // Four threads bring a row of a tile: the row's entry, or null behind the end.
@@ -117,7 +84,7 @@ __device__ void load_tile(const T* entry, uint8_t* tile) {
             const auto pair = static_cast<__nv_fp8x2_storage_t>(word(bytes, w) >> (16 * h));
             const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3);
             const float2 values = __half22float2(halves);
-            out[2 * w + h] = bf16_pair(values.x, values.y);  // exact
+            out[2 * w + h] = bf16x2(values.x, values.y);  // exact
           }
         }
       }
@@ -170,13 +137,9 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_kernel(const DecodeArg
     const int64_t head = first_head + row;
     uint4 out = make_uint4(0, 0, 0, 0);
     if (head < heads) {
-      const float* const source =
-          chunk < kRank / 8 ? a.attend.absorbed + (token * heads + head) * kRank + 8 * chunk
-                            : a.attend.q + token * a.attend.q_stride +
-                                  head * (a.attend.shape.qk_nope_head_dim + kRope) +
-                                  a.attend.shape.qk_nope_head_dim + 8 * chunk - kRank;
-      out = make_uint4(bf16_pair(source[0], source[1]), bf16_pair(source[2], source[3]),
-                       bf16_pair(source[4], source[5]), bf16_pair(source[6], source[7]));
+      const float* const source = query_values(a.attend, token, head, chunk);
+      out = make_uint4(bf16x2(source[0], source[1]), bf16x2(source[2], source[3]),
+                       bf16x2(source[4], source[5]), bf16x2(source[6], source[7]));
     }
     *reinterpret_cast<uint4*>(queries + swizzled(row, chunk, kRowBytes)) = out;
   }
@@ -314,9 +277,9 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_kernel(const DecodeArg
         const int chunk = first_position / 8 + n;
         const int inner = 4 * (lane % 4);
         *reinterpret_cast<uint32_t*>(weights + swizzled(row, chunk, 2 * kTile) + inner) =
-            bf16_pair(s.x, s.y);
+            bf16x2(s.x, s.y);
         *reinterpret_cast<uint32_t*>(weights + swizzled(row + 8, chunk, 2 * kTile) + inner) =
-            bf16_pair(s.z, s.w);
+            bf16x2(s.z, s.w);
       }
 #pragma unroll
       for (int n = 0; n < kValueTiles; ++n) {
@@ -437,11 +400,18 @@ cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t st
   if (configured != cudaSuccess) return configured;
   const auto row_blocks = static_cast<unsigned>((args.attend.shape.num_heads + kRows - 1) / kRows);
   const dim3 grid(static_cast<unsigned>(args.runs), row_blocks, static_cast<unsigned>(tokens));
-  const cudaError_t code = launch_overlapped(kernel, grid, dim3(kThreads), kShared, stream, args);
-  if (code != cudaSuccess || !args.split) return code;
-  return launch_overlapped(mla_merge_kernel,
-                           dim3(static_cast<unsigned>(tokens * args.attend.shape.num_heads)),
-                           dim3(kRank / 4), 0, stream, args);
+  return launch_overlapped(kernel, grid, dim3(kThreads), kShared, stream, args);
+}
+
+cudaError_t launch_runs(const DecodeArgs& args, bool wide, int64_t tokens, cudaStream_t stream) {
+  if (wide) return launch_mla_wide(args, tokens, stream);
+  const bool few = args.attend.shape.num_heads <= 16;
+  if (args.attend.cache.dtype == DType::kBf16) {
+    return few ? launch_typed<uint16_t, 1, 1>(args, tokens, stream)
+               : launch_typed<uint16_t, 2, 2>(args, tokens, stream);
+  }
+  return few ? launch_typed<uint8_t, 1, 1>(args, tokens, stream)
+             : launch_typed<uint8_t, 2, 2>(args, tokens, stream);
 }
 
 }  // namespace
@@ -453,6 +423,11 @@ bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache) {
 
 int64_t mla_decode_scratch(int64_t tokens, int64_t heads) {
   return tokens * kMaxMlaRuns * heads * (kRank + 2);
+}
+
+bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache) {
+  return mla_decode_fits(shape, cache) && shape.num_heads > 16 && cache.dtype == DType::kBf16 &&
+         mla_wide_runs_here();
 }
 
 cudaError_t launch_mla_decode(const AttendArgs& attend, int64_t first_token, int64_t tokens,
@@ -467,13 +442,12 @@ cudaError_t launch_mla_decode(const AttendArgs& attend, int64_t first_token, int
   args.partial = scratch;
   args.stats =
       reinterpret_cast<float2*>(scratch + tokens * args.runs * attend.shape.num_heads * kRank);
-  const bool few = attend.shape.num_heads <= 16;
-  if (attend.cache.dtype == DType::kBf16) {
-    return few ? launch_typed<uint16_t, 1, 1>(args, tokens, stream)
-               : launch_typed<uint16_t, 2, 2>(args, tokens, stream);
-  }
-  return few ? launch_typed<uint8_t, 1, 1>(args, tokens, stream)
-             : launch_typed<uint8_t, 2, 2>(args, tokens, stream);
+  const bool wide = mla_goes_wide(attend.shape, attend.cache);
+  const cudaError_t code = launch_runs(args, wide, tokens, stream);
+  if (code != cudaSuccess || !args.split) return code;
+  return launch_overlapped(mla_merge_kernel,
+                           dim3(static_cast<unsigned>(tokens * attend.shape.num_heads)),
+                           dim3(kRank / 4), 0, stream, args);
 }
 
 }  // namespace nibble::cuda

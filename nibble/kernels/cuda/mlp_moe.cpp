@@ -1,10 +1,15 @@
 // Dense and expert MLPs. gate, up and SwiGLU are one launch, down another; which experts run and on
 // which rows is decided on the device (moe_plan.h).
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 
 #include "nibble/base/check.h"
+#include "nibble/base/error.h"
+#include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/gemm_nvfp4.h"
 #include "nibble/kernels/cuda/moe_plan.h"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/row_kernels.h"
@@ -18,14 +23,19 @@ const uint8_t* bytes_of(const LinearWeight& weight) {
 
 bool is_w4a4(const LinearWeight& weight) { return weight.activation == ActivationFormat::kNvfp4; }
 
+// At a time, so that what lies between the operations stays below 2 GB for R1.
+constexpr int64_t kMoeTokens = 4096;
+
 // The classes of experts that one launch can serve: a weight format for all three matrices, or
 // W4A4.
 constexpr int kW4a4Class = 4;
+bool has_one_class(const MlpWeight& mlp) {
+  return mlp.gate_proj.format == mlp.up_proj.format &&
+         mlp.gate_proj.format == mlp.down_proj.format &&
+         is_w4a4(mlp.gate_proj) == is_w4a4(mlp.up_proj) &&
+         is_w4a4(mlp.gate_proj) == is_w4a4(mlp.down_proj);
+}
 int class_of(const MlpWeight& mlp) {
-  NIBBLE_CHECK(mlp.gate_proj.format == mlp.up_proj.format &&
-               mlp.gate_proj.format == mlp.down_proj.format);
-  NIBBLE_CHECK(is_w4a4(mlp.gate_proj) == is_w4a4(mlp.up_proj) &&
-               is_w4a4(mlp.gate_proj) == is_w4a4(mlp.down_proj));
   return is_w4a4(mlp.gate_proj) ? kW4a4Class : static_cast<int>(mlp.gate_proj.format);
 }
 
@@ -82,10 +92,12 @@ void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const Matrix
     linear(gate_view, weight.down_proj, out);
     return;
   }
-  const Bf16Rows rows = convert(x, parts_, x_scratch_);
+  const bool floats =
+      stream_takes_floats(weight.gate_proj, parts_, x.rows, x.row<const float>(0), x.stride);
+  const Bf16Rows rows = floats ? Bf16Rows() : convert(x, parts_, x_scratch_);
   const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
   auto* const act = act_scratch_.get<uint16_t>(parts_ * x.rows * act_cols);
-  if (rows.data == nullptr || act == nullptr) return;
+  if ((rows.data == nullptr && !floats) || act == nullptr) return;
   if (act_cols != intermediate) {
     keep(cudaMemsetAsync(act, 0, static_cast<size_t>(parts_ * x.rows * act_cols) * 2, stream_),
          "mlp");
@@ -98,9 +110,10 @@ void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const Matrix
   args.gate_up = true;
   args.num_tokens = static_cast<int>(x.rows);
   args.x = rows.data;
+  if (floats) args.x_float = x.row<const float>(0);
   args.x_parts = parts_;
   args.x_part_stride = rows.part_stride;
-  args.x_row_stride = rows.row_stride;
+  args.x_row_stride = floats ? x.stride : rows.row_stride;
   args.act = act;
   args.act_parts = parts_;
   args.act_part_stride = x.rows * act_cols;
@@ -151,6 +164,17 @@ const CudaKernels::ExpertTable* CudaKernels::expert_table(std::span<const MlpWei
     NIBBLE_CHECK(same_shape(mlp.gate_proj, like.gate_proj) &&
                  same_shape(mlp.up_proj, like.gate_proj) &&
                  same_shape(mlp.down_proj, like.down_proj));
+    if (!has_one_class(mlp)) {
+      expert_tables_.erase(experts.data());
+      keep_cuda_error(
+          *device_,
+          {ErrorCode::kUnsupported,
+           fmt::format(
+               "expert {} has gate, up and down in different formats; the cuda backend takes "
+               "one format an expert, --backend cpu any",
+               e)});
+      return nullptr;
+    }
     table.shared_joins = table.shared_joins || is_shared;
     const int cls = class_of(mlp);
     classes[e] = static_cast<uint8_t>(cls);
@@ -214,8 +238,10 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   const int64_t intermediate = like.gate_proj.rows;
   const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
   auto* const act = act_scratch_.get<uint16_t>(parts_ * all_slots * act_cols);
-  const Bf16Rows rows = convert(x, parts_, x_scratch_);
-  if (memory == nullptr || act == nullptr || rows.data == nullptr) return;
+  const bool floats =
+      stream_takes_floats(like.gate_proj, parts_, x.rows, x.row<const float>(0), x.stride);
+  const Bf16Rows rows = floats ? Bf16Rows() : convert(x, parts_, x_scratch_);
+  if (memory == nullptr || act == nullptr || (rows.data == nullptr && !floats)) return;
   plan.num_work = memory;
   plan.slots = memory + 4;
   plan.work = reinterpret_cast<StreamWork*>(memory + ints);
@@ -235,9 +261,10 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   args.x_divisor = shape.num_experts_per_tok;
   args.x_routed = static_cast<int>(slots);
   args.x = rows.data;
+  if (floats) args.x_float = x.row<const float>(0);
   args.x_parts = parts_;
   args.x_part_stride = rows.part_stride;
-  args.x_row_stride = rows.row_stride;
+  args.x_row_stride = floats ? x.stride : rows.row_stride;
   args.act = act;
   args.act_parts = parts_;
   args.act_part_stride = all_slots * act_cols;
@@ -248,6 +275,7 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   set_shape(down, like.down_proj);
   down.groups = table.down;
   down.gate_up = false;
+  down.x_float = nullptr;
   down.x_divisor = 0;
   down.x = act;
   down.x_part_stride = args.act_part_stride;
@@ -255,6 +283,82 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   down.out = expert_rows;
   down.out_row_stride = x.cols;
   keep(launch_linear_stream(down, work_tokens, stream_), "moe: down");
+}
+
+bool CudaKernels::takes_many_experts(const MlpWeight& like, int64_t tokens) const {
+  return tokens >= kManyExpertTokens && !batch_invariant_ && parts_ == 1 && gemm_runs_ &&
+         like.gate_proj.format == LinearFormat::kNvfp4;
+}
+
+void CudaKernels::moe_multiplied(const MatrixView& x, const ExpertTable& table, int cls,
+                                 const MlpWeight& like, const RouterShape& shape,
+                                 const int32_t* expert_ids, float* expert_rows) {
+  const int64_t slots = x.rows * shape.num_experts_per_tok;
+  const int64_t all_slots = slots + (table.shared_joins ? x.rows : 0);
+  const int64_t groups = shape.n_routed_experts + (table.shared_joins ? 1 : 0);
+  GemmPlanArgs plan;
+  plan.expert_ids = expert_ids;
+  plan.num_slots = static_cast<int>(slots);
+  plan.num_tokens = static_cast<int>(x.rows);
+  plan.num_experts = shape.n_routed_experts;
+  plan.shared = table.shared_joins;
+  plan.classes = table.present.size() > 1 ? table.classes : nullptr;
+  plan.wanted = static_cast<uint8_t>(cls);
+  plan.row_capacity = gemm_row_capacity(all_slots, groups);
+  plan.work_capacity = max_gemm_work(all_slots, groups);
+  auto* const memory = plan_scratch_.get<int32_t>(kGemmClasses + plan.row_capacity +
+                                                  kGemmClasses * plan.work_capacity * 3);
+  const int64_t intermediate = like.gate_proj.rows;
+  const int64_t x_cols = ceil_div(x.cols, kUnitCols) * kUnitCols;
+  const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
+  auto* const arranged = x_scratch_.get<uint16_t>(plan.row_capacity * x_cols);
+  auto* const act = act_scratch_.get<uint16_t>(plan.row_capacity * act_cols);
+  if (memory == nullptr || arranged == nullptr || act == nullptr) return;
+  plan.num_work = memory;
+  plan.rows = memory + kGemmClasses;
+  plan.work = reinterpret_cast<StreamWork*>(plan.rows + plan.row_capacity);
+  keep(launch_gemm_plan(plan, stream_), "moe: plan");
+  ArrangeArgs arrange;
+  arrange.x = x.row<const float>(0);
+  arrange.x_stride = x.stride;
+  arrange.cols = x.cols;
+  arrange.rows = plan.rows;
+  arrange.row_capacity = plan.row_capacity;
+  arrange.x_divisor = shape.num_experts_per_tok;
+  arrange.x_routed = static_cast<int>(slots);
+  arrange.out = arranged;
+  keep(launch_arrange(arrange, stream_), "moe: tokens by expert");
+  if (act_cols != intermediate) {
+    keep(cudaMemsetAsync(act, 0, static_cast<size_t>(plan.row_capacity * act_cols) * 2, stream_),
+         "moe");
+  }
+
+  GemmArgs args;
+  PackedShape packed = packed_shape(LinearFormat::kNvfp4, intermediate, x.cols);
+  args.groups = table.gate_up;
+  args.gate_up = true;
+  args.out_rows = static_cast<int>(intermediate);
+  args.tiles = static_cast<int>(packed.tiles);
+  args.units = static_cast<int>(packed.units);
+  args.work = plan.work;
+  args.work_capacity = plan.work_capacity;
+  args.num_work = plan.num_work;
+  args.most_rows = x.rows;
+  args.rows = plan.rows;
+  args.row_capacity = plan.row_capacity;
+  args.x = arranged;
+  args.act = act;
+  keep(launch_gemm_nvfp4(args, stream_), "moe: gate and up");
+  packed = packed_shape(LinearFormat::kNvfp4, x.cols, intermediate);
+  args.groups = table.down;
+  args.gate_up = false;
+  args.out_rows = static_cast<int>(x.cols);
+  args.tiles = static_cast<int>(packed.tiles);
+  args.units = static_cast<int>(packed.units);
+  args.x = act;
+  args.out = expert_rows;
+  args.out_row_stride = x.cols;
+  keep(launch_gemm_nvfp4(args, stream_), "moe: down");
 }
 
 void CudaKernels::moe_w4a4(const MatrixView& x, const ExpertTable& table, const MlpWeight& like,
@@ -304,6 +408,16 @@ void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
                       const float* weights, const MatrixView& out) {
   if (x.rows == 0) return;
   NIBBLE_CHECK(static_cast<int>(experts.size()) == shape.n_routed_experts);
+  NIBBLE_CHECK(experts.size() + 1 <= kMaxGemmGroups);
+  if (x.rows > kMoeTokens) {
+    for (int64_t t = 0; t < x.rows; t += kMoeTokens) {
+      const int64_t count = std::min(kMoeTokens, x.rows - t);
+      const int64_t slot = t * shape.num_experts_per_tok;
+      moe(x.slice_rows(t, count), experts, shared, shape, expert_ids + slot, weights + slot,
+          out.slice_rows(t, count));
+    }
+    return;
+  }
   const ExpertTable* const table = expert_table(experts, shared);
   if (table == nullptr) return;
   const int64_t slots = x.rows * shape.num_experts_per_tok;
@@ -314,6 +428,8 @@ void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
     const MlpWeight& like = table->host[index];
     if (cls == kW4a4Class) {
       moe_w4a4(x, *table, like, shape, expert_ids, expert_rows);
+    } else if (takes_many_experts(like, x.rows)) {
+      moe_multiplied(x, *table, cls, like, shape, expert_ids, expert_rows);
     } else {
       moe_streamed(x, *table, cls, like, shape, expert_ids, expert_rows);
     }

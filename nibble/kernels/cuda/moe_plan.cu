@@ -4,15 +4,17 @@
 
 #include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/moe_plan.h"
+#include "nibble/kernels/cuda/scan.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = 1024;  // more than there are groups
 
 __global__ void moe_plan_kernel(MoePlanArgs a) {
   __shared__ int first[kThreads + 1];   // where a group's slots start
   __shared__ int pieces[kThreads + 1];  // where its work starts
+  __shared__ uint64_t sums[33];
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int groups = a.num_experts + (a.shared ? 1 : 0);
@@ -27,20 +29,24 @@ __global__ void moe_plan_kernel(MoePlanArgs a) {
   }
   if (threadIdx.x == 0 && a.shared) first[a.num_experts] = a.num_tokens;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    int slot = 0;
-    int work = 0;
-    for (int e = 0; e < groups; ++e) {
-      const int count = first[e];
-      const bool wanted = a.classes == nullptr || a.classes[e] == a.wanted;
-      first[e] = slot;
-      pieces[e] = work;
-      slot += count;
-      if (wanted) work += (count + a.work_tokens - 1) / a.work_tokens;
-    }
-    first[groups] = slot;
-    pieces[groups] = work;
-    *a.num_work = work;
+  // A group's first slot and its first piece of work, summed together.
+  const int mine = static_cast<int>(threadIdx.x);
+  uint64_t both = 0;
+  if (mine < groups) {
+    const int count = first[mine];
+    const bool wanted = a.classes == nullptr || a.classes[mine] == a.wanted;
+    const int work = wanted ? (count + a.work_tokens - 1) / a.work_tokens : 0;
+    both = static_cast<uint64_t>(work) << 32 | static_cast<uint32_t>(count);
+  }
+  uint64_t total = 0;
+  const uint64_t before = block_sum_before(both, sums, total);
+  if (mine < groups) {
+    first[mine] = static_cast<int>(before & 0xffffffff);
+    pieces[mine] = static_cast<int>(before >> 32);
+  } else if (mine == groups) {
+    first[mine] = static_cast<int>(total & 0xffffffff);
+    pieces[mine] = static_cast<int>(total >> 32);
+    *a.num_work = static_cast<int>(total >> 32);
   }
   __syncthreads();
   for (int e = warp; e < groups; e += kThreads / 32) {

@@ -20,7 +20,7 @@ struct MoePlanArgs {
   const int32_t* expert_ids = nullptr;  // [num_slots]
   int num_slots = 0;
   int num_tokens = 0;
-  int num_experts = 0;  // at most 1023
+  int num_experts = 0;  // at most 1022
   bool shared = false;
   int work_tokens = 8;
   const uint8_t* classes = nullptr;

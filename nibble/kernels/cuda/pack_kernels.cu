@@ -64,12 +64,19 @@ __device__ float value_at(const Source& s, int64_t row, int64_t col) {
   return 0;
 }
 
-// Four codes, those of one half of a word: see packed_layout.h.
-__device__ uint32_t nvfp4_half(int c0, int c1, int c2, int c3) {
-  const auto sign = [](int c) { return static_cast<uint32_t>(c >> 3); };
-  const auto magnitude = [](int c) { return static_cast<uint32_t>(c & 7); };
-  return sign(c0) << 15 | magnitude(c0) << 6 | sign(c1) << 12 | magnitude(c1) << 3 | sign(c2) << 9 |
-         magnitude(c2) | sign(c3) << 14 | (magnitude(c3) >> 1) << 10 | (magnitude(c3) & 1) << 13;
+// The words x and y of a block of 16 codes: see packed_layout.h.
+__device__ uint2 nvfp4_words(const int (&c)[16]) {
+  uint32_t pairs[8];
+  for (int i = 0; i < 8; ++i) {
+    const auto bits = [&](int code) {
+      return static_cast<uint32_t>((code & 8) << 12 | (code & 7) << 6);
+    };
+    pairs[i] = bits(c[2 * i]) | bits(c[2 * i + 1]) << 16;
+  }
+  const auto rotated = [](uint32_t word, int by) { return __funnelshift_l(word, word, by); };
+  const uint32_t z = rotated(pairs[6], 8) | rotated(pairs[7], 30);
+  return {pairs[0] | rotated(pairs[1], 4) | rotated(pairs[2], 26) | (z & 0x60306030u),
+          pairs[3] | rotated(pairs[4], 4) | rotated(pairs[5], 26) | rotated(z & 0x80c180c1u, 30)};
 }
 
 // E4M3 s -> ((floor(log2 s) + 9) << 3) | the three fraction bits of s; 0 -> 0 (its codes are 0).
@@ -101,16 +108,12 @@ __global__ void pack_nvfp4_kernel(Source s, int64_t units, int64_t total, uint8_
     for (int upper = 0; upper < 2; ++upper) {
       const int64_t row = first_row + 8 * upper;
       const uint8_t scale = nvfp4_scale_at(s, row, col);
-      for (int word = 0; word < 2; ++word) {
-        int c[8];
-        for (int i = 0; i < 8; ++i) {
-          const bool inside = row < s.rows && col + 8 * word + i < s.cols && scale != 0;
-          c[i] = inside ? nvfp4_code(s, s.first_row + row, col + 8 * word + i) : 0;
-        }
-        const uint32_t packed =
-            nvfp4_half(c[0], c[2], c[4], c[6]) | nvfp4_half(c[1], c[3], c[5], c[7]) << 16;
-        reinterpret_cast<uint32_t*>(base + 512 * half + 16 * lane)[2 * upper + word] = packed;
+      int c[16];
+      for (int i = 0; i < 16; ++i) {
+        const bool inside = row < s.rows && col + i < s.cols && scale != 0;
+        c[i] = inside ? nvfp4_code(s, s.first_row + row, col + i) : 0;
       }
+      reinterpret_cast<uint2*>(base + 512 * half + 16 * lane)[upper] = nvfp4_words(c);
       base[1024 + 4 * lane + 2 * half + upper] = nvfp4_scale_code(scale);
     }
   }

@@ -5,9 +5,9 @@
 // Within a unit each lane of the warp finds, with 16-byte reads, its own fragments of the A operand
 // of mma.m16n8k16 (and of wgmma's, which is the same for 16 rows): lane l holds rows g = l / 4 and
 // g + 8, and of each 64 columns the block of 16 that starts at 16 t, t = l % 4. The order of
-// columns inside an mma is free as long as the tokens follow it: step s (0..3) takes columns 2s, 2s
-// + 1 and 8 + 2s, 9 + 2s of every lane's block, so that a lane needs one NVFP4 block scale a row
-// for four steps.
+// columns inside an mma is free as long as the tokens follow it: step s (0..3) takes columns 4s
+// .. 4s + 3 of every lane's block, the first two as the mma's columns 2t, 2t + 1 and the others as
+// 2t + 8, 2t + 9, so that a lane needs one NVFP4 block scale a row for four steps.
 //
 //   NVFP4  1152 bytes: [2 halves of 64 columns][32 lanes][16]   codes: row g 8 bytes, row g + 8
 //                      [32 lanes][4]                            scales: half 0 row g, row g + 8,
@@ -17,9 +17,14 @@
 //   F32    3 x BF16:   the value as a sum of three BF16 values, exactly; all units of the first
 //                      part of a tile, then those of the second, then those of the third
 //
-// NVFP4 codes are rearranged inside a 32-bit word of 8 codes so that three of four pairs become a
-// pair of BF16 values by one shift and one AND: nvfp4_half(). Block scales are re-encoded without
-// subnormals: nvfp4_scale_code(). Both are exact; spec kernels section 3.4.
+// The 16 codes of a block, 8 pairs in two words x and y, are rearranged so that a pair becomes two
+// BF16 values by a rotation and an AND. Its template has the sign of a code in bit 15 of a half,
+// the magnitude in bits 8 to 6, the even column in the lower half. x holds pairs 0, 1 and 2 rotated
+// left by 0, 4 and 26 bits, y the same of pairs 3, 4 and 5; pairs 6 and 7, rotated by 8 and 30,
+// make a third word z, of which x holds bits 14, 13, 5 and 4 of each half where they are, and y
+// bits 15, 7, 6 and 0, rotated right by 2. The template alone does not tile 16 bits: no layout of
+// single words does without more instructions (tried by enumeration). Block scales are re-encoded
+// without subnormals: nvfp4_scale_code(). Both are exact; spec kernels section 3.4.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +37,7 @@ namespace nibble::cuda {
 inline constexpr int kTileRows = 16;
 inline constexpr int kUnitCols = 128;
 inline constexpr int kNvfp4UnitBytes = 1152;
+inline constexpr uint32_t kNvfp4Pair = 0x81c081c0;  // the bits of a pair's template
 inline constexpr int kFp8UnitBytes = 2064;
 inline constexpr int kBf16UnitBytes = 4096;
 inline constexpr int kF32Parts = 3;

@@ -20,6 +20,19 @@ __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   return d;
 }
 
+// Two values rounded to BF16, nearest even; `low` in the lower half.
+__device__ inline uint32_t bf16x2(float low, float high) {
+  uint32_t d;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+  return d;
+}
+
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // c [16 rows, 8 tokens] += a [16 rows, 16] b [16, 8 tokens]
 __device__ inline void mma_bf16(float4& c, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
@@ -74,6 +87,11 @@ __device__ inline void prefetch_near(const void* pointer) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(pointer));
 }
 
+// Contiguous bytes, a multiple of 16, come to L2 by themselves.
+__device__ inline void prefetch_far(const void* pointer, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(pointer), "r"(bytes));
+}
+
 // What is read once is the first to leave the cache.
 __device__ inline uint64_t evict_first_policy() {
   uint64_t policy;
@@ -89,6 +107,16 @@ __device__ inline void bulk_copy(void* destination, const void* source, int byte
       "[%1], "
       "%2, [%3], %4;" ::"r"(shared_address(destination)),
       "l"(source), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+
+// The same, of what other blocks will read, too.
+__device__ inline void bulk_copy_kept(void* destination, const void* source, int bytes,
+                                      uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(destination)),
+      "l"(source), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
 

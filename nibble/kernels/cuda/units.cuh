@@ -28,32 +28,46 @@ struct Nvfp4Unit {
   };
 
   __device__ static Half load(const uint8_t* unit, int half, int lane) {
+    return half_of(*reinterpret_cast<const uint4*>(unit + 512 * half + 16 * lane),
+                   *reinterpret_cast<const uint32_t*>(unit + 1024 + 4 * lane), half);
+  }
+
+  // Of a lane's 16 bytes of codes and its 4 scales.
+  __device__ static Half half_of(const uint4& words, uint32_t scales, int half) {
     Half h;
-    h.words = *reinterpret_cast<const uint4*>(unit + 512 * half + 16 * lane);
-    const uint32_t scales = *reinterpret_cast<const uint32_t*>(unit + 1024 + 4 * lane);
-    const uint32_t pair = half == 0 ? scales : scales >> 16;
+    h.words = words;
     // The byte in both halves of the register, then (code << 4) | 0x7000: s * 2^106 in BF16.
-    h.scale_low = __byte_perm(pair, 0, 0x4040) * 16 + 0x70007000u;
-    h.scale_high = __byte_perm(pair, 0, 0x4141) * 16 + 0x70007000u;
+    h.scale_low = __byte_perm(scales, 0, half == 0 ? 0x4040 : 0x4242) * 16 + 0x70007000u;
+    h.scale_high = __byte_perm(scales, 0, half == 0 ? 0x4141 : 0x4343) * 16 + 0x70007000u;
     return h;
   }
 
-  // e2m1 * 2^-126 of pair `step` of a word of 8 codes.
-  __device__ static uint32_t pair(uint32_t word, int step) {
-    constexpr uint32_t kMask = 0x81c081c0u;
-    if (step == 0) return word & kMask;
-    if (step == 1) return (word << 3) & kMask;
-    if (step == 2) return (word << 6) & kMask;
-    return ((word >> 3) & 0x01800180u) | ((word << 1) & 0x80008000u) | ((word >> 7) & 0x00400040u);
+  // e2m1 * 2^-126 of pair `i` (of 8) of the block of 16 codes in words x and y: packed_layout.h.
+  __device__ static uint32_t pair(uint32_t x, uint32_t y, int i) {
+    const uint32_t z = (x & 0x60306030u) | (__funnelshift_l(y, y, 2) & 0x80c180c1u);
+    const uint32_t word = i < 3 ? x : i < 6 ? y : z;
+    switch (i) {
+      case 0:
+      case 3:
+        return word & kNvfp4Pair;
+      case 1:
+      case 4:
+        return __funnelshift_r(word, word, 4) & kNvfp4Pair;
+      case 2:
+      case 5:
+        return (word << 6) & kNvfp4Pair;
+      case 6:
+        return __funnelshift_r(word, word, 8) & kNvfp4Pair;
+      default:
+        return (word << 2) & kNvfp4Pair;
+    }
   }
 
   __device__ static AFragment fragment(const Half& h, int step) {
-    const uint32_t low = step < 2 ? h.words.x : h.words.y;
-    const uint32_t high = step < 2 ? h.words.z : h.words.w;
-    const int first = step % 2 * 2;
-    return {{mul_bf16x2(pair(low, first), h.scale_low), mul_bf16x2(pair(high, first), h.scale_high),
-             mul_bf16x2(pair(low, first + 1), h.scale_low),
-             mul_bf16x2(pair(high, first + 1), h.scale_high)}};
+    return {{mul_bf16x2(pair(h.words.x, h.words.y, 2 * step), h.scale_low),
+             mul_bf16x2(pair(h.words.z, h.words.w, 2 * step), h.scale_high),
+             mul_bf16x2(pair(h.words.x, h.words.y, 2 * step + 1), h.scale_low),
+             mul_bf16x2(pair(h.words.z, h.words.w, 2 * step + 1), h.scale_high)}};
   }
 };
 

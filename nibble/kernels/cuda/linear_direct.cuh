@@ -1,0 +1,356 @@
+// Products of up to 16 tokens a group with NVFP4 weights that go from memory straight to registers.
+//
+// The work and its order are those of linear_stream.cuh: each block takes an equal run of row
+// tiles, its 8 warps take every 8th unit of columns of a chunk of them, sums over the warps are
+// added in a fixed order. But no shared memory lies between a weight and the lane that multiplies
+// it: a lane loads the 18 registers of two tiles' next unit while it decodes the last ones, so
+// there are no barriers and no waiting warp in the loop. Two tiles at a time are two independent
+// chains of mma.
+//
+// Bound: issue slots of the decoding (about 2 lane instructions a weight).
+#pragma once
+
+#include <cstdint>
+
+#include "nibble/kernels/cuda/launch.cuh"
+#include "nibble/kernels/cuda/linear_stream.h"
+#include "nibble/kernels/cuda/numeric.cuh"
+#include "nibble/kernels/cuda/packed_layout.h"
+#include "nibble/kernels/cuda/ptx.cuh"
+#include "nibble/kernels/cuda/units.cuh"
+
+namespace nibble::cuda {
+
+constexpr int kDirectWarps = 8;
+constexpr int kDirectThreads = 32 * kDirectWarps;
+
+// What a lane holds of a unit of two tiles.
+struct UnitPair {
+  uint4 words[2][2];  // tile, half
+  uint32_t scales[2];
+};
+
+__device__ inline uint4 load_once(const uint8_t* pointer) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(pointer));
+  return v;
+}
+__device__ inline uint32_t load_once_word(const uint8_t* pointer) {
+  uint32_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(pointer));
+  return v;
+}
+
+// A run of tiles of one piece of work that a block takes at a time.
+struct DirectChunk {
+  int work;
+  int tile;
+  int count;  // of tiles
+  int pairs;  // of units for each unit of columns: gate and up of a tile, or two tiles
+};
+
+template <int kTiles>
+__device__ DirectChunk direct_chunk(const StreamArgs& p, int position, int end) {
+  DirectChunk c;
+  c.work = position / p.tiles;
+  c.tile = position - c.work * p.tiles;
+  c.count = min(min(end - position, p.tiles - c.tile), p.gate_up ? kTiles / 2 : kTiles);
+  c.pairs = p.gate_up ? c.count : (c.count + 1) / 2;
+  return c;
+}
+
+// Where the next weights of a warp come from.
+template <int kTiles>
+struct DirectCursor {
+  int position;
+  int end;
+  int unit;
+  int pair;
+  DirectChunk chunk;
+  const uint8_t* first;   // of the chunk's pair 0: this lane's 16 bytes of unit 0
+  const uint8_t* second;  // the other tile's
+  int64_t step;           // from one pair to the next
+  int64_t offset;
+
+  __device__ void enter(const StreamArgs& p, int passes, int warp, int lane) {
+    unit = warp;
+    pair = 0;
+    offset = int64_t{warp} * kNvfp4UnitBytes;
+    if (position >= end) return;
+    chunk = direct_chunk<kTiles>(p, position, end);
+    const int group = p.work != nullptr ? p.work[chunk.work].group : chunk.work / passes;
+    const uint8_t* a = p.group.a + group * p.group_bytes;
+    const uint8_t* b = p.group.b;
+    if (p.groups != nullptr) {
+      a = p.groups[group].a;
+      b = p.groups[group].b;
+    }
+    const int64_t tile_bytes = int64_t{p.units} * kNvfp4UnitBytes;
+    first = a + chunk.tile * tile_bytes + 16 * lane;
+    second = p.gate_up ? b + chunk.tile * tile_bytes + 16 * lane : first + tile_bytes;
+    step = p.gate_up ? tile_bytes : 2 * tile_bytes;
+  }
+
+  __device__ void load(const StreamArgs& p, int passes, int warp, int lane, UnitPair& to) {
+    if (position >= end) return;
+    const uint8_t* const at = first + offset;
+    to.words[0][0] = load_once(at);
+    to.words[0][1] = load_once(at + 512);
+    to.scales[0] = load_once_word(at + 1024 - 12 * lane);
+    if (p.gate_up || 2 * pair + 1 < chunk.count) {
+      const uint8_t* const other = second + offset;
+      to.words[1][0] = load_once(other);
+      to.words[1][1] = load_once(other + 512);
+      to.scales[1] = load_once_word(other + 1024 - 12 * lane);
+    }
+    offset += step;
+    if (++pair < chunk.pairs) return;
+    pair = 0;
+    unit += kDirectWarps;
+    offset = int64_t{unit} * kNvfp4UnitBytes;
+    if (unit < p.units) return;
+    position += chunk.count;
+    enter(p, passes, warp, lane);
+  }
+};
+
+// X: uint16_t (BF16), or float, which is rounded here.
+template <typename X, int NT>
+struct DirectTokens {
+  uint4 b[2][NT][2];  // half, tile of tokens, columns 0..7 and 8..15 of the lane's block
+
+  __device__ void load(const X* const (&rows)[NT], int col) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          b[half][n][i] = make_uint4(0, 0, 0, 0);
+          if (rows[n] == nullptr) continue;
+          const X* const source = rows[n] + col + 64 * half + 8 * i;
+          if constexpr (sizeof(X) == 2) {
+            b[half][n][i] = *reinterpret_cast<const uint4*>(source);
+          } else {
+            const float4 low = reinterpret_cast<const float4*>(source)[0];
+            const float4 high = reinterpret_cast<const float4*>(source)[1];
+            b[half][n][i] = make_uint4(bf16x2(low.x, low.y), bf16x2(low.z, low.w),
+                                       bf16x2(high.x, high.y), bf16x2(high.z, high.w));
+          }
+        }
+      }
+    }
+  }
+};
+
+template <typename X, int NT, int kCount>
+__device__ void direct_multiply(const UnitPair& unit, const DirectTokens<X, NT>& tokens,
+                                float4 (&totals)[2][NT]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    Nvfp4Unit::Half h[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      h[i] = Nvfp4Unit::half_of(unit.words[i][half], unit.scales[i], half);
+    }
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const AFragment a = Nvfp4Unit::fragment(h[i], step);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+          const uint4& columns = tokens.b[half][n][step / 2];
+          mma_bf16(totals[i][n], a.r, word(columns, step % 2 * 2), word(columns, step % 2 * 2 + 1));
+        }
+      }
+    }
+  }
+}
+
+template <typename X, int NT, int kTiles, int kBlocks>
+__global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(const StreamArgs p,
+                                                                                int passes) {
+  extern __shared__ __align__(128) float4 direct_sums[];  // [2][warps][kTiles][NT][32]
+  constexpr int kWarpSums = kTiles * NT * 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  let_next_start();
+  // Weights may come before the launches in front of this one are done; what they wrote may not.
+  if (p.work != nullptr) wait_for_previous();
+
+  const int num_work = p.work != nullptr ? *p.num_work : p.num_groups * passes;
+  const int64_t total = static_cast<int64_t>(num_work) * p.tiles;
+  int position = static_cast<int>(total * blockIdx.x / gridDim.x);
+  const int end = static_cast<int>(total * (blockIdx.x + 1) / gridDim.x);
+  DirectCursor<kTiles> cursor;
+  cursor.position = position;
+  cursor.end = end;
+  cursor.enter(p, passes, warp, lane);
+  // Registers alone keep too few bytes on their way while a kernel starts.
+  if (threadIdx.x == 0 && position < end) {
+    const int bytes = p.units * kNvfp4UnitBytes;
+    prefetch_far(cursor.first, bytes);
+    if (p.gate_up || cursor.chunk.count > 1) prefetch_far(cursor.second, bytes);
+  }
+  UnitPair buffers[2] = {};
+  cursor.load(p, passes, warp, lane, buffers[0]);
+  cursor.load(p, passes, warp, lane, buffers[1]);
+  if (p.work == nullptr) wait_for_previous();
+
+  DirectChunk now = {};
+  int group = 0;
+  int first = 0;
+  int count = 0;
+  const X* x = nullptr;
+  if constexpr (sizeof(X) == 2) {
+    x = p.x;
+  } else {
+    x = p.x_float;
+  }
+  const X* x_rows[NT];  // of this lane's token, column 16 (lane % 4)
+  const auto enter = [&] {
+    if (position >= end) return;
+    now = direct_chunk<kTiles>(p, position, end);
+    if (p.work != nullptr) {
+      const StreamWork work = p.work[now.work];
+      group = work.group;
+      first = work.first;
+      count = work.count;
+    } else {
+      group = now.work / passes;
+      first = now.work % passes * (8 * NT);
+      count = min(8 * NT, p.num_tokens - first);
+    }
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const int r = 8 * n + lane / 4;
+      x_rows[n] = nullptr;
+      if (r < count) {
+        int row = p.slots != nullptr ? p.slots[first + r] : first + r;
+        if (p.x_divisor > 0) row = row < p.x_routed ? row / p.x_divisor : row - p.x_routed;
+        x_rows[n] = x + row * p.x_row_stride + group * p.x_group_stride + 16 * (lane % 4);
+        for (int unit = warp; unit < p.units; unit += kDirectWarps) {
+          prefetch_near(x_rows[n] + unit * kUnitCols);
+          prefetch_near(x_rows[n] + unit * kUnitCols + 64);
+        }
+      }
+    }
+  };
+  enter();
+
+  int buffer = 0;  // of the sums
+  int unit = warp;
+  int pair = 0;
+  DirectTokens<X, NT> tokens;
+  float4* sums = direct_sums + warp * kWarpSums + lane;
+
+  // Multiplies the next pair and loads the one after the next; false at the end.
+  const auto step = [&](UnitPair& weights) {
+    if (pair == 0) tokens.load(x_rows, unit * kUnitCols);
+    float4 totals[2][NT];
+    const bool both = p.gate_up || 2 * pair + 1 < now.count;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        totals[i][n] = unit == warp ? make_float4(0, 0, 0, 0) : sums[(i * NT + n) * 32];
+      }
+    }
+    if (both) {
+      direct_multiply<X, NT, 2>(weights, tokens, totals);
+    } else {
+      direct_multiply<X, NT, 1>(weights, tokens, totals);
+    }
+    cursor.load(p, passes, warp, lane, weights);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int n = 0; n < NT; ++n) sums[(i * NT + n) * 32] = totals[i][n];
+    }
+    sums += 2 * NT * 32;
+    if (++pair < now.pairs) return true;
+    sums -= now.pairs * (2 * NT * 32);
+    pair = 0;
+    unit += kDirectWarps;
+    if (unit < p.units) return true;
+    unit = warp;
+
+    // The chunk is done: its sums over the warps, in their order.
+    const DirectChunk done = now;
+    const int done_group = group;
+    const int done_first = first;
+    const int done_count = count;
+    position += now.count;
+    enter();
+    sync_warps(1, kDirectThreads);
+    const float4* const all = direct_sums + buffer * kDirectWarps * kWarpSums;
+    // Whoever writes these sums again has passed the next chunk's barrier, and so have we.
+    buffer ^= 1;
+    sums = direct_sums + buffer * kDirectWarps * kWarpSums + warp * kWarpSums + lane;
+    const StreamGroup* const g = p.groups != nullptr ? p.groups + done_group : &p.group;
+    const float scale_a = g->scale_a * Nvfp4Unit::kScale;
+    const float scale_b = p.gate_up ? g->scale_b * Nvfp4Unit::kScale : 0;
+    for (int i = static_cast<int>(threadIdx.x); i < done.count * NT * 32; i += kDirectThreads) {
+      const int n = i / 32 % NT;
+      const int tile = i / 32 / NT;
+      const int token = 8 * n + 2 * (i % 4);
+      if (token >= done_count) continue;
+      const auto total_of = [&](int item) {
+        float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (int w = 0; w < kDirectWarps; ++w) {
+          const float4 part = all[w * kWarpSums + (item * NT + n) * 32 + i % 32];
+          sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+        }
+        return sum;
+      };
+      const float4 a = total_of(p.gate_up ? 2 * tile : tile);
+      float v[4] = {a.x * scale_a, a.y * scale_a, a.z * scale_a, a.w * scale_a};
+      if (p.gate_up) {
+        const float4 b = total_of(2 * tile + 1);
+        const float up[4] = {b.x * scale_b, b.y * scale_b, b.z * scale_b, b.w * scale_b};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) v[k] = v[k] / (1 + expf(-v[k])) * up[k];
+      }
+      const int row = (done.tile + tile) * kTileRows + i % 32 / 4;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int t = token + k % 2;
+        const int r = row + k / 2 * 8;
+        if (t >= done_count || r >= p.rows) continue;
+        const int out_row = p.slots != nullptr ? p.slots[done_first + t] : done_first + t;
+        if (p.gate_up) {
+          p.act[out_row * p.act_row_stride + r] = bf16_bits(v[k]);
+        } else {
+          p.out[out_row * p.out_row_stride + done_group * p.out_group_stride + r] = v[k];
+        }
+      }
+    }
+    return position < end;
+  };
+  if (position >= end) return;
+  while (step(buffers[0]) && step(buffers[1])) {
+  }
+}
+
+template <typename X, int NT, int kTiles, int kBlocks>
+cudaError_t launch_direct_config(const StreamArgs& args, cudaStream_t stream) {
+  constexpr int kShared = 2 * kDirectWarps * kTiles * NT * 32 * 16;
+  const auto kernel = linear_direct_kernel<X, NT, kTiles, kBlocks>;
+  static const cudaError_t configured =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if (configured != cudaSuccess) return configured;
+  static const int num_sms = multiprocessors();
+  const int passes = args.work != nullptr ? 1 : (args.num_tokens + 8 * NT - 1) / (8 * NT);
+  int64_t blocks = kBlocks * num_sms;
+  if (args.work == nullptr) {
+    blocks = min(blocks, static_cast<int64_t>(args.num_groups) * passes * args.tiles);
+  }
+  return launch_overlapped(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kDirectThreads),
+                           kShared, stream, args, passes);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,58 @@
+// What the two kernels of absorbed attention share: mla_decode.cu (mma.sync), mla_wide.cu (wgmma).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "nibble/kernels/cuda/mla_attend.h"
+
+namespace nibble::cuda {
+
+constexpr int kRank = 512;
+constexpr int kRope = 64;
+constexpr int kEntry = kRank + kRope;
+constexpr int kRowBytes = 2 * kEntry;
+constexpr int kRunTile = 64;        // runs are multiples of it
+constexpr int kRunPositions = 256;  // at least, where there are several runs
+constexpr float kLog2E = 1.4426950408889634f;
+
+struct DecodeArgs {
+  AttendArgs attend;
+  int64_t first_token = 0;
+  int runs = 1;              // the grid's; a token may have fewer
+  int max_runs = 1;          // of any token
+  bool split = false;        // several runs a token
+  float* partial = nullptr;  // [token - first][run][heads][512]
+  float2* stats = nullptr;   // [token - first][run][heads]: maximum (times log2 e), sum
+};
+
+// Positions of one run of a token that sees `visible`: by that number alone.
+__device__ inline int64_t run_length(int64_t visible, int max_runs) {
+  if (max_runs == 1) return visible;
+  const int64_t runs =
+      min(static_cast<int64_t>(max_runs), max(static_cast<int64_t>(1), visible / kRunPositions));
+  const int64_t length = (visible + runs - 1) / runs;
+  return (length + kRunTile - 1) / kRunTile * kRunTile;
+}
+
+// 16-byte chunks of a row trade places by the row's number, so that 8 neighbouring rows of one
+// chunk lie in different banks.
+__device__ inline int swizzled(int row, int chunk, int row_bytes) {
+  return row * row_bytes + ((chunk ^ (row & 7)) << 4);
+}
+
+// Eight values of head `head` of the query, as keys are compared with it: the latent part, then the
+// rotated one.
+__device__ inline const float* query_values(const AttendArgs& a, int64_t token, int64_t head,
+                                            int chunk) {
+  return chunk < kRank / 8 ? a.absorbed + (token * a.shape.num_heads + head) * kRank + 8 * chunk
+                           : a.q + token * a.q_stride + head * (a.shape.qk_nope_head_dim + kRope) +
+                                 a.shape.qk_nope_head_dim + 8 * chunk - kRank;
+}
+
+// More than 16 heads with a BF16 cache, on wgmma; partial results as mla_decode.cu leaves them.
+cudaError_t launch_mla_wide(const DecodeArgs& args, int64_t tokens, cudaStream_t stream);
+bool mla_wide_runs_here();
+
+}  // namespace nibble::cuda
