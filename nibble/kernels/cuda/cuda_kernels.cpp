@@ -112,7 +112,8 @@ void CudaKernels::linear(const MatrixView& x, const LinearWeight& weight, const 
 
 void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
                                const MatrixView& out, int parts) {
-  const bool floats = stream_takes_floats(weight, parts, x.rows, x.row<const float>(0), x.stride);
+  const bool floats =
+      stream_takes_floats(weight, false, parts, x.rows, x.row<const float>(0), x.stride);
   Bf16Rows rows;
   if (!floats) {
     rows = convert(x, parts, x_scratch_);

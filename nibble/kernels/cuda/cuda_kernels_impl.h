@@ -35,7 +35,7 @@ class CudaKernels final : public Kernels {
   DType activation_dtype() const override { return DType::kF32; }
   Device& device() override { return *device_; }
 
-  std::string_view packed_layout() const override { return "cuda mma tiles of 16 rows, 1"; }
+  std::string_view packed_layout() const override { return "cuda mma tiles of 16 rows, 2"; }
   size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const override;
   Result<LinearWeight> pack(const HostLinear& source, ActivationFormat activation,
                             void* destination) const override;

@@ -80,8 +80,8 @@ int stream_work_tokens(int x_parts, int64_t tokens);
 
 // Whether few tokens need no conversion in front: x then goes to StreamArgs::x_float. Bits are the
 // same either way; more tokens are cheaper to read as BF16.
-bool stream_takes_floats(const LinearWeight& weight, int x_parts, int64_t tokens, const float* x,
-                         int64_t x_stride);
+bool stream_takes_floats(const LinearWeight& weight, bool experts, int x_parts, int64_t tokens,
+                         const float* x, int64_t x_stride);
 
 // `work_tokens` as stream_work_tokens() gave it.
 cudaError_t launch_linear_stream(const StreamArgs& args, int work_tokens, cudaStream_t stream);
