@@ -2,6 +2,7 @@
 // device (attention BF16, experts NVFP4, as in NVIDIA's first R1 checkpoint), run by model/forward.
 #include <fmt/format.h>
 
+#include <cstdlib>
 #include <numeric>
 #include <random>
 
@@ -170,9 +171,12 @@ void bench_layers(Kernels& kernels, const Limits& limits) {
     for (int32_t& id : ids) id = static_cast<int32_t>(rng() % 129280);
     const Batch batch{ids, AttentionBatch{tokens, segments}};
     const auto step = [&] {
-      forward(config, slice.weights(), batch, caches, kernels, workspace,
-              workspace.normed.slice_rows(0, tokens))
-          .value();
+      const Status done = forward(config, slice.weights(), batch, caches, kernels, workspace,
+                                  workspace.normed.slice_rows(0, tokens));
+      if (!done) {
+        fmt::print(stderr, "bench_cuda: {}\n", done.error().message);
+        std::exit(1);
+      }
     };
     const Samples graph = time_graph(device, step);
     const Samples launches = time_launches(device, step, 2);
