@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <set>
 #include <string>
@@ -51,8 +52,8 @@ Status run_trace(const TraceArguments& arguments) {
   print("hits in % of uses, by the share of a layer's experts in memory\n");
   print("share    slots      lfu     lru   score optimum   lfu/optimum\n");
   for (const double share : arguments.shares) {
-    const int slots =
-        std::clamp(static_cast<int>(share / 100 * trace.num_experts + 0.5), 1, trace.num_experts);
+    const double wanted = std::round(share / 100 * trace.num_experts);
+    const int slots = std::clamp(static_cast<int>(wanted), 1, trace.num_experts);
     std::string line = fmt::format("{:>4g} % {:>7}", share, slots);
     double lfu = 0;
     for (const EvictionKind kind : {EvictionKind::kLfu, EvictionKind::kLru, EvictionKind::kScore}) {

@@ -165,6 +165,7 @@ TEST(OffloadTiers, ABudgetThatShrinksAndGrowsWhileItRunsChangesNoToken) {
     }
   }
   std::vector<std::vector<int32_t>> all;
+  all.reserve(outputs.size());
   for (auto& [id, tokens] : outputs) all.push_back(std::move(tokens));
   EXPECT_EQ(all, plain_run(2).outputs);
   EXPECT_EQ(tiered.store().set_memory(record - 1).error().code, ErrorCode::kInvalidArgument);
