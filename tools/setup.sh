@@ -10,6 +10,7 @@ packages=(
   g++ cmake ninja-build ccache pkg-config python3
   libexpected-dev libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libpcre2-dev zlib1g-dev
   libgtest-dev libgmock-dev libssl-dev libxxhash-dev liburing-dev libboost-dev bubblewrap libyaml-cpp-dev
+  libsnappy-dev libzstd-dev libseccomp-dev
   python3-dev pybind11-dev python3-numpy python3-pytest
 )
 check_only=0

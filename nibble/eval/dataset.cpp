@@ -11,6 +11,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/mapped_file.h"
 #include "nibble/eval/extract.h"
+#include "nibble/eval/parquet.h"
 
 namespace nibble {
 namespace {
@@ -85,26 +86,6 @@ Result<std::vector<std::string>> csv_record(std::string_view& text, const std::s
   return fields;
 }
 
-Status csv_rows(std::string_view text, const std::string& where,
-                const std::function<Status(std::string_view)>& row) {
-  if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
-  int64_t line = 1;
-  const auto names = NIBBLE_TRY(csv_record(text, where, &line));
-  while (!text.empty()) {
-    const int64_t begin = line;
-    const auto fields = NIBBLE_TRY(csv_record(text, where, &line));
-    if (fields.size() == 1 && fields[0].empty()) continue;
-    if (fields.size() != names.size()) {
-      return corrupt(fmt::format("{} line {}: {} fields, expected {}", where, begin, fields.size(),
-                                 names.size()));
-    }
-    nlohmann::json json = nlohmann::json::object();
-    for (size_t i = 0; i < names.size(); ++i) json[names[i]] = fields[i];
-    NIBBLE_TRY(row(json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
-  }
-  return {};
-}
-
 Result<std::string> inflate_with(std::string_view bytes, size_t max_bytes, int window_bits) {
   z_stream stream{};
   if (inflateInit2(&stream, window_bits) != Z_OK) return corrupt("zlib cannot start");
@@ -134,6 +115,26 @@ Result<std::string> inflate_with(std::string_view bytes, size_t max_bytes, int w
 
 }  // namespace
 
+Status for_each_csv_row(std::string_view text, const std::string& where,
+                        const std::function<Status(std::string_view json)>& row) {
+  if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
+  int64_t line = 1;
+  const auto names = NIBBLE_TRY(csv_record(text, where, &line));
+  while (!text.empty()) {
+    const int64_t begin = line;
+    const auto fields = NIBBLE_TRY(csv_record(text, where, &line));
+    if (fields.size() == 1 && fields[0].empty()) continue;
+    if (fields.size() != names.size()) {
+      return corrupt(fmt::format("{} line {}: {} fields, expected {}", where, begin, fields.size(),
+                                 names.size()));
+    }
+    nlohmann::json json = nlohmann::json::object();
+    for (size_t i = 0; i < names.size(); ++i) json[names[i]] = fields[i];
+    NIBBLE_TRY(row(json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
+  }
+  return {};
+}
+
 Status for_each_row(const std::filesystem::path& path,
                     const std::function<Status(std::string_view json)>& row) {
   std::string ending = path.extension().string();
@@ -153,10 +154,16 @@ Status for_each_row(const std::filesystem::path& path,
   }
   if (ending == ".jsonl") return jsonl_rows(text, path.string(), row);
   if (ending == ".json") return json_rows(text, path.string(), row);
-  if (ending == ".csv") return csv_rows(text, path.string(), row);
+  if (ending == ".csv") return for_each_csv_row(text, path.string(), row);
+  if (ending == ".parquet") {
+    const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(text.data()),
+                                           text.size());
+    auto status = for_each_parquet_row(bytes, row);
+    if (status || status.error().code == ErrorCode::kCancelled) return status;
+    return tl::unexpected(std::move(status).error().with_context(path.string()));
+  }
   return unsupported(
-      fmt::format("{}: expected a file ending in .jsonl, .json or .csv, each also "
-                  "with .gz; docs/eval.md tells how to convert Parquet",
+      fmt::format("{}: expected a file ending in .jsonl, .json, .csv or .parquet, also with .gz",
                   path.string()));
 }
 
@@ -183,6 +190,10 @@ Result<std::string> decode_base64(std::string_view text) {
 
 Result<std::string> inflate_bytes(std::string_view bytes, size_t max_bytes) {
   return inflate_with(bytes, max_bytes, 15);
+}
+
+Result<std::string> inflate_gzip(std::string_view bytes, size_t max_bytes) {
+  return inflate_with(bytes, max_bytes, 15 + 16);
 }
 
 Result<std::string> unpickle_text(std::string_view bytes) {

@@ -51,14 +51,15 @@ class EngineTarget : public CompletionTarget {
     return {};
   }
 
-  Status submit(uint64_t key, const std::string& prompt, const Sampling& sampling, int64_t seed,
-                int sample) override {
+  Status submit(uint64_t key, const std::string& prompt, const Sampling& sampling,
+                int64_t seed) override {
     Pending pending;
     pending.key = key;
     pending.start = Clock::now();
+    pending.raw_prompt = sampling.raw_prompt;
     ChatRequest chat;
     chat.messages.push_back(user_message(prompt));
-    auto ids = template_.encode(chat, model_->tokenizer);
+    auto ids = sampling.raw_prompt ? raw_ids(prompt) : template_.encode(chat, model_->tokenizer);
     if (!ids) {
       fail(key, ids.error());
       return {};
@@ -72,7 +73,7 @@ class EngineTarget : public CompletionTarget {
         engine_->max_seq_len() - static_cast<int64_t>(request.prompt_token_ids.size());
     request.params.max_tokens = std::max<int64_t>(1, std::min(sampling.max_tokens, room));
     request.params.seed = seed;
-    request.choice = sample;
+    request.params.stop = sampling.stop;
     const auto id = engine_->add(std::move(request));
     if (!id) {
       fail(key, id.error());
@@ -102,7 +103,7 @@ class EngineTarget : public CompletionTarget {
       completion.finish_reason = std::string(finish_reason_name(update.finish_reason));
       completion.prompt_tokens = update.num_prompt_tokens;
       if (update.error) completion.error = update.error->message;
-      split_reply(std::move(pending.text), is_opened_, &completion);
+      split_reply(std::move(pending.text), is_opened_ && !pending.raw_prompt, &completion);
       finished.emplace_back(pending.key, std::move(completion));
       pending_.erase(found);
     }
@@ -116,6 +117,7 @@ class EngineTarget : public CompletionTarget {
   struct Pending {
     uint64_t key = 0;
     Clock::time_point start;
+    bool raw_prompt = false;
     std::string text;
     Completion completion;
   };
@@ -125,6 +127,14 @@ class EngineTarget : public CompletionTarget {
     message.role = "user";
     message.content = text;
     return message;
+  }
+
+  // A text that a base model goes on with: behind the beginning-of-sentence token.
+  Result<std::vector<int32_t>> raw_ids(const std::string& prompt) const {
+    auto ids = NIBBLE_TRY(model_->tokenizer.encode(prompt));
+    const auto bos = model_->tokenizer.bos_id();
+    if (bos && (ids.empty() || ids.front() != *bos)) ids.insert(ids.begin(), *bos);
+    return ids;
   }
 
   void fail(uint64_t key, const Error& error) {

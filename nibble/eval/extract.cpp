@@ -278,6 +278,18 @@ std::optional<char> extract_choice_aa_v2(std::string_view answer) {
   return std::nullopt;
 }
 
+std::optional<char> extract_choice_lm_eval(std::string_view answer) {
+  constexpr std::string_view kBegin = "answer is ";
+  for (size_t at = answer.find(kBegin); at != std::string_view::npos;
+       at = answer.find(kBegin, at + 1)) {
+    size_t letter = at + kBegin.size();
+    if (peek(answer, letter) == '(') ++letter;
+    const char c = peek(answer, letter);
+    if (c >= 'A' && c <= 'J') return c;
+  }
+  return std::nullopt;
+}
+
 std::optional<std::string> extract_code(std::string_view answer, bool first) {
   std::optional<std::string> found;
   std::optional<std::string> open;  // the block being read

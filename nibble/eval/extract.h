@@ -24,6 +24,9 @@ std::optional<char> extract_choice(std::string_view answer, int num_options);
 // gpqa_diamond_aa_v2 does.
 std::optional<char> extract_choice_aa_v2(std::string_view answer);
 
+// The harness's rule for MMLU-Pro: the first "answer is (X)" with a letter of A to J.
+std::optional<char> extract_choice_lm_eval(std::string_view answer);
+
 // code-v1: the last complete fenced block of Python (or of no language); the first with `first`.
 std::optional<std::string> extract_code(std::string_view answer, bool first = false);
 

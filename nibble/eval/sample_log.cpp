@@ -18,59 +18,29 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// Every whole line of `text`; *whole is where the last one ends.
-Status parse_lines(std::string_view text, const std::string& where,
-                   std::vector<SampleRecord>* records, size_t* whole) {
-  *whole = 0;
-  for (int64_t line = 1;; ++line) {
-    const size_t end = text.find('\n', *whole);
-    if (end == std::string_view::npos) return {};
-    records->push_back(NIBBLE_TRY(
-        parse_sample(text.substr(*whole, end - *whole), fmt::format("{} line {}", where, line))));
-    *whole = end + 1;
-  }
-}
-
-// The last record of each key, in the order in which the keys came.
-std::vector<SampleRecord> last_of_each(std::vector<SampleRecord> records, bool with_errors) {
-  std::map<std::tuple<std::string, std::string, int>, size_t> places;
-  std::vector<SampleRecord> last;
-  for (SampleRecord& record : records) {
-    const auto key = std::make_tuple(record.task, record.id, record.sample);
-    const auto [place, is_new] = places.emplace(key, last.size());
-    if (is_new) {
-      last.push_back(std::move(record));
-    } else {
-      last[place->second] = std::move(record);
-    }
-  }
-  if (!with_errors) {
-    std::erase_if(last, [](const SampleRecord& r) { return !r.completion.error.empty(); });
-  }
-  return last;
-}
-
 }  // namespace
 
 std::string sample_json(const SampleRecord& r) {
   const Completion& c = r.completion;
-  const Json json = {{"task", r.task},
-                     {"id", r.id},
-                     {"sample", r.sample},
-                     {"seed", r.seed},
-                     {"cluster", r.cluster},
-                     {"prompt_sha256", r.prompt_sha256},
-                     {"permutation", r.permutation},
-                     {"reasoning", c.reasoning},
-                     {"text", c.text},
-                     {"unclosed", c.is_unclosed},
-                     {"finish_reason", c.finish_reason},
-                     {"prompt_tokens", c.prompt_tokens},
-                     {"completion_tokens", c.completion_tokens},
-                     {"ttft_ms", c.ttft_ms},
-                     {"total_ms", c.total_ms},
-                     {"retries", c.retries},
-                     {"error", c.error.empty() ? Json() : Json(c.error)}};
+  Json json = {{"task", r.task},
+               {"id", r.id},
+               {"sample", r.sample},
+               {"seed", r.seed},
+               {"cluster", r.cluster},
+               {"prompt_sha256", r.prompt_sha256},
+               {"permutation", r.permutation},
+               {"reasoning", c.reasoning},
+               {"text", c.text},
+               {"unclosed", c.is_unclosed},
+               {"finish_reason", c.finish_reason},
+               {"prompt_tokens", c.prompt_tokens},
+               {"completion_tokens", c.completion_tokens},
+               {"reasoning_tokens", c.reasoning_tokens < 0 ? Json() : Json(c.reasoning_tokens)},
+               {"ttft_ms", c.ttft_ms},
+               {"total_ms", c.total_ms},
+               {"retries", c.retries},
+               {"error", c.error.empty() ? Json() : Json(c.error)}};
+  if (!r.prompt.empty()) json["prompt"] = r.prompt;
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
@@ -93,6 +63,9 @@ Result<SampleRecord> parse_sample(std::string_view line, std::string_view where)
     c.finish_reason = json.at("finish_reason").get<std::string>();
     c.prompt_tokens = json.at("prompt_tokens").get<int64_t>();
     c.completion_tokens = json.at("completion_tokens").get<int64_t>();
+    if (json.contains("reasoning_tokens") && !json["reasoning_tokens"].is_null()) {
+      c.reasoning_tokens = json["reasoning_tokens"].get<int64_t>();
+    }
     c.ttft_ms = json.at("ttft_ms").get<double>();
     c.total_ms = json.at("total_ms").get<double>();
     c.retries = json.at("retries").get<int>();
@@ -103,8 +76,42 @@ Result<SampleRecord> parse_sample(std::string_view line, std::string_view where)
   return r;
 }
 
-Result<SampleLog> SampleLog::open(const std::filesystem::path& folder,
-                                  std::vector<SampleRecord>* known) {
+Result<SampleIndex> SampleIndex::open(const std::filesystem::path& folder) {
+  SampleIndex index;
+  index.path_ = folder / "samples.jsonl";
+  if (!std::filesystem::exists(index.path_)) return index;
+  index.file_ = NIBBLE_TRY(MappedFile::open(index.path_));
+  const auto bytes = index.file_->bytes();
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  for (int64_t line = 1;; ++line) {
+    const size_t begin = index.whole_bytes_;
+    const size_t end = text.find('\n', begin);
+    if (end == std::string_view::npos) break;
+    const SampleRecord record = NIBBLE_TRY(parse_sample(
+        text.substr(begin, end - begin), fmt::format("{} line {}", index.path_, line)));
+    index.places_[{record.task, record.id, record.sample}] = {begin, end - begin,
+                                                              !record.completion.error.empty()};
+    index.whole_bytes_ = end + 1;
+    // Parsed once: the pages are not needed until the record is read again.
+    if (line % 1024 == 0) index.file_->release(0, index.whole_bytes_);
+  }
+  return index;
+}
+
+Result<std::optional<SampleRecord>> SampleIndex::read(const Key& key) const {
+  const auto found = places_.find(key);
+  if (found == places_.end()) return std::nullopt;
+  const auto bytes = file_->bytes();
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  return NIBBLE_TRY(parse_sample(text.substr(found->second.begin, found->second.length), path_));
+}
+
+bool SampleIndex::is_answered(const Key& key) const {
+  const auto found = places_.find(key);
+  return found != places_.end() && !found->second.has_error;
+}
+
+Result<SampleLog> SampleLog::lock(const std::filesystem::path& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) return system_error(folder.string(), error.value());
@@ -115,18 +122,15 @@ Result<SampleLog> SampleLog::open(const std::filesystem::path& folder,
   if (::flock(log.lock_, LOCK_EX | LOCK_NB) != 0) {
     return unavailable(folder.string() + " is in use by another nibble eval");
   }
-  const std::string path = folder / "samples.jsonl";
-  log.file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (log.file_ < 0) return system_error(path, errno);
-  const std::string text = NIBBLE_TRY(read_text_file(path));
-  std::vector<SampleRecord> records;
-  size_t whole = 0;
-  NIBBLE_TRY(parse_lines(text, path, &records, &whole));
-  if (whole < text.size() && ::ftruncate(log.file_, static_cast<off_t>(whole)) != 0) {
-    return system_error(path, errno);
-  }
-  *known = last_of_each(std::move(records), false);
   return log;
+}
+
+Status SampleLog::open(const std::filesystem::path& folder, size_t whole_bytes) {
+  const std::string path = folder / "samples.jsonl";
+  file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (file_ < 0) return system_error(path, errno);
+  if (::ftruncate(file_, static_cast<off_t>(whole_bytes)) != 0) return system_error(path, errno);
+  return {};
 }
 
 SampleLog::SampleLog(SampleLog&& other) noexcept
@@ -156,15 +160,6 @@ Status SampleLog::append(const SampleRecord& record) {
 Status SampleLog::sync() {
   if (::fdatasync(file_) != 0) return system_error("samples.jsonl", errno);
   return {};
-}
-
-Result<std::vector<SampleRecord>> read_samples(const std::filesystem::path& folder) {
-  const std::string path = folder / "samples.jsonl";
-  const std::string text = NIBBLE_TRY(read_text_file(path));
-  std::vector<SampleRecord> records;
-  size_t whole = 0;
-  NIBBLE_TRY(parse_lines(text, path, &records, &whole));
-  return last_of_each(std::move(records), true);
 }
 
 }  // namespace nibble

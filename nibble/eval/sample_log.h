@@ -3,9 +3,12 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "nibble/base/mapped_file.h"
 #include "nibble/base/result.h"
 #include "nibble/eval/target.h"
 
@@ -19,20 +22,54 @@ struct SampleRecord {
   std::string cluster;
   std::string permutation;
   std::string prompt_sha256;
+  std::string prompt;  // only when prompts are logged
   Completion completion;
 };
 
 std::string sample_json(const SampleRecord& record);
 Result<SampleRecord> parse_sample(std::string_view line, std::string_view where);
 
+// Where the last record of each (task, id, sample) stands in a samples.jsonl; the records stay on
+// disk, so that memory does not grow with the length of answers. Move-only.
+class SampleIndex {
+ public:
+  using Key = std::tuple<std::string, std::string, int>;
+
+  // Reads FOLDER/samples.jsonl, up to its last whole line; a missing file holds nothing.
+  // Errors: kCorrupt for a malformed line.
+  static Result<SampleIndex> open(const std::filesystem::path& folder);
+
+  // Nothing for a sample that is not there.
+  Result<std::optional<SampleRecord>> read(const Key& key) const;
+
+  // Whether the sample is there and is no error.
+  bool is_answered(const Key& key) const;
+
+  size_t size() const { return places_.size(); }
+  size_t whole_bytes() const { return whole_bytes_; }
+
+ private:
+  struct Place {
+    size_t begin = 0;
+    size_t length = 0;
+    bool has_error = false;
+  };
+  std::optional<MappedFile> file_;
+  std::string path_;
+  std::map<Key, Place> places_;
+  size_t whole_bytes_ = 0;
+};
+
 // An open samples.jsonl. Move-only.
 class SampleLog {
  public:
-  // Opens FOLDER/samples.jsonl, makes both when they are missing, and takes the folder's lock. An
-  // unfinished last line is cut off; `known` gets what is there, without records of errors.
-  // Errors: kUnavailable when another process holds the lock; kCorrupt for a malformed line.
-  static Result<SampleLog> open(const std::filesystem::path& folder,
-                                std::vector<SampleRecord>* known);
+  // Makes FOLDER when it is missing and takes its lock. Errors: kUnavailable when another process
+  // holds the lock.
+  static Result<SampleLog> lock(const std::filesystem::path& folder);
+
+  // Opens samples.jsonl for appending; what stands behind `whole_bytes` is an unfinished line and
+  // is cut off.
+  Status open(const std::filesystem::path& folder, size_t whole_bytes);
 
   SampleLog(SampleLog&& other) noexcept;
   SampleLog& operator=(SampleLog&& other) noexcept;
@@ -49,8 +86,5 @@ class SampleLog {
   int file_ = -1;
   int lock_ = -1;
 };
-
-// The records of a run, the last one of each (task, id, sample). Errors: kNotFound, kCorrupt.
-Result<std::vector<SampleRecord>> read_samples(const std::filesystem::path& folder);
 
 }  // namespace nibble

@@ -10,13 +10,21 @@
 
 namespace nibble {
 
+enum class SandboxLevel {
+  kBubblewrap,
+  kNone,  // limits alone: the program may read and write what this user may
+};
+std::string_view sandbox_level_name(SandboxLevel level);  // "bwrap", "none"
+
 struct SandboxLimits {
+  SandboxLevel level = SandboxLevel::kBubblewrap;
   double seconds = 6;                        // of the clock; then everything inside is killed
   int64_t memory_bytes = int64_t{4} << 30;   // address space of a process
   int64_t output_bytes = int64_t{64} << 20;  // of standard output
   int64_t error_bytes = int64_t{64} << 10;   // of standard error; the rest is thrown away
   int64_t file_bytes = int64_t{64} << 20;    // of one file, and of /tmp
   int64_t processes = 64;
+  std::string data_file = {};  // readable inside, at the path in the variable NIBBLE_DATA
 };
 
 enum class SandboxOutcome { kExited, kTimeout, kOutputLimit, kFailed };
@@ -31,13 +39,14 @@ struct SandboxResult {
 };
 
 // Runs /usr/bin/python3 on `program` with `input` as its standard input. Descriptor 3 inside is a
-// pipe for results. Errors: kUnsupported when bubblewrap is missing or cannot make namespaces here.
+// pipe for results. May be called from several threads. Errors: kUnsupported when bubblewrap is
+// missing or cannot make namespaces here.
 Result<SandboxResult> run_python(std::string_view program, std::string_view input,
                                  const SandboxLimits& limits);
 
 // Runs a program that tries to open a connection, to read the home folder, to write outside /tmp,
-// to fork 200 times and to see this process. Errors: kUnsupported naming what is missing or what
-// was possible; then no program of a stranger may run here.
-Status check_sandbox();
+// to fork 200 times, to make namespaces and to see this process. Errors: kUnsupported naming what
+// is missing or what was possible; then no program of a stranger may run here.
+Status check_sandbox(SandboxLevel level = SandboxLevel::kBubblewrap);
 
 }  // namespace nibble

@@ -17,6 +17,8 @@ struct Sampling {
   double temperature = 0.6;
   double top_p = 0.95;
   int64_t max_tokens = 32768;
+  std::vector<std::string> stop = {};  // texts that end an answer
+  bool raw_prompt = false;             // the prompt as it is, without a chat template
 };
 
 struct Completion {
@@ -26,6 +28,7 @@ struct Completion {
   std::string finish_reason;
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
+  int64_t reasoning_tokens = -1;  // of them, as the target says; -1: it says nothing
   double ttft_ms = 0;
   double total_ms = 0;
   int retries = 0;
@@ -39,14 +42,17 @@ class CompletionTarget {
  public:
   virtual ~CompletionTarget() = default;
 
-  // Asks one question; `key` comes back with its answer. Equal seeds and samples give equal answers
+  // Asks one question; `key` comes back with its answer. Equal prompts and seeds give equal answers
   // where the target can. Errors: kUnavailable when the target is gone for good; what is wrong with
   // one question comes as its Completion::error.
   virtual Status submit(uint64_t key, const std::string& prompt, const Sampling& sampling,
-                        int64_t seed, int sample) = 0;
+                        int64_t seed) = 0;
 
   // Works or waits for a moment and returns what was finished; perhaps nothing.
   virtual Result<std::vector<std::pair<uint64_t, Completion>>> wait() = 0;
+
+  // After an interrupt: starts nothing more, gives what runs a moment, returns what it brought.
+  virtual std::vector<std::pair<uint64_t, Completion>> drain() { return {}; }
 
   // Output tokens so far, of unfinished answers too.
   virtual int64_t num_tokens() const = 0;
@@ -64,5 +70,19 @@ struct EngineTargetOptions {
 // The engine in this process. Errors: those of loading and Engine::create.
 Result<std::unique_ptr<CompletionTarget>> make_engine_target(const std::filesystem::path& directory,
                                                              const EngineTargetOptions& options);
+
+struct HttpTargetOptions {
+  std::string base_url;      // http://HOST:PORT, with or without /v1
+  std::string served_model;  // empty: the first that the server lists
+  int64_t concurrency = 8;   // requests at once, a connection for each
+  double request_timeout = 3600;
+  int retries = 5;         // of a request: connection lost, HTTP 408, 409, 429, 5xx
+  std::string api_key;     // never logged
+  std::string extra_body;  // JSON object: further fields of each request
+};
+
+// Any server with OpenAI's /v1/chat/completions or (raw_prompt) /v1/completions. Errors:
+// kUnavailable when it does not answer; kInvalidArgument for a malformed URL or extra_body.
+Result<std::unique_ptr<CompletionTarget>> make_http_target(const HttpTargetOptions& options);
 
 }  // namespace nibble

@@ -1,6 +1,7 @@
 // Readers, statistics, the sandbox, and whole runs of the program on the demo checkpoint.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -48,7 +49,36 @@ TEST(EvalData, ReadsCsvWithFieldsOfSeveralLines) {
   EXPECT_THAT(rows("x.csv", "a,b\n1\n").error().message, HasSubstr("line 2: 1 fields, expected 2"));
   EXPECT_THAT(rows("x.csv", "a\n\"open\n").error().message, HasSubstr("not closed"));
   EXPECT_THAT(rows("x.jsonl", "{}\n[]\n").error().message, HasSubstr("line 2"));
-  EXPECT_THAT(rows("x.parquet", "PAR1").error().message, HasSubstr(".jsonl, .json or .csv"));
+  EXPECT_THAT(rows("x.parquet", "PAR1").error().message, HasSubstr("PAR1"));
+}
+
+// tools/golden/make_parquet_samples.py wrote the same rows in five ways, by pyarrow.
+TEST(EvalData, ReadsWhatPyarrowWrites) {
+  const std::filesystem::path folder = NIBBLE_SOURCE_DIR "/tests/eval/data";
+  std::ifstream file(folder / "sample_parquet.json");
+  const auto expected = nlohmann::json::parse(file).get<std::vector<nlohmann::json>>();
+  ASSERT_EQ(expected.size(), 40u);
+  for (const char* name : {"plain", "snappy", "gzip_v2", "zstd_v2_plain", "zstd_pages"}) {
+    SCOPED_TRACE(name);
+    std::vector<nlohmann::json> found;
+    const Status status = for_each_row(folder / (std::string("sample_") + name + ".parquet"),
+                                       [&](std::string_view row) -> Status {
+                                         found.push_back(nlohmann::json::parse(row));
+                                         return {};
+                                       });
+    EXPECT_TRUE(status) << status.error().message;
+    EXPECT_EQ(found, expected);
+  }
+  const auto none = [](std::string_view) { return Status(); };
+  EXPECT_THAT(for_each_row(folder / "unsupported_brotli.parquet", none).error().message,
+              HasSubstr("codec 4"));
+  EXPECT_THAT(for_each_row(folder / "unsupported_struct.parquet", none).error().message,
+              HasSubstr("the column 'x' is no value"));
+  const TemporaryFolder out;
+  const auto run = run_nibble({"eval", "convert", (folder / "sample_snappy.parquet").string(),
+                               (out / "rows.jsonl").string()});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("40 rows"));
 }
 
 TEST(EvalData, ReadsThePickledTestsOfEveryProtocol) {
@@ -154,6 +184,21 @@ TEST_F(EvalSandbox, StopsWhatWouldEscape) {
   EXPECT_NE(run("import os; os.listdir('/root')").exit_code, 0);
   EXPECT_NE(run("open('/usr/x', 'w')").exit_code, 0);
   EXPECT_NE(run("import os; os.symlink('/etc/passwd', '/tmp/l'); open('/tmp/l')").exit_code, 0);
+  EXPECT_NE(
+      run("import os; os.symlink('/proc/1/root/etc/passwd', '/tmp/l'); open('/tmp/l')").exit_code,
+      0);
+#if defined(__x86_64__)  // the numbers of its system calls
+  // Refused by the filter: sockets but AF_UNIX, tracing, namespaces of their own, mounts.
+  const std::string call =
+      "import ctypes\nc = ctypes.CDLL(None, use_errno=True)\n"
+      "def refused(*a):\n  assert c.syscall(*a) == -1 and ctypes.get_errno() == 1, a\n";
+  const SandboxResult filtered =
+      run(call +
+          "refused(41, 2, 1, 0)\nrefused(101, 0, 0, 0, 0)\nrefused(272, 0x10000000)\n"
+          "refused(165, 0, 0, 0, 0, 0)\nrefused(321, 0, 0, 0)\nrefused(425, 8, 0)\n"
+          "import socket\nsocket.socketpair()\nprint('held')");
+  EXPECT_EQ(filtered.out, "held\n") << filtered.err;
+#endif
   EXPECT_NE(run("import os; os.kill(" + std::to_string(::getpid()) + ", 9)").exit_code, 0);
   const SandboxResult flood = run("while True: print('x' * 100000)");
   EXPECT_EQ(flood.outcome, SandboxOutcome::kOutputLimit);
@@ -171,6 +216,30 @@ TEST_F(EvalSandbox, LeavesNothingBehind) {
       run("import os, time\nif os.fork() == 0:\n  time.sleep(60)\nprint('parent')");
   EXPECT_LT(sleeper.seconds, 4.5);
   EXPECT_EQ(sleeper.out, "parent\n");
+}
+
+// What a machine without user namespaces does: bubblewrap says so, and nothing runs. The limit is
+// that of a namespace of the test's own.
+TEST(EvalSandboxRefusal, IsClearWithoutNamespaces) {
+  if (::access("/usr/bin/bwrap", X_OK) != 0) GTEST_SKIP() << "bubblewrap is not installed";
+  const std::string outside = std::to_string(::geteuid());
+  const pid_t child = ::fork();
+  if (child == 0) {
+    if (::unshare(CLONE_NEWUSER) != 0) ::_exit(77);
+    std::ofstream("/proc/self/uid_map") << "1000 " << outside << " 1" << std::flush;
+    std::ofstream limit("/proc/sys/user/max_user_namespaces");
+    if (!(limit << "0" << std::flush)) ::_exit(77);
+    const Status status = check_sandbox();
+    const bool refused = !status && status.error().code == ErrorCode::kUnsupported &&
+                         status.error().message.find("namespaces") != std::string::npos;
+    if (!refused) (void)std::fputs(status ? "no refusal" : status.error().message.c_str(), stderr);
+    ::_exit(refused ? 0 : 1);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 77) GTEST_SKIP() << "no user namespace for the test itself";
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST_F(EvalSandbox, ScoresPrograms) {
@@ -250,7 +319,7 @@ TEST(EvalRun, GoesOnAfterAKillAndEndsTheSame) {
   auto other = run_arguments(folder / "whole");
   other.insert(other.end(), {"--seed", "5"});
   const auto refused = run_nibble(other);
-  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_EQ(refused.exit_code, 4);
   EXPECT_THAT(refused.err, HasSubstr("/seed"));
 
   const auto report = run_nibble({"eval", "report", (folder / "whole").string(),
@@ -274,6 +343,16 @@ TEST(EvalRun, RefusesWrongInput) {
   EXPECT_THAT(message({"--task", "math-500=/no/file.jsonl"}), HasSubstr("/no/file.jsonl"));
   EXPECT_THAT(message({"--suite", kSuites, "--k", "0"}), HasSubstr("--k is 0"));
   EXPECT_THAT(message({"--suite", kSuites, "--relaxed"}), HasSubstr("--num-drafts"));
+  const std::string math = "math-500=" + kSuites + "/math-500.jsonl";
+  EXPECT_THAT(message({"--task", math}), HasSubstr("200 rows, but the data set has 500"));
+  EXPECT_THAT(message({"--task", math, "--base-url", "ftp://x"}), HasSubstr("expected http://"));
+  EXPECT_THAT(message({"--task", math, "--base-url", "http://x", "--w4a4"}),
+              HasSubstr("nibble serve"));
+  EXPECT_THAT(message({"--suite", kSuites, "--sandbox", "none"}),
+              HasSubstr("--i-accept-unsandboxed-code"));
+  EXPECT_THAT(message({"--task", math, "--after", "2024"}), HasSubstr("YYYY-MM-DD"));
+  EXPECT_THAT(message({"--task", "scicode=" + kSuites + "/scicode.jsonl"}),
+              HasSubstr("--scicode-templates"));
   EXPECT_THAT(message({"--task", "math-500=" + kSuites + "/math-500.jsonl", "--prompt-style", "x"}),
               HasSubstr("aa, demo, r1"));
   EXPECT_FALSE(std::filesystem::exists(out));
