@@ -31,7 +31,8 @@ LAYERS = {
     "engine": ["base", "numeric", "tensor", "device", "checkpoint", "tokenizer", "kernels", "comm",
                "model", "offload", "grammar"],
     "eval": ["base", "tokenizer", "engine"],
-    "server": ["base", "tokenizer", "engine"],
+    # grammar: a tool's schema is refused before its reply begins.
+    "server": ["base", "tokenizer", "grammar", "engine"],
     "api": ["base", "checkpoint", "tokenizer", "grammar", "engine"],
     "cli": [ALL],
 }

@@ -1,35 +1,87 @@
 #!/usr/bin/env bash
-# Real clients against nibble serve on the demo checkpoint: the openai and anthropic packages, and
-# schemathesis on /openapi.json.
+# Real clients against nibble serve on the demo checkpoint.
 #
-#   tools/serve_clients.sh PROGRAM VENV [--install]
+#   tools/serve_clients.sh PROGRAM VENV              tests/server/clients.py: openai, anthropic, LangChain, LiteLLM
+#   tools/serve_clients.sh PROGRAM VENV --install    makes VENV first (needs a network), and adds schemathesis
+#   tools/serve_clients.sh PROGRAM VENV --all        makes VENV and VENV-heavy (some GB: PyTorch is among it), and
+#                                                    adds schemathesis, lm-eval and guidellm
 #
-# Without --install nothing is downloaded, and missing packages end it with 77: "skipped".
+# Without --install or --all nothing is downloaded, and missing packages end it with 77: "skipped".
 set -euo pipefail
 program=$1
 venv=$2
+mode=${3:-}
 root=$(cd "$(dirname "$0")/.." && pwd)
-if [[ ${3:-} == --install && ! -x $venv/bin/schemathesis ]]; then
-  python3 -m venv "$venv"
-  "$venv/bin/pip" install --quiet openai anthropic schemathesis
+if [[ $mode == --install || $mode == --all ]]; then
+  [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet openai anthropic langchain-openai litellm prometheus-client schemathesis
+fi
+if [[ $mode == --all && ! -x $venv-heavy/bin/guidellm ]]; then
+  python3 -m venv "$venv-heavy"
+  "$venv-heavy/bin/pip" install --quiet "lm-eval[api]" guidellm
 fi
 if [[ ! -x $venv/bin/python ]]; then
   echo "skipped: no $venv; tools/serve_clients.sh $program $venv --install makes it (needs a network)"
   exit 77
 fi
-log=$(mktemp)
-"$program" serve "$root/models/demo" --served_model_name demo --port 0 >"$log" 2>&1 &
+work=$(mktemp -d)
+"$program" serve "$root/models/demo" --served_model_name demo --port 0 >"$work/log" 2>&1 &
 server=$!
-trap 'kill -TERM $server 2>/dev/null; wait $server 2>/dev/null; rm -f "$log"' EXIT
+trap 'kill -TERM $server 2>/dev/null; wait $server 2>/dev/null; rm -rf "$work"' EXIT
 for _ in $(seq 300); do
-  url=$(grep -o 'http://[^; ]*' "$log" || true)
+  url=$(grep -o 'http://[^; ]*' "$work/log" | head -1 || true)
   if [[ -n $url ]] && "$venv/bin/python" -c "import urllib.request as u; u.urlopen('$url/ready')" 2>/dev/null; then break; fi
   sleep 0.1
 done
-[[ -n $url ]] || { cat "$log"; exit 1; }
+[[ -n $url ]] || { cat "$work/log"; exit 1; }
 "$venv/bin/python" "$root/tests/server/clients.py" "$url"
-if [[ ${3:-} == --install ]]; then
+
+if [[ $mode == --install || $mode == --all ]]; then
   # Every operation with made-up requests: no 500, only documented statuses and types.
   "$venv/bin/schemathesis" run "$url/openapi.json" --url "$url" --max-examples 20 --seed 1 --no-color \
     --checks not_a_server_error,status_code_conformance,content_type_conformance
+fi
+
+if [[ $mode == --all ]]; then
+  # lm-eval: the chat API generates, the completions API scores what is given.
+  cat >"$work/nibble_sums.yaml" <<YAML
+task: nibble_sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: "$root/models/suites/math-500.jsonl"}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{problem}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["<nothing>"], max_gen_toks: 200, temperature: 0}
+filter_list:
+  - name: boxed
+    filter:
+      - {function: regex, regex_pattern: '\\\\boxed\{([^}]*)\}'}
+      - {function: take_first}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+YAML
+  cat >"$work/nibble_choice.yaml" <<YAML
+task: nibble_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: "$root/models/suites/mmlu-pro.jsonl"}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{options}}"
+doc_to_target: answer_index
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+YAML
+  export HF_HUB_OFFLINE=1 HF_HOME="$work/hf" TOKENIZERS_PARALLELISM=false
+  "$venv-heavy/bin/lm_eval" --model local-chat-completions --apply_chat_template --include_path "$work" \
+    --model_args "model=demo,base_url=$url/v1/chat/completions,num_concurrent=8,max_retries=1,tokenized_requests=False" \
+    --tasks nibble_sums --limit 40 --gen_kwargs temperature=0 | tee "$work/lm_eval"
+  grep -q 'exact_match' "$work/lm_eval"
+  "$venv-heavy/bin/lm_eval" --model local-completions --include_path "$work" \
+    --model_args "model=demo,base_url=$url/v1/completions,num_concurrent=8,max_retries=1,tokenizer=$root/models/demo,tokenizer_backend=huggingface" \
+    --tasks nibble_choice --limit 10 | tee "$work/lm_eval"
+  grep -q 'acc' "$work/lm_eval"
+  "$venv-heavy/bin/guidellm" benchmark --target "$url" --model demo --processor "$root/models/demo" --rate-type concurrent \
+    --rate 4 --max-requests 32 --data "prompt_tokens=64,output_tokens=32" --output-path "$work/guidellm.json"
 fi

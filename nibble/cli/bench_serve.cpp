@@ -15,6 +15,7 @@
 #include "nibble/base/output_file.h"
 #include "nibble/cli/bench_command.h"
 #include "nibble/cli/cli_common.h"
+#include "nibble/cli/load_report.h"
 #include "nibble/server/load_generator.h"
 
 namespace nibble {
@@ -42,54 +43,11 @@ struct Options {
   int64_t seed = 0;
   std::vector<std::string> goodput;
   std::vector<double> percentiles = {50, 90, 99};
+  std::vector<std::string> percentile_metrics;
   std::string format = "table";
+  std::string layout = "vllm";
   std::string save_result;
   std::string save_svg;
-};
-
-// One of the four times, in milliseconds.
-struct Metric {
-  const char* name;     // "ttft"
-  const char* heading;  // of its part of the table
-  const char* label;    // "TTFT"
-  std::vector<double> values;
-};
-
-double percentile(const std::vector<double>& sorted, double p) {
-  if (sorted.empty()) return 0;
-  const double at = p / 100 * static_cast<double>(sorted.size() - 1);
-  const auto low = static_cast<size_t>(at);
-  const size_t high = std::min(low + 1, sorted.size() - 1);
-  return sorted[low] + (at - static_cast<double>(low)) * (sorted[high] - sorted[low]);
-}
-
-double mean(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double value : values) sum += value;
-  return values.empty() ? 0 : sum / static_cast<double>(values.size());
-}
-
-double deviation(const std::vector<double>& values) {
-  const double middle = mean(values);
-  double sum = 0;
-  for (const double value : values) sum += (value - middle) * (value - middle);
-  return values.empty() ? 0 : std::sqrt(sum / static_cast<double>(values.size()));
-}
-
-struct Summary {
-  double duration = 0;
-  int64_t completed = 0;
-  int64_t failed = 0;
-  int64_t good = 0;
-  int64_t input_tokens = 0;
-  int64_t output_tokens = 0;
-  double peak_output = 0;  // tokens in the busiest second
-  int64_t peak_concurrency = 0;
-  std::vector<Metric> metrics;
-  std::optional<double> acceptance_length;
-  double drafts = 0;
-  double draft_tokens = 0;
-  double accepted = 0;
 };
 
 class Bench {
@@ -102,12 +60,9 @@ class Bench {
   Result<std::vector<LoadRequest>> make_requests();
   Result<std::vector<Json>> read_dataset(std::mt19937_64& rng);
   std::map<std::string, double> spec_decode() const;
-  Summary summarize(const std::vector<LoadResult>& results, double duration) const;
+  void describe_server(LoadSummary* summary) const;
+  LoadSummary summarize(const std::vector<LoadResult>& results, double duration) const;
   bool is_good(const LoadResult& result, double tpot) const;
-  std::string table(const Summary& summary) const;
-  std::string json(const Summary& summary) const;
-  std::string csv(const Summary& summary) const;
-  static std::string svg(const Summary& summary);
   static Status save(const std::string& path, const std::string& text);
 
   Options o_;
@@ -225,6 +180,34 @@ Result<std::vector<LoadRequest>> Bench::make_requests() {
   return requests;
 }
 
+std::string position_name(size_t position) { return fmt::format("position {}", position); }
+
+// What nibble serve tells of itself; of other servers the model's name.
+void Bench::describe_server(LoadSummary* summary) const {
+  const auto read = [&](const std::string& path) {
+    const auto page = http_get(target_, path);
+    return page ? Json::parse(*page, nullptr, false) : Json();
+  };
+  const auto text = [](const Json& json, const char* name) {
+    return json.is_object() && json.contains(name) && json[name].is_string()
+               ? json[name].get<std::string>()
+               : std::string();
+  };
+  const Json info = read("/server_info");
+  summary->backend = text(info, "kernels");
+  summary->model = text(info, "model");
+  if (info.is_object() && info.contains("num_drafts") && info["num_drafts"].is_number_integer()) {
+    summary->num_drafts = info["num_drafts"].get<int64_t>();
+  }
+  if (!summary->model.empty()) return;
+  summary->model = o_.model;
+  const Json models = read("/v1/models");
+  if (summary->model.empty() && models.is_object() && models.contains("data") &&
+      models["data"].is_array() && !models["data"].empty()) {
+    summary->model = text(models["data"][0], "id");
+  }
+}
+
 std::map<std::string, double> Bench::spec_decode() const {
   std::map<std::string, double> values;
   const auto page = http_get(target_, "/metrics");
@@ -234,7 +217,11 @@ std::map<std::string, double> Bench::spec_decode() const {
   while (std::getline(lines, line)) {
     if (!line.starts_with("vllm:spec_decode_num_")) continue;
     const size_t space = line.rfind(' ');
-    values[line.substr(0, line.find('{'))] += std::strtod(line.c_str() + space, nullptr);
+    const double value = std::strtod(line.c_str() + space, nullptr);
+    values[line.substr(0, line.find('{'))] += value;
+    const size_t position = line.find("position=\"");
+    if (position == std::string::npos) continue;
+    values[position_name(std::strtoul(line.c_str() + position + 10, nullptr, 10))] += value;
   }
   return values;
 }
@@ -246,9 +233,14 @@ bool Bench::is_good(const LoadResult& result, double tpot) const {
                      [&](const auto& limit) { return values.at(limit.first) <= limit.second; });
 }
 
-Summary Bench::summarize(const std::vector<LoadResult>& results, double duration) const {
-  Summary summary;
+LoadSummary Bench::summarize(const std::vector<LoadResult>& results, double duration) const {
+  LoadSummary summary;
   summary.duration = duration;
+  summary.max_concurrency = o_.max_concurrency;
+  summary.request_rate = o_.request_rate;
+  summary.has_goodput = !limits_.empty();
+  summary.percentiles = o_.percentiles;
+  summary.percentile_metrics = o_.percentile_metrics;
   summary.metrics = {{"ttft", "Time to First Token", "TTFT", {}},
                      {"tpot", "Time per Output Token (excl. 1st token)", "TPOT", {}},
                      {"itl", "Inter-token Latency", "ITL", {}},
@@ -291,131 +283,8 @@ Summary Bench::summarize(const std::vector<LoadResult>& results, double duration
   for (const auto& [second, tokens] : per_second) {
     summary.peak_output = std::max(summary.peak_output, tokens);
   }
-  for (Metric& metric : summary.metrics) std::sort(metric.values.begin(), metric.values.end());
+  for (LoadMetric& metric : summary.metrics) std::sort(metric.values.begin(), metric.values.end());
   return summary;
-}
-
-std::string row(std::string_view label, double value) {
-  return fmt::format("{:<40} {:<10.2f}\n", label, value);
-}
-std::string row(std::string_view label, int64_t value) {
-  return fmt::format("{:<40} {:<10}\n", label, value);
-}
-
-std::string Bench::table(const Summary& s) const {
-  std::string out = fmt::format("{:=^50}\n", " Serving Benchmark Result ");
-  out += row("Successful requests:", s.completed);
-  out += row("Failed requests:", s.failed);
-  if (o_.max_concurrency > 0) out += row("Maximum request concurrency:", o_.max_concurrency);
-  if (o_.request_rate > 0) out += row("Request rate configured (RPS):", o_.request_rate);
-  out += row("Benchmark duration (s):", s.duration);
-  out += row("Total input tokens:", s.input_tokens);
-  out += row("Total generated tokens:", s.output_tokens);
-  out += row("Request throughput (req/s):", static_cast<double>(s.completed) / s.duration);
-  if (!limits_.empty()) {
-    out += row("Request goodput (req/s):", static_cast<double>(s.good) / s.duration);
-  }
-  out += row("Output token throughput (tok/s):", static_cast<double>(s.output_tokens) / s.duration);
-  out += row("Peak output token throughput (tok/s):", s.peak_output);
-  out += row("Peak concurrent requests:", s.peak_concurrency);
-  out += row("Total token throughput (tok/s):",
-             static_cast<double>(s.input_tokens + s.output_tokens) / s.duration);
-  for (const Metric& metric : s.metrics) {
-    out += fmt::format("{:-^50}\n", metric.heading);
-    out += row(fmt::format("Mean {} (ms):", metric.label), mean(metric.values));
-    out += row(fmt::format("Median {} (ms):", metric.label), percentile(metric.values, 50));
-    for (const double p : o_.percentiles) {
-      out += row(fmt::format("P{} {} (ms):", p, metric.label), percentile(metric.values, p));
-    }
-  }
-  if (s.acceptance_length) {
-    out += fmt::format("{:-^50}\n", "Speculative Decoding");
-    out += row("Acceptance rate (%):", 100 * s.accepted / std::max(1.0, s.draft_tokens));
-    out += row("Acceptance length:", *s.acceptance_length);
-    out += row("Drafts:", static_cast<int64_t>(s.drafts));
-    out += row("Draft tokens:", static_cast<int64_t>(s.draft_tokens));
-    out += row("Accepted tokens:", static_cast<int64_t>(s.accepted));
-  }
-  return out + std::string(50, '=') + "\n";
-}
-
-std::string Bench::json(const Summary& s) const {
-  Json json = {{"duration", s.duration},
-               {"completed", s.completed},
-               {"failed", s.failed},
-               {"total_input_tokens", s.input_tokens},
-               {"total_output_tokens", s.output_tokens},
-               {"request_throughput", static_cast<double>(s.completed) / s.duration},
-               {"request_goodput",
-                limits_.empty() ? Json(nullptr) : Json(static_cast<double>(s.good) / s.duration)},
-               {"output_throughput", static_cast<double>(s.output_tokens) / s.duration},
-               {"total_token_throughput",
-                static_cast<double>(s.input_tokens + s.output_tokens) / s.duration},
-               {"max_concurrency", o_.max_concurrency},
-               {"peak_concurrent_requests", s.peak_concurrency}};
-  for (const Metric& metric : s.metrics) {
-    const std::string name = std::string(metric.name) + "_ms";
-    json["mean_" + name] = mean(metric.values);
-    json["median_" + name] = percentile(metric.values, 50);
-    json["std_" + name] = deviation(metric.values);
-    for (const double p : o_.percentiles) {
-      json[fmt::format("p{}_{}", p, name)] = percentile(metric.values, p);
-    }
-  }
-  json["spec_decode_acceptance_length"] =
-      s.acceptance_length ? Json(*s.acceptance_length) : Json(nullptr);
-  return json.dump(2) + "\n";
-}
-
-// One line of names, one of values.
-std::string Bench::csv(const Summary& summary) const {
-  const Json values = Json::parse(json(summary));
-  std::string names;
-  std::string line;
-  for (const auto& [name, value] : values.items()) {
-    names += (names.empty() ? "" : ",") + name;
-    line += (line.empty() ? "" : ",") + (value.is_null() ? "" : value.dump());
-  }
-  return names + "\n" + line + "\n";
-}
-
-// Four curves: the share of requests (or tokens) below each time.
-std::string Bench::svg(const Summary& summary) {
-  constexpr int kWidth = 360;
-  constexpr int kHeight = 220;
-  std::string out =
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"520\" "
-      "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"760\" height=\"520\" "
-      "fill=\"white\"/>\n";
-  for (size_t i = 0; i < summary.metrics.size(); ++i) {
-    const Metric& metric = summary.metrics[i];
-    const double x0 = 50 + static_cast<double>(i % 2) * 370;
-    const double y0 = i < 2 ? 40 : 290;
-    const double right = std::max(1e-9, percentile(metric.values, 99.5));
-    const double width = kWidth - 70;
-    const double height = kHeight - 50;
-    out += fmt::format("<text x=\"{}\" y=\"{}\">{} (ms)</text>\n", x0, y0 - 10, metric.heading);
-    for (int k = 0; k <= 4; ++k) {
-      const double y = y0 + height * (1 - 0.25 * k);
-      const double x = x0 + width * 0.25 * k;
-      out += fmt::format(
-          "<path d=\"M{:.1f} {:.1f}h{:.1f}\" stroke=\"#ddd\"/><text x=\"{:.1f}\" y=\"{:.1f}\" "
-          "text-anchor=\"end\">{}%</text>\n",
-          x0, y, width, x0 - 6, y + 4, 25 * k);
-      out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{:.3g}</text>\n",
-                         x, y0 + height + 16, right * 0.25 * k);
-    }
-    if (metric.values.empty()) continue;
-    out += "<polyline fill=\"none\" stroke=\"#2f6f5e\" stroke-width=\"2\" points=\"";
-    for (int p = 0; p <= 199; ++p) {
-      const double share = p / 200.0;
-      out +=
-          fmt::format("{:.1f},{:.1f} ", x0 + width * percentile(metric.values, 100 * share) / right,
-                      y0 + height * (1 - share));
-    }
-    out += "\"/>\n";
-  }
-  return out + "</svg>\n";
 }
 
 Status Bench::save(const std::string& path, const std::string& text) {
@@ -455,12 +324,16 @@ Status Bench::run(int* exit_code) {
   const double duration =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   NIBBLE_TRY(check_interrupt());
-  Summary summary = summarize(results, duration);
+  LoadSummary summary = summarize(results, duration);
   auto after = spec_decode();
   for (const auto& [name, value] : before) after[name] -= value;
   summary.drafts = after["vllm:spec_decode_num_drafts_total"];
   summary.draft_tokens = after["vllm:spec_decode_num_draft_tokens_total"];
   summary.accepted = after["vllm:spec_decode_num_accepted_tokens_total"];
+  for (size_t i = 0; after.count(position_name(i)) > 0; ++i) {
+    summary.accepted_at.push_back(after[position_name(i)]);
+  }
+  describe_server(&summary);
   if (summary.drafts > 0) summary.acceptance_length = 1 + summary.accepted / summary.drafts;
   for (const LoadResult& result : results) {
     if (result.success) continue;
@@ -468,9 +341,12 @@ Status Bench::run(int* exit_code) {
                  printable(result.error).c_str());
     break;
   }
-  print(o_.format == "json" ? json(summary) : o_.format == "csv" ? csv(summary) : table(summary));
-  if (!o_.save_result.empty()) NIBBLE_TRY(save(o_.save_result, json(summary)));
-  if (!o_.save_svg.empty()) NIBBLE_TRY(save(o_.save_svg, svg(summary)));
+  print(o_.format == "json"     ? load_json(summary)
+        : o_.format == "csv"    ? load_csv(summary)
+        : o_.layout == "trtllm" ? load_table_trtllm(summary)
+                                : load_table(summary));
+  if (!o_.save_result.empty()) NIBBLE_TRY(save(o_.save_result, load_json(summary)));
+  if (!o_.save_svg.empty()) NIBBLE_TRY(save(o_.save_svg, load_svg(summary)));
   if (summary.failed > 0) *exit_code = 1;
   return {};
 }
@@ -523,6 +399,15 @@ void add_options(CLI::App& command, Options* o) {
       ->delimiter(',')
       ->check(CLI::Range(0.0, 100.0).description(""))
       ->type_name("P");
+  command
+      .add_option("--percentile-metrics", o->percentile_metrics,
+                  "Parts of the table: ttft, tpot, itl, e2el [all]")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"ttft", "tpot", "itl", "e2el"}).description(""))
+      ->type_name("NAME");
+  command.add_option("--layout", o->layout, "Table as of vllm or of trtllm [vllm]")
+      ->check(CLI::IsMember({"vllm", "trtllm"}).description(""))
+      ->type_name("NAME");
   command.add_option("--format", o->format, "table, json or csv [table]")
       ->check(CLI::IsMember({"table", "json", "csv"}).description(""))
       ->type_name("NAME");

@@ -22,6 +22,7 @@
 #include "nibble/cli/command.h"
 #include "nibble/cli/serve_options.h"
 #include "nibble/engine/engine_thread.h"
+#include "nibble/engine/kv_cache.h"
 #include "nibble/server/http.h"
 #include "nibble/server/service.h"
 
@@ -103,14 +104,16 @@ class Server {
 
 std::string Server::effective_configuration() const {
   const ServeOptions& o = options_;
-  const nlohmann::ordered_json json = {
+  using Json = nlohmann::ordered_json;
+  const Json json = {
       {"model", o.model},
       {"directory", directory_.string()},
       {"host", o.http.host},
       {"port", o.http.port},
       {"tls", !o.http.certificate_file.empty()},
-      {"api_keys", o.service.api_keys.size()},
+      {"api_keys", o.service.access.api_keys.size()},
       {"backend", o.model_options.backend},
+      {"kernels", loaded_.model ? Json(loaded_.model->kernels->name()) : Json(nullptr)},
       {"max_batch_size", o.engine.max_batch_size},
       {"max_num_tokens", o.engine.max_num_tokens},
       {"max_seq_len", o.model_options.max_seq_len},
@@ -175,15 +178,22 @@ Result<ServedModel> Server::describe(LoadedModel& model, const EngineThread& eng
 
 Result<Server::Loaded> Server::load() {
   Loaded loaded;
-  loaded.model = NIBBLE_TRY(LoadedModel::load(directory_, options_.model_options));
   LoadProgress progress;
-  progress.phase = "engine";
   progress.bytes_total = weight_bytes(directory_);
+  options_.model_options.on_progress = [this, progress](double share) mutable {
+    progress.bytes_loaded =
+        static_cast<uint64_t>(share * static_cast<double>(progress.bytes_total));
+    service_->set_progress(progress);
+  };
+  loaded.model = NIBBLE_TRY(LoadedModel::load(directory_, options_.model_options));
+  progress.phase = "kv_cache";
   progress.bytes_loaded = progress.bytes_total;
   service_->set_progress(progress);
   auto engine = NIBBLE_TRY(Engine::create(*loaded.model, options_.engine));
   loaded.engine = std::make_unique<EngineThread>(std::move(engine));
   loaded.served = NIBBLE_TRY(describe(*loaded.model, *loaded.engine));
+  progress.phase = "self_test";
+  service_->set_progress(progress);
   // A few tokens before anyone asks: weights that give no numbers show here.
   Request probe;
   probe.prompt_token_ids = {static_cast<int32_t>(loaded.model->config.bos_token_id)};
@@ -216,7 +226,19 @@ void Server::take_over(Result<Loaded> result) {
   } else {
     log_warning("no chat: " + loaded_.served.chat_template_problem);
   }
-  service_->become_ready(*loaded_.engine, loaded_.served, effective_configuration());
+  ServedEngine served;
+  served.engine = loaded_.engine.get();
+  served.model = loaded_.served;
+  served.server_info = effective_configuration();
+  served.device = loaded_.model->kernels->device().name();
+  served.block_size = options_.engine.block_size;
+  served.weight_bytes = loaded_.model->weights.device_bytes;
+  const DType cache_type =
+      options_.engine.kv_cache_dtype.value_or(loaded_.model->default_kv_cache_dtype());
+  served.kv_cache_bytes =
+      static_cast<uint64_t>(stats.num_blocks * options_.engine.block_size) *
+      KvCache::bytes_per_token(loaded_.model->config, cache_type, options_.engine.num_drafts > 0);
+  service_->become_ready(std::move(served));
   ready_ = true;
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
@@ -262,10 +284,10 @@ void Server::tick() {
 
 Status Server::run() {
   directory_ = NIBBLE_TRY(resolve_model(options_.model));
-  command_line_keys_ = options_.service.api_keys;
+  command_line_keys_ = options_.service.access.api_keys;
   if (!options_.api_key_file.empty()) {
     for (std::string& key : NIBBLE_TRY(read_key_file(options_.api_key_file))) {
-      options_.service.api_keys.push_back(std::move(key));
+      options_.service.access.api_keys.push_back(std::move(key));
     }
   }
   for (const std::string& note : options_.notes) log_info(note);
@@ -283,7 +305,8 @@ Status Server::run() {
   service_->set_progress(progress);
   (void)std::signal(SIGHUP, on_hangup);
   const char* scheme = options_.http.certificate_file.empty() ? "http" : "https";
-  const std::string address = fmt::format("{}://{}:{}", scheme, options_.http.host, http_->port());
+  std::string address = fmt::format("{}://{}:{}", scheme, options_.http.host, http_->port());
+  if (!options_.http.unix_socket.empty()) address = "unix:" + options_.http.unix_socket;
   log_info("listening on " + address);
   print(fmt::format("nibble serves {} on {}; Ctrl-C ends\n", options_.model, address));
   (void)std::fflush(stdout);

@@ -133,13 +133,6 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                "Refused",
                "NAME",
                refused("custom tokenizer code is never run; leave custom_tokenizer out")});
-  s.push_back({"uds",
-               {},
-               {},
-               kCompat,
-               "Refused",
-               "PATH",
-               refused("Unix sockets are not supported; use --host 127.0.0.1 and --port")});
   s.push_back({"otlp_traces_endpoint",
                {},
                {},

@@ -40,6 +40,13 @@ void add_server_settings(std::vector<ServeSetting>& s) {
        "0 picks a free one [8000]",
        "PORT",
        integer(0, 65535, [](Options& o, int64_t v) { o.http.port = static_cast<uint16_t>(v); })});
+  s.push_back({"uds",
+               {},
+               {},
+               kServer,
+               "Unix socket to listen on, instead of host and port",
+               "PATH",
+               text([](Options& o, const std::string& v) { o.http.unix_socket = v; })});
   s.push_back({"ssl_certfile",
                {},
                {},
@@ -407,7 +414,7 @@ void add_access_settings(std::vector<ServeSetting>& s) {
                "KEYS",
                text([](Options& o, const std::string& v) {
                  for (std::string& key : split_list(v)) {
-                   o.service.api_keys.push_back(std::move(key));
+                   o.service.access.api_keys.push_back(std::move(key));
                  }
                })});
   s.push_back({"api_key_file",
@@ -429,7 +436,7 @@ void add_access_settings(std::vector<ServeSetting>& s) {
                    return invalid_argument(fmt::format("the variable {} is not set", v));
                  }
                  for (std::string& key : split_list(value)) {
-                   o.service.api_keys.push_back(std::move(key));
+                   o.service.access.api_keys.push_back(std::move(key));
                  }
                  return {};
                }});
@@ -439,7 +446,7 @@ void add_access_settings(std::vector<ServeSetting>& s) {
                kAccess,
                "Key of /admin; without it there is no /admin",
                "KEY",
-               text([](Options& o, const std::string& v) { o.service.admin_api_key = v; })});
+               text([](Options& o, const std::string& v) { o.service.access.admin_api_key = v; })});
   s.push_back(
       {"cors_origins",
        {},
@@ -447,14 +454,14 @@ void add_access_settings(std::vector<ServeSetting>& s) {
        kAccess,
        "Origins of web pages that may ask, or * [none]",
        "LIST",
-       text([](Options& o, const std::string& v) { o.service.cors_origins = split_list(v); })});
+       text([](Options& o, const std::string& v) { o.service.access.cors_origins = split_list(v); })});
   s.push_back({"protect_metrics",
                {},
                {},
                kAccess,
                "/metrics needs a key too",
                "",
-               boolean([](Options& o, bool v) { o.service.protect_metrics = v; })});
+               boolean([](Options& o, bool v) { o.service.access.protect_metrics = v; })});
 }
 
 std::string folded(std::string_view name) {
@@ -512,7 +519,7 @@ Status check_serve_options(ServeOptions* options) {
   if (o.http.certificate_file.empty() != o.http.key_file.empty()) {
     return invalid_argument("ssl_certfile and ssl_keyfile belong together");
   }
-  const auto& origins = o.service.cors_origins;
+  const auto& origins = o.service.access.cors_origins;
   if (origins.size() > 1 && std::find(origins.begin(), origins.end(), "*") != origins.end()) {
     return invalid_argument("cors_origins names * beside others");
   }

@@ -67,6 +67,11 @@ Result<int64_t> blocks_from_memory(const LoadedModel& model, const EngineOptions
   return std::clamp<int64_t>(blocks, 1, useful);
 }
 
+template <typename Duration>
+double seconds(Duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
 }  // namespace
 
 double EngineStats::acceptance_length() const {
@@ -167,9 +172,14 @@ Result<uint64_t> Engine::add(Request request) {
   context.eos_token_ids = model_.config.eos_token_ids;
   context.relaxed = options_.relaxed_thinking;
   context.processed_logprobs = options_.processed_logprobs;
+  const auto start = Sequence::Clock::now();
   if (request.params.guided) context.grammars = &grammars();
   auto sequence = std::make_unique<Sequence>(NIBBLE_TRY(SequenceSampler::create(
       context, request.params, request.choice, request.prompt_token_ids, max_output)));
+  if (request.params.guided) {
+    ++stats_.num_guided;
+    stats_.guided_seconds += seconds(Sequence::Clock::now() - start);
+  }
   sequence->id = next_id_++;
   sequence->priority = static_cast<int>(request.params.priority);
   sequence->cache_salt = request.params.cache_salt;
@@ -208,8 +218,14 @@ bool Engine::has_work() const { return !sequences_.empty(); }
 std::vector<RequestUpdate> Engine::step() {
   std::vector<RequestUpdate> updates;
   drop_ended(updates);
+  const auto start = Sequence::Clock::now();
   const std::vector<ScheduledRun> runs = scheduler_.schedule();
   if (runs.empty()) return updates;
+  StepCount& count = count_of(runs);
+  for (const ScheduledRun& run : runs) {
+    if (!run.sequence->first_run) run.sequence->first_run = start;
+    count.tokens += run.num_tokens;
+  }
   const auto batch = run_step(runs, *passes_);
   if (batch) {
     sample(*batch, updates);
@@ -217,6 +233,10 @@ std::vector<RequestUpdate> Engine::step() {
     run_apart(runs, batch.error(), updates);
   }
   ++stats_.num_steps;
+  ++count.steps;
+  count.sequences += static_cast<int64_t>(runs.size());
+  count.seconds += seconds(Sequence::Clock::now() - start);
+  stats_.last_step_timestamp = seconds(std::chrono::system_clock::now().time_since_epoch());
   return updates;
 }
 
@@ -240,6 +260,15 @@ void Engine::fail(Sequence& sequence, Error error, std::vector<RequestUpdate>& u
   update.finish_reason = FinishReason::kError;
   update.error = std::move(error);
   finish(sequence, std::move(update), updates);
+}
+
+// Before the step runs: it changes where the sequences stand.
+StepCount& Engine::count_of(const std::vector<ScheduledRun>& runs) {
+  const auto prefills = std::count_if(runs.begin(), runs.end(), [](const ScheduledRun& run) {
+    return run.sequence->num_computed < run.sequence->prompt_size;
+  });
+  if (prefills == 0) return stats_.decode_steps;
+  return prefills == static_cast<int64_t>(runs.size()) ? stats_.prefill_steps : stats_.mixed_steps;
 }
 
 void Engine::drop_ended(std::vector<RequestUpdate>& updates) {
@@ -277,6 +306,10 @@ void Engine::accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler
   if (num_drafts > 0 && !window.is_cut) {
     ++stats_.num_windows;
     stats_.num_draft_tokens += num_drafts;
+    DraftCount& count = stats_.drafts[window.rule.thinking ? 1 : 0][window.rule.relaxed ? 1 : 0];
+    ++count.windows;
+    count.draft_tokens += num_drafts;
+    count.accepted_tokens += window.num_accepted;
     for (int64_t i = 0; i < window.num_accepted; ++i) ++stats_.accepted_at[static_cast<size_t>(i)];
     sequence.acceptance.add(num_drafts, window.num_accepted);
     draft_policy_.add(window.num_accepted);
@@ -294,6 +327,11 @@ void Engine::accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler
 
   RequestUpdate update;
   update.id = sequence.id;
+  if (!window.is_cut) {
+    update.num_draft_tokens = num_drafts;
+    update.num_accepted_tokens = window.num_accepted;
+  }
+  update.queue_seconds = sequence.first_run ? seconds(*sequence.first_run - sequence.arrival) : 0;
   update.token_ids = std::move(window.token_ids);
   update.text = std::move(window.text);
   update.logprobs = std::move(window.logprobs);

@@ -55,6 +55,24 @@ struct RequestUpdate {
   std::optional<Error> error;  // with kError
   int64_t num_prompt_tokens = 0;
   int64_t num_cached_tokens = 0;  // of the prompt, not computed
+  int64_t num_draft_tokens = 0;   // that this step judged, windows cut by the end left out
+  int64_t num_accepted_tokens = 0;
+  double queue_seconds = 0;  // from add() until a step took it
+};
+
+// Steps of one kind.
+struct StepCount {
+  int64_t steps = 0;
+  double seconds = 0;
+  int64_t tokens = 0;
+  int64_t sequences = 0;
+};
+
+// Windows of drafts judged under one rule.
+struct DraftCount {
+  int64_t windows = 0;
+  int64_t draft_tokens = 0;
+  int64_t accepted_tokens = 0;
 };
 
 // Counted since the engine was made.
@@ -73,6 +91,13 @@ struct EngineStats {
   int64_t num_used_blocks = 0;
   int64_t num_cached_blocks = 0;
   std::optional<ExpertStoreStats> experts;  // where they come from a store
+  StepCount prefill_steps;  // prompts alone
+  StepCount decode_steps;   // one window of each sequence
+  StepCount mixed_steps;
+  DraftCount drafts[2][2];         // [DraftRule::thinking][DraftRule::relaxed]
+  int64_t num_guided = 0;          // requests with guided output
+  double guided_seconds = 0;       // that their grammars took before the first step
+  double last_step_timestamp = 0;  // seconds since 1970; 0 before the first
 
   // 1 + accepted drafts per window; 1 without windows.
   double acceptance_length() const;
@@ -117,6 +142,7 @@ class Engine {
   // Made when the first request asks for guided output: it reads the whole vocabulary.
   GuidedCache& grammars();
 
+  StepCount& count_of(const std::vector<ScheduledRun>& runs);
   void drop_ended(std::vector<RequestUpdate>& updates);
   void sample(const StepBatch& batch, std::vector<RequestUpdate>& updates);
   void run_apart(const std::vector<ScheduledRun>& runs, const Error& error,

@@ -33,6 +33,14 @@ void EngineThread::cancel(uint64_t ticket) {
   wake_.notify_one();
 }
 
+void EngineThread::reset_prefix_cache() {
+  {
+    const std::lock_guard lock(mutex_);
+    forget_prefixes_ = true;
+  }
+  wake_.notify_one();
+}
+
 EngineStats EngineThread::stats() const {
   const std::lock_guard lock(mutex_);
   return stats_;
@@ -53,15 +61,19 @@ void EngineThread::run() {
     std::vector<Submission> submissions;
     std::vector<uint64_t> cancelled;
     bool stopping = false;
+    bool forget = false;
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] {
-        return stopping_ || !submissions_.empty() || !cancelled_.empty() || engine_->has_work();
+        return stopping_ || forget_prefixes_ || !submissions_.empty() || !cancelled_.empty() ||
+               engine_->has_work();
       });
       submissions.swap(submissions_);
       cancelled.swap(cancelled_);
       stopping = stopping_;
+      forget = std::exchange(forget_prefixes_, false);
     }
+    if (forget) engine_->reset_prefix_cache();
     take_in(std::move(submissions), cancelled);
     if (stopping) abort_all();
     try {

@@ -37,6 +37,9 @@ class EngineThread {
   // The request ends with kAbort within one step. Unknown and finished tickets are ignored.
   void cancel(uint64_t ticket);
 
+  // Forgets all cached prefixes before the next step.
+  void reset_prefix_cache();
+
   // As of the end of the last step.
   EngineStats stats() const;
 
@@ -72,6 +75,7 @@ class EngineThread {
   std::condition_variable wake_;
   std::vector<Submission> submissions_;
   std::vector<uint64_t> cancelled_;
+  bool forget_prefixes_ = false;
   EngineStats stats_;
   uint64_t next_ticket_ = 1;
   bool stopping_ = false;

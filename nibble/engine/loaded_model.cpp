@@ -56,6 +56,7 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
     }
   }
   weights_options.show_progress = options.show_progress;
+  weights_options.on_progress = options.on_progress;
   weights_options.threads = threads;
   const bool tiers = wants_tiers(directory, options.experts);
   weights_options.load_experts = !tiers;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -25,6 +26,9 @@ struct ModelOptions {
   int64_t max_seq_len = 0;  // tokens, prompt and output; 0: the model's max_position_embeddings
   bool show_progress = false;
   ExpertOptions experts;
+  // Told what share of the weights' elements is loaded, 0..1, rising; on loading threads, one call
+  // at a time.
+  std::function<void(double share)> on_progress;
 };
 
 // Not movable: the weights point into the kernels' device.

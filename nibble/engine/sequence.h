@@ -29,6 +29,8 @@ struct Sequence {
   int64_t num_prompt_logprobs = -1;  // entries for each prompt token; -1: none are wanted
   int64_t num_scored = 0;  // prompt tokens whose log-probabilities were told, but the first
   std::optional<Clock::time_point> deadline;
+  Clock::time_point arrival = Clock::now();
+  std::optional<Clock::time_point> first_run;  // when a step took it for the first time
 
   std::vector<int32_t> token_ids;  // prompt, then output
   int64_t prompt_size = 0;

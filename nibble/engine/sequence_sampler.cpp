@@ -34,14 +34,16 @@ SequenceSampler::SequenceSampler(const SamplingContext& context, const SamplingP
       stop_matcher_(params.stop, params.include_stop_str_in_output),
       constraint_(std::move(constraint)) {}
 
+RelaxedThinking SequenceSampler::relaxed() const {
+  if (!params_.relaxed_acceptance) return context_.relaxed;
+  return {params_.relaxed_acceptance->enabled, params_.relaxed_acceptance->topk,
+          params_.relaxed_acceptance->delta};
+}
+
 Result<Verification> SequenceSampler::verify(const Drafts& drafts, const ProcessedRow& row,
                                              Sampler& sampler) const {
   const VerifyContext context{params_, static_cast<int64_t>(counts_.output().size()), choice_};
-  RelaxedThinking relaxed = context_.relaxed;
-  if (params_.relaxed_acceptance) {
-    relaxed = {params_.relaxed_acceptance->enabled, params_.relaxed_acceptance->topk,
-               params_.relaxed_acceptance->delta};
-  }
+  const RelaxedThinking relaxed = this->relaxed();
   if (relaxed.enabled && constraint_.thinking() && drafts.size() > 0) {
     return verify_relaxed(drafts.token_ids, row, relaxed.topk, relaxed.delta, context, sampler);
   }
@@ -125,12 +127,14 @@ Result<SequenceSampler::Window> SequenceSampler::sample(const Drafts& drafts,
     NIBBLE_TRY(process(values));
     return std::span<const float>(values);
   };
+  const DraftRule rule{constraint_.thinking(), relaxed().enabled && constraint_.thinking()};
   const auto verified = verify(drafts, processed, sampler);
   counts_.pop(pushed);
   constraint_.pop(pushed);
   if (!verified) return tl::unexpected(verified.error());
 
   Window window;
+  window.rule = rule;
   for (size_t i = 0; i < verified->token_ids.size(); ++i) {
     const int32_t token = verified->token_ids[i];
     if (params_.logprobs) {

@@ -39,6 +39,12 @@ struct SamplingContext {
   GuidedCache* grammars = nullptr;  // needed with params.guided
 };
 
+// Under which rule drafts are judged, for counts by it.
+struct DraftRule {
+  bool thinking = false;  // the window began inside <think>
+  bool relaxed = false;
+};
+
 // Drafts of a window. Drawn drafts come with what each was drawn from.
 struct Drafts {
   std::vector<int32_t> token_ids;
@@ -67,6 +73,7 @@ class SequenceSampler {
     std::string stop_text;     // the stop string that ended it
     int64_t num_accepted = 0;  // drafts among token_ids
     bool is_cut = false;       // it ended before all that was judged to stand: counts for nothing
+    DraftRule rule;            // how the drafts were judged
   };
 
   // Judges `drafts` and draws one more token. Row i of `logits` [drafts + 1, vocab_size] stands
@@ -87,6 +94,7 @@ class SequenceSampler {
                   OutputConstraint constraint);
 
   Status process(std::span<float> logits);
+  RelaxedThinking relaxed() const;
   Result<Verification> verify(const Drafts& drafts, const ProcessedRow& row,
                               Sampler& sampler) const;
   std::optional<FinishReason> ended_by(int32_t token) const;

@@ -228,6 +228,10 @@ Status Loader::run() {
   ThreadPool pool(std::max(1, options_.threads));
   std::vector<Status> results(jobs_.size());
   std::atomic<bool> failed{false};
+  double total = 0;
+  for (const Job& job : jobs_) total += static_cast<double>(job.rows * job.cols);
+  double done = 0;
+  std::mutex done_mutex;  // guards done, and orders the calls
   pool.parallel_for(static_cast<int64_t>(jobs_.size()), 1,
                     [&](int64_t begin, int64_t end, int /*thread_id*/) {
                       for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
@@ -235,6 +239,10 @@ Status Loader::run() {
                         results[i] = interrupted() ? check_interrupt() : run_job(jobs_[i]);
                         if (!results[i]) failed.store(true, std::memory_order_relaxed);
                         progress.add(1);
+                        if (!options_.on_progress) continue;
+                        const std::lock_guard lock(done_mutex);
+                        done += static_cast<double>(jobs_[i].rows * jobs_[i].cols);
+                        options_.on_progress(done / total);
                       }
                     });
   for (Status& result : results) {

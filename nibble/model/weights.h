@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -61,6 +62,9 @@ struct WeightsOptions {
   int64_t max_positions = 0;  // rows of the rotary table; 0: max_position_embeddings
   bool show_progress = false;
   int threads = 1;  // that pack in parallel
+  // Told what share of the weights' elements is loaded, 0..1, rising; on loading threads, one call
+  // at a time.
+  std::function<void(double share)> on_progress;
 
   // One layer alone, for a caller that can't hold more: 0 .. num_hidden_layers - 1, or
   // num_hidden_layers for the MTP layer, which comes with embed_tokens. The other layers and

@@ -64,6 +64,21 @@ ApiError not_supported(std::string message, std::string param) {
   return error;
 }
 
+ApiError not_found_error(std::string message, std::string code) {
+  ApiError error = bad_request(std::move(message), std::move(code));
+  error.status = 404;
+  error.type = "not_found_error";
+  return error;
+}
+
+ApiError unavailable_error(std::string message, std::string code, std::string_view retry_after) {
+  ApiError error = bad_request(std::move(message), std::move(code));
+  error.status = 503;
+  error.type = "service_unavailable";
+  error.headers.emplace_back("Retry-After", std::string(retry_after));
+  return error;
+}
+
 ApiError from_error(const Error& error) {
   ApiError api = bad_request(error.message, "", field_of(error.message));
   switch (error.code) {

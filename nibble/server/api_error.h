@@ -28,6 +28,10 @@ ApiError bad_request(std::string message, std::string code = "", std::string par
 ApiError out_of_range(std::string param, std::string message);
 ApiError not_supported(std::string message, std::string param = "");
 
+ApiError not_found_error(std::string message, std::string code = "");
+// 503; `retry_after` in seconds.
+ApiError unavailable_error(std::string message, std::string code, std::string_view retry_after);
+
 // What an Error of the engine or a parser means to a client; `param` when its message begins with a
 // field's name.
 ApiError from_error(const Error& error);

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "nibble/grammar/compile_guided.h"
 #include "nibble/server/generation_request.h"
 #include "nibble/server/json_fields.h"
 
@@ -16,11 +17,24 @@ constexpr size_t kMaxTools = 128;
 struct Tools {
   Json definitions = Json::array();  // as the template sees them
   std::vector<std::string> names;
-  std::vector<std::string> schemas;
+  std::vector<CallableTool> callable;
+  bool any_strict = false;
 };
 
 ApiError tool_error(std::string message, std::string param = "tools") {
   return bad_request(std::move(message), "invalid_value", std::move(param));
+}
+
+// A strict tool's schema is refused before its reply begins.
+ApiResult<bool> check_schema(const std::string& schema, const std::string& where) {
+  Guided guided;
+  guided.kind = Guided::Kind::kJsonSchema;
+  guided.text = schema;
+  const auto grammar = guided_grammar(guided);
+  if (grammar) return true;
+  ApiError error = from_error(grammar.error());
+  error.param = where + ".function.parameters";
+  return tl::unexpected(error);
 }
 
 ApiResult<Tools> read_tools(JsonFields& fields) {
@@ -69,7 +83,14 @@ ApiResult<Tools> read_tools(JsonFields& fields) {
     }
     const bool has_schema =
         parameters != function.end() && parameters->is_object() && !parameters->empty();
-    tools.schemas.push_back(has_schema ? parameters->dump() : "");
+    CallableTool callable;
+    callable.name = tools.names.back();
+    if (has_schema) callable.schema = parameters->dump();
+    const auto strict = function.find("strict");
+    callable.strict = has_schema && strict != function.end() && *strict == true;
+    if (callable.strict) NIBBLE_API_TRY(check_schema(callable.schema, where));
+    tools.any_strict |= callable.strict;
+    tools.callable.push_back(std::move(callable));
     tools.definitions.push_back(tool);
   }
   return tools;
@@ -187,6 +208,15 @@ ApiResult<std::vector<int32_t>> encode_conversation(const Conversation& conversa
   }
   auto ids = model.chat_template->encode(*chat, *model.tokenizer);
   if (!ids) return tl::unexpected(from_error(ids.error()));
+  if (model.call_memory) {
+    std::vector<NamedCall> calls;
+    for (const ChatMessage& message : chat->messages) {
+      for (const ChatToolCall& call : message.tool_calls) {
+        calls.push_back({call.id, call.name, call.arguments});
+      }
+    }
+    (void)model.call_memory->replay(calls, model.tags, &*ids);
+  }
   if (conversation.continue_final) {
     const auto is_eos = [&](int32_t id) {
       return std::find(model.eos_token_ids.begin(), model.eos_token_ids.end(), id) !=
@@ -197,35 +227,26 @@ ApiResult<std::vector<int32_t>> encode_conversation(const Conversation& conversa
   return *std::move(ids);
 }
 
-ApiResult<bool> append_text(const std::string& text, const ServedModel& model,
-                            std::vector<int32_t>* ids) {
-  EncodeOptions plain;
-  plain.parse_added_tokens = false;
-  const auto more = model.tokenizer->encode(text, plain);
-  if (!more) return tl::unexpected(from_error(more.error()));
-  ids->insert(ids->end(), more->begin(), more->end());
-  return true;
-}
-
-// A call that has to be made: the prompt goes on to where its name, or its arguments, begin.
-ApiResult<bool> force_call(const ToolChoice& choice, const Tools& tools, const ServedModel& model,
-                           GenerationRequest* request) {
-  if (model.tags.calls_begin < 0 || model.tags.call_begin < 0 || model.tags.call_separator < 0) {
+// Which calls are held to their tools: those that have to be made, and those of strict functions.
+ApiResult<CallRules> read_call_rules(const ToolChoice& choice, Tools tools, bool parallel,
+                                     const ServedModel& model) {
+  CallRules rules;
+  const bool required = choice.kind == ToolChoice::Kind::kRequired;
+  if (!required && (choice.kind == ToolChoice::Kind::kNone || !tools.any_strict)) return rules;
+  if (!model.parse_tools || model.tags.call_begin < 0 || model.tags.call_separator < 0) {
+    if (!required) return rules;
     return tl::unexpected(not_supported(
         "tool_choice asks for a call, but the vocabulary has no tool tokens", "tool_choice"));
   }
-  for (size_t i = 0; i < tools.names.size(); ++i) {
-    if (!choice.name.empty() && tools.names[i] != choice.name) continue;
-    request->forced_names.push_back(tools.names[i]);
-    request->forced_schemas.push_back(tools.schemas[i]);
+  rules.required = required;
+  rules.several = parallel && choice.name.empty();
+  for (CallableTool& tool : tools.callable) {
+    if (!choice.name.empty() && tool.name != choice.name) continue;
+    tool.constrained = required || tool.strict;
+    rules.tools.push_back(std::move(tool));
     if (!choice.name.empty()) break;
   }
-  std::vector<int32_t>& ids = request->prompts.front();
-  ids.push_back(model.tags.calls_begin);
-  ids.push_back(model.tags.call_begin);
-  NIBBLE_API_TRY(append_text("function", model, &ids));
-  ids.push_back(model.tags.call_separator);
-  return true;
+  return rules;
 }
 
 ApiResult<bool> read_lengths(JsonFields& fields, const ServedModel& model,
@@ -295,8 +316,15 @@ ApiResult<GenerationRequest> read_chat_request(const Json& body, const ServedMod
   const Tools tools = NIBBLE_API_TRY(read_tools(fields));
   const ToolChoice choice = NIBBLE_API_TRY(read_tool_choice(fields, tools));
   ChatThinking thinking = NIBBLE_API_TRY(read_thinking(fields, model, &request));
-  const bool forced = choice.kind == ToolChoice::Kind::kRequired;
-  if (forced) thinking = ChatThinking::kOff;
+  // A call that has to be made comes behind the reasoning, so there has to be some to end.
+  const bool required = choice.kind == ToolChoice::Kind::kRequired;
+  const Json* kwargs = fields.find("chat_template_kwargs");
+  const bool kwargs_decide = kwargs != nullptr && kwargs->is_object() &&
+                             (kwargs->contains("thinking") || kwargs->contains("enable_thinking"));
+  if (required && thinking == ChatThinking::kAuto && !kwargs_decide) {
+    const bool thinks = model.parse_reasoning && !model.chat_template->ignores_thinking();
+    thinking = thinks ? ChatThinking::kOn : ChatThinking::kOff;
+  }
   const bool parallel = NIBBLE_API_TRY(fields.boolean("parallel_tool_calls")).value_or(true);
   const Conversation conversation = NIBBLE_API_TRY(read_conversation(fields, tools, thinking));
   request.include_reasoning = NIBBLE_API_TRY(fields.boolean("include_reasoning")).value_or(true);
@@ -305,7 +333,7 @@ ApiResult<GenerationRequest> read_chat_request(const Json& body, const ServedMod
   NIBBLE_API_TRY(note_unknown_fields(fields, model, &request));
 
   request.prompts.push_back(NIBBLE_API_TRY(encode_conversation(conversation, model)));
-  if (forced) NIBBLE_API_TRY(force_call(choice, tools, model, &request));
+  request.call_rules = NIBBLE_API_TRY(read_call_rules(choice, tools, parallel, model));
   NIBBLE_API_TRY(check_prompt_length(request, model));
 
   ReplyParserOptions& parser = request.parser;
@@ -322,14 +350,7 @@ ApiResult<GenerationRequest> read_chat_request(const Json& body, const ServedMod
   parser.stop = std::move(request.params.stop);
   parser.include_stop = request.params.include_stop_str_in_output;
   request.params.stop.clear();
-  if (parser.parse_tools) {
-    if (model.tags.calls_end >= 0) {
-      request.params.stop_token_ids.push_back(model.tags.calls_end);
-    }
-    if (!parallel && model.tags.call_end >= 0) {
-      request.params.stop_token_ids.push_back(model.tags.call_end);
-    }
-  } else if (model.tags.calls_begin >= 0) {
+  if (!parser.parse_tools && model.tags.calls_begin >= 0) {
     request.params.logit_bias.emplace(model.tags.calls_begin, -100);  // no call may leak as text
   }
   return request;

@@ -139,7 +139,7 @@ class ChatWriter final : public ReplyWriter {
       }
       if (!choice->calls.empty()) {
         Json calls = Json::array();
-        for (const ToolCall& call : choice->calls) {
+        for (const NamedCall& call : choice->calls) {
           calls.push_back({{"id", call.id},
                            {"type", "function"},
                            {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
@@ -252,9 +252,11 @@ std::string usage_json(const Usage& usage) {
   return fmt::format(
       "{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{},"
       "\"prompt_tokens_details\":{{\"cached_tokens\":{}}},"
-      "\"completion_tokens_details\":{{\"reasoning_tokens\":{}}}}}",
+      "\"completion_tokens_details\":{{\"reasoning_tokens\":{},"
+      "\"accepted_prediction_tokens\":{},\"rejected_prediction_tokens\":{}}}}}",
       usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens + usage.completion_tokens,
-      usage.cached_tokens, usage.reasoning_tokens);
+      usage.cached_tokens, usage.reasoning_tokens, usage.accepted_tokens,
+      usage.draft_tokens - usage.accepted_tokens);
 }
 
 double finite_logprob(double value) { return std::isfinite(value) ? value : -9999.0; }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "nibble/engine/engine_thread.h"
+#include "nibble/server/answer.h"
 #include "nibble/server/http.h"
 #include "nibble/server/metrics.h"
 #include "nibble/server/reply_writer.h"
@@ -34,7 +35,8 @@ struct GenerationOrigin {
   std::string request_id;
   std::string client;
   std::string route;
-  HttpHeaders headers;  // of the reply
+  std::string trace_id;  // of the client's trace, or ""
+  HttpHeaders headers;   // of the reply
   std::optional<std::chrono::milliseconds> timeout;
 };
 
@@ -58,40 +60,26 @@ class Generation : public std::enable_shared_from_this<Generation> {
   // Ends it with an error: as a reply if nothing was sent yet, otherwise as an event.
   void fail(const ApiError& error);
 
-  // Ends it without a word.
-  void abort();
-
-  int64_t num_answers() const { return static_cast<int64_t>(answers_.size()); }
+  int64_t num_answers() const { return static_cast<int64_t>(parts_.size()); }
   // Whether the engine has brought nothing yet.
   bool is_waiting() const { return !first_update_; }
   bool ended() const { return ended_; }
   const std::string& request_id() const { return origin_.request_id; }
 
  private:
-  struct Answer {
-    Choice choice;
-    size_t prompt = 0;  // index
-    std::unique_ptr<ReplyParser> parser;
+  struct Part {
+    explicit Part(Answer a) : answer(std::move(a)) {}
+    Answer answer;
     std::optional<uint64_t> ticket;
-    std::vector<PositionLogprobs> held_logprobs;    // white space that may become content
-    std::vector<PositionLogprobs> pending_content;  // not yet with their text
-    std::vector<PositionLogprobs> pending_reasoning;
-    int64_t num_tokens = 0;
-    std::string forced_name;  // chosen; "" while it is being chosen
-    std::string chosen_text;
     bool counted_cached = false;
     bool begun = false;
     bool done = false;
   };
 
-  void submit(size_t index);
-  void submit_choice_of_name(size_t index);
+  void ask(size_t index);
   void on_update(size_t index, const RequestUpdate& update);
-  void on_name_update(Answer& answer, size_t index, const RequestUpdate& update);
-  void take_tokens(Answer& answer, const RequestUpdate& update, ReplyDelta* delta);
-  void take_text(Answer& answer, const RequestUpdate& update, ReplyDelta* delta);
-  void apply(Answer& answer, ReplyDelta* delta);
-  void finish_answer(Answer& answer, const RequestUpdate& update, ReplyDelta* delta);
+  void count(const RequestUpdate& update, const ReplyDelta& delta, int64_t new_reasoning_tokens);
+  void answer_is_done(Part& part);
   void send_delta(const ReplyDelta& delta);
   void begin_stream();
   void finish();
@@ -100,7 +88,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void measure(const RequestUpdate& update);
   std::vector<const Choice*> choose();
   HttpResponse head() const;
-  void log_line(int status, std::string_view finish) const;
+  void log(int status, std::string_view finish) const;
 
   GenerationShared& shared_;
   GenerationRequest request_;
@@ -109,13 +97,15 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::function<void(Generation&)> on_end_;
   ReplyContext context_;
   std::unique_ptr<ReplyWriter> writer_;
-  std::vector<Answer> answers_;
+  std::vector<Part> parts_;
   Usage usage_;
 
   bool streaming_ = false;
   bool ended_ = false;
   bool first_update_ = false;
   bool deadline_passed_ = false;
+  double queue_seconds_ = 0;
+  int64_t num_windows_ = 0;
   Clock::time_point arrival_;
   Clock::time_point first_token_;
   Clock::time_point last_token_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "nibble/engine/sampling_params.h"
 #include "nibble/server/api_error.h"
+#include "nibble/server/call_memory.h"
 #include "nibble/server/reply_parser.h"
 #include "nibble/tokenizer/chat_template.h"
 #include "nibble/tokenizer/tokenizer.h"
@@ -38,8 +40,26 @@ struct ServedModel {
   bool strict_request_fields = false;
   bool reasoning_content = true;  // which names reasoning has in replies
   bool reasoning = true;
+  std::shared_ptr<CallMemory> call_memory;  // none: calls are always written anew
 
   bool serves(const std::string& name) const;
+};
+
+// A function that may be called.
+struct CallableTool {
+  std::string name;
+  std::string schema;       // of its arguments, JSON text; "": any object
+  bool constrained = true;  // to the schema; otherwise the arguments are what the model writes
+  bool strict = false;      // the schema is one that can be met word for word
+};
+
+// Calls that are not left to the model alone: their heads are written for it, their names are
+// chosen among the tools, and their arguments are held to the schemas. Without tools calls are
+// generated freely.
+struct CallRules {
+  std::vector<CallableTool> tools;
+  bool required = false;  // there has to be one, behind the reasoning if the prompt opens one
+  bool several = false;   // others may follow
 };
 
 enum class Api { kChat, kCompletions, kMessages, kResponses };
@@ -62,10 +82,7 @@ struct GenerationRequest {
   bool parse_reply = true;       // reasoning and tools, not plain text
   ReplyParserOptions parser;     // without token_text
 
-  // tool_choice that has to be met: the names to choose from, and each one's schema ("" for none).
-  // The prompt ends where a name is expected, or, with one name, its arguments.
-  std::vector<std::string> forced_names;
-  std::vector<std::string> forced_schemas;
+  CallRules call_rules;
 
   std::vector<std::string> ignored_fields;
   // Responses: members that the reply repeats, as JSON text without braces.

@@ -72,6 +72,7 @@ class HttpHandler {
 };
 
 struct HttpServerOptions {
+  std::string unix_socket;  // a path, instead of host and port
   std::string host = "localhost";
   uint16_t port = 8000;          // 0: any free one
   std::string certificate_file;  // PEM; with key_file: TLS
@@ -94,7 +95,7 @@ class HttpServer {
                                                     HttpHandler& handler);
   virtual ~HttpServer() = default;
 
-  virtual uint16_t port() const = 0;
+  virtual uint16_t port() const = 0;  // 0 with unix_socket
 
   // Serves until stop(). `tick` is called on this thread every `interval`.
   virtual void run(std::chrono::milliseconds interval, std::function<void()> tick) = 0;

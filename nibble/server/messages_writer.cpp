@@ -108,7 +108,7 @@ class MessagesWriter final : public ReplyWriter {
     if (!choice.content.empty() || choice.calls.empty()) {
       content.push_back({{"type", "text"}, {"text", choice.content}});
     }
-    for (const ToolCall& call : choice.calls) {
+    for (const NamedCall& call : choice.calls) {
       content.push_back({{"type", "tool_use"},
                          {"id", tool_use_id(call.id)},
                          {"name", call.name},

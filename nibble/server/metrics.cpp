@@ -14,6 +14,8 @@ constexpr double kTokenBounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1, 
                                    .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
 constexpr double kRequestBounds[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                                      30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+constexpr double kDelayBounds[] = {.00002, .00005, .0001, .0002, .0003, .0005, .00075, .001,
+                                   .0015,  .002,   .005,  .01,   .02,   .05,   .1,     1};
 constexpr double kCountBounds[] = {1,   2,   5,   10,  20,  50,  100, 200, 500,
                                    1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5};
 
@@ -85,6 +87,60 @@ void print_experts(const ExpertStoreStats& experts, Page& page) {
   page.value("nibble_expert_guesses_total", experts.num_guesses_wasted, "outcome=\"wasted\"");
 }
 
+void print_drafts(const EngineStats& stats, Page* page) {
+  constexpr std::string_view kPhases[] = {"answer", "think"};
+  constexpr std::string_view kRules[] = {"strict", "relaxed"};
+  const auto each = [&](std::string_view name, std::string_view help, int64_t DraftCount::*field) {
+    page->family(name, "counter", help);
+    for (size_t phase = 0; phase < 2; ++phase) {
+      for (size_t rule = 0; rule < 2; ++rule) {
+        page->value(name, stats.drafts[phase][rule].*field,
+                    fmt::format("phase=\"{}\",rule=\"{}\"", kPhases[phase], kRules[rule]));
+      }
+    }
+  };
+  each("nibble_draft_tokens_total", "Draft tokens judged, by phase of the reply and rule.",
+       &DraftCount::draft_tokens);
+  each("nibble_accepted_tokens_total", "Draft tokens accepted, by phase of the reply and rule.",
+       &DraftCount::accepted_tokens);
+  page->family("nibble_acceptance_length", "gauge", "Tokens for each verified window of drafts.");
+  for (size_t phase = 0; phase < 2; ++phase) {
+    int64_t windows = 0;
+    int64_t accepted = 0;
+    for (const DraftCount& count : stats.drafts[phase]) {
+      windows += count.windows;
+      accepted += count.accepted_tokens;
+    }
+    const double length =
+        windows == 0 ? 1 : 1 + static_cast<double>(accepted) / static_cast<double>(windows);
+    page->value("nibble_acceptance_length", length, fmt::format("phase=\"{}\"", kPhases[phase]));
+  }
+}
+
+void print_steps(const EngineStats& stats, Page* page) {
+  page->single("nibble_steps_total", "counter", "Steps of the engine.", stats.num_steps);
+  const std::pair<std::string_view, const StepCount*> kinds[] = {{"prefill", &stats.prefill_steps},
+                                                                 {"decode", &stats.decode_steps},
+                                                                 {"mixed", &stats.mixed_steps}};
+  const auto summary = [&](std::string_view name, std::string_view help, auto field) {
+    page->family(name, "summary", help);
+    for (const auto& [kind, count] : kinds) {
+      const std::string label = fmt::format("kind=\"{}\"", kind);
+      page->value(fmt::format("{}_sum", name), count->*field, label);
+      page->value(fmt::format("{}_count", name), count->steps, label);
+    }
+  };
+  summary("nibble_step_seconds", "Seconds of a step.", &StepCount::seconds);
+  summary("nibble_batch_tokens", "Tokens of a step.", &StepCount::tokens);
+  summary("nibble_batch_sequences", "Sequences of a step.", &StepCount::sequences);
+  page->family("nibble_grammar_compile_seconds", "summary",
+               "What a grammar took before its request began, those that were found included.");
+  page->value("nibble_grammar_compile_seconds_sum", stats.guided_seconds);
+  page->value("nibble_grammar_compile_seconds_count", stats.num_guided);
+  page->single("nibble_last_step_timestamp_seconds", "gauge", "When the last step ended.",
+               stats.last_step_timestamp);
+}
+
 }  // namespace
 
 void Histogram::observe(double value, int64_t times) {
@@ -118,7 +174,8 @@ ServerMetrics::ServerMetrics()
       decode_(kRequestBounds),
       inference_(kRequestBounds),
       prompt_tokens_(kCountBounds),
-      generation_tokens_(kCountBounds) {
+      generation_tokens_(kCountBounds),
+      token_delay_(kDelayBounds) {
   for (const char* reason : {"stop", "length", "abort", "error"}) finished_[reason] = 0;
 }
 
@@ -135,21 +192,21 @@ void ServerMetrics::finished(const RequestTimes& times) {
   generation_tokens_.observe(static_cast<double>(times.generation_tokens));
 }
 
-std::string ServerMetrics::print(const EngineStats& stats, const std::string& model_name,
-                                 std::string_view state, int64_t num_waiting,
-                                 std::string_view version) const {
-  Page page(model_name);
+std::string ServerMetrics::print(const EngineStats& stats, const ServerFacts& facts) const {
+  Page page(facts.model_name);
   const double used = stats.num_blocks == 0 ? 0
                                             : static_cast<double>(stats.num_used_blocks) /
                                                   static_cast<double>(stats.num_blocks);
   page.single("vllm:num_requests_running", "gauge", "Sequences in the running batch.",
               stats.num_running);
   page.single("vllm:num_requests_waiting", "gauge", "Sequences that wait.",
-              std::max(num_waiting, stats.num_waiting));
+              std::max(facts.num_waiting, stats.num_waiting));
   page.single("vllm:kv_cache_usage_perc", "gauge", "Share of the KV cache's blocks in use, 0 to 1.",
               used);
   page.family("vllm:cache_config_info", "gauge", "The KV cache.");
-  page.value("vllm:cache_config_info", 1, fmt::format("num_gpu_blocks=\"{}\"", stats.num_blocks));
+  page.value(
+      "vllm:cache_config_info", 1,
+      fmt::format("block_size=\"{}\",num_gpu_blocks=\"{}\"", facts.block_size, stats.num_blocks));
   page.single("vllm:prompt_tokens_total", "counter", "Prompt tokens computed or found.",
               stats.num_prompt_tokens + stats.num_cached_tokens);
   page.single("vllm:generation_tokens_total", "counter", "Tokens generated.",
@@ -204,11 +261,13 @@ std::string ServerMetrics::print(const EngineStats& stats, const std::string& mo
               disconnects_);
   page.family("nibble_state", "gauge", "1 for the state that the server is in.");
   for (const std::string_view name : {"loading", "ready", "draining"}) {
-    page.value("nibble_state", name == state ? 1 : 0, fmt::format("state=\"{}\"", name));
+    page.value("nibble_state", name == facts.state ? 1 : 0, fmt::format("state=\"{}\"", name));
   }
-  page.single("nibble_acceptance_length", "gauge", "Tokens for each verified window of drafts.",
-              stats.acceptance_length());
-  page.single("nibble_steps_total", "counter", "Steps of the engine.", stats.num_steps);
+  print_drafts(stats, &page);
+  print_steps(stats, &page);
+  page.histogram("nibble_token_delay_seconds",
+                 "From the end of a step until its tokens were handed to the socket.",
+                 token_delay_);
   page.family("nibble_parser_anomalies_total", "counter", "Oddities in replies, by kind.");
   for (const auto& [kind, count] : anomalies_) {
     page.value("nibble_parser_anomalies_total", count, fmt::format("kind=\"{}\"", escaped(kind)));
@@ -222,8 +281,22 @@ std::string ServerMetrics::print(const EngineStats& stats, const std::string& mo
   page.value("nibble_kv_blocks", stats.num_blocks - stats.num_used_blocks - stats.num_cached_blocks,
              "state=\"free\"");
   if (stats.experts) print_experts(*stats.experts, page);
+  page.single("nibble_connections", "gauge", "Open connections.", facts.num_connections);
+  page.single("nibble_load_bytes", "gauge", "Bytes of the checkpoint that are loaded.",
+              facts.load_bytes);
+  page.single("nibble_load_bytes_total", "gauge", "Bytes of the checkpoint.",
+              facts.load_bytes_total);
+  page.family("nibble_memory_bytes", "gauge", "What the device's memory holds.");
+  const auto memory = [&](std::string_view kind, uint64_t bytes) {
+    page.value("nibble_memory_bytes", bytes,
+               fmt::format("device=\"{}\",kind=\"{}\"", escaped(facts.device), kind));
+  };
+  memory("weights", facts.weight_bytes);
+  memory("kv_cache", facts.kv_cache_bytes);
   page.family("nibble_build_info", "gauge", "1, with the version.");
-  page.value("nibble_build_info", 1, fmt::format("version=\"{}\"", escaped(version)));
+  page.value(
+      "nibble_build_info", 1,
+      fmt::format("version=\"{}\",commit=\"{}\"", escaped(facts.version), escaped(facts.commit)));
   return std::move(page).text();
 }
 

@@ -33,12 +33,28 @@ class Histogram {
 
 // The seconds and tokens of one finished request.
 struct RequestTimes {
-  double queue = 0;    // before the first step that ran it; not known better than the first token
-  double prefill = 0;  // to the first token
+  double queue = 0;    // before the first step that ran it
+  double prefill = 0;  // from there to the first token
   double decode = 0;   // from there on
   double end_to_end = 0;
   int64_t prompt_tokens = 0;
   int64_t generation_tokens = 0;
+};
+
+// What the page tells beside the counts.
+struct ServerFacts {
+  std::string model_name;
+  std::string_view state;  // "loading", "ready" or "draining"
+  std::string version;
+  std::string commit;
+  int64_t num_waiting = 0;
+  int64_t num_connections = 0;
+  uint64_t load_bytes = 0;
+  uint64_t load_bytes_total = 0;
+  std::string device = "cpu";
+  int64_t block_size = 0;     // tokens of a KV block
+  uint64_t weight_bytes = 0;  // in the device's memory
+  uint64_t kv_cache_bytes = 0;
 };
 
 // Used by the server's thread alone.
@@ -59,9 +75,11 @@ class ServerMetrics {
   void inter_token(double seconds, int64_t tokens) { itl_.observe(seconds, tokens); }
   void finished(const RequestTimes& times);
 
-  // The whole page. `state`: "loading", "ready", "draining".
-  std::string print(const EngineStats& stats, const std::string& model_name, std::string_view state,
-                    int64_t num_waiting, std::string_view version) const;
+  // From the end of an engine's step until its token was handed to the socket.
+  void token_delay(double seconds) { token_delay_.observe(seconds); }
+
+  // The whole page.
+  std::string print(const EngineStats& stats, const ServerFacts& facts) const;
 
  private:
   std::map<std::pair<std::string, int>, int64_t> http_requests_;
@@ -72,7 +90,7 @@ class ServerMetrics {
   int64_t tool_calls_ = 0;
   int64_t bad_logits_ = 0;
   Histogram ttft_, itl_, tpot_, end_to_end_, queue_, prefill_, decode_, inference_;
-  Histogram prompt_tokens_, generation_tokens_;
+  Histogram prompt_tokens_, generation_tokens_, token_delay_;
 };
 
 }  // namespace nibble

@@ -69,10 +69,6 @@ ReplyParser::ReplyParser(ReplyParserOptions options)
 
 ReplyParser::Channel ReplyParser::push(int32_t id, std::vector<ReplyEvent>& events, bool matching) {
   if (stopped_) return Channel::kNone;
-  if (num_calls_ == 0 && options_.forced_tool) {  // before the first token
-    start_call(*options_.forced_tool, events);
-    state_ = State::kArgs;
-  }
   const std::string_view text = options_.token_text(id);
   if (state_ >= State::kCalls) return push_tool(id, text, events);
 
@@ -234,6 +230,21 @@ void ReplyParser::begin_calls(std::vector<ReplyEvent>& events) {
   if (!stopped_) state_ = State::kCalls;
 }
 
+void ReplyParser::open_call(const std::string& name, std::vector<ReplyEvent>& events) {
+  if (stopped_) return;
+  if (state_ < State::kCalls) begin_calls(events);
+  if (stopped_) return;  // the content's rest held a stop string
+  head_.clear();
+  start_call(name, events);
+  state_ = State::kArgs;
+}
+
+void ReplyParser::close_call(std::vector<ReplyEvent>& events) {
+  if (stopped_ || state_ != State::kArgs) return;
+  end_arguments(events);
+  state_ = State::kCalls;
+}
+
 ReplyParser::Channel ReplyParser::push_tool(int32_t id, std::string_view text,
                                             std::vector<ReplyEvent>& events) {
   const ReplyTags& tags = options_.tags;
@@ -384,7 +395,7 @@ void ReplyParser::finish(bool by_length, std::vector<ReplyEvent>& events) {
         give_arguments(std::exchange(arguments_, ""), events);
         break;
       }
-      if (!options_.forced_tool) anomaly("unclosed_call");
+      anomaly("unclosed_call");
       if (state_ == State::kFence) add_arguments(std::exchange(head_, ""), events);
       end_arguments(events);
       break;

@@ -59,7 +59,6 @@ struct ReplyParserOptions {
   std::vector<std::string> stop;        // matched in content alone
   bool include_stop = false;
   bool stop_in_reasoning = false;
-  std::optional<std::string> forced_tool;  // the prompt ends inside the arguments of a call to it
 };
 
 // The state behind a prompt: what stands before its trailing newline tokens decides.
@@ -78,6 +77,11 @@ class ReplyParser {
   // belongs. kHeld: white space that will be content if content follows, and nothing otherwise.
   // `matching` false: stop strings are not looked for (before min_tokens).
   Channel push(int32_t token_id, std::vector<ReplyEvent>& events, bool matching = true);
+
+  // A call whose head was not generated but given: what comes next are its arguments, from behind
+  // the opening fence on. close_call() ends them. Nothing after stopped().
+  void open_call(const std::string& name, std::vector<ReplyEvent>& events);
+  void close_call(std::vector<ReplyEvent>& events);
 
   // The end: gives out what was held back. `by_length`: the tokens were cut off.
   void finish(bool by_length, std::vector<ReplyEvent>& events);

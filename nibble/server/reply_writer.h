@@ -9,16 +9,11 @@
 #include <vector>
 
 #include "nibble/engine/logprobs.h"
+#include "nibble/server/call_memory.h"
 #include "nibble/server/generation_request.h"
 #include "nibble/server/reply_parser.h"
 
 namespace nibble {
-
-struct ToolCall {
-  std::string id;  // "call_" and 24 letters and digits
-  std::string name;
-  std::string arguments;
-};
 
 // One answer, as far as it is there.
 struct Choice {
@@ -26,7 +21,7 @@ struct Choice {
   std::vector<int32_t> token_ids;
   std::string reasoning;
   std::string content;  // of completions: the text, without the echoed prompt
-  std::vector<ToolCall> calls;
+  std::vector<NamedCall> calls;
   std::vector<PositionLogprobs> content_logprobs;  // chat: of content; completions: of all tokens
   std::vector<PositionLogprobs> reasoning_logprobs;
   std::vector<PositionLogprobs> prompt_logprobs;  // from the second prompt token on
@@ -43,6 +38,8 @@ struct Usage {
   int64_t completion_tokens = 0;
   int64_t cached_tokens = 0;
   int64_t reasoning_tokens = 0;
+  int64_t draft_tokens = 0;  // judged, of those accepted
+  int64_t accepted_tokens = 0;
 };
 
 // What one step brought to one answer.

@@ -91,7 +91,7 @@ class ResponsesWriter final : public ReplyWriter {
     if (!choice.content.empty() || choice.calls.empty()) {
       done_.push_back(message_item(next_id(Kind::kMessage), choice.content, status));
     }
-    for (const ToolCall& call : choice.calls) {
+    for (const NamedCall& call : choice.calls) {
       done_.push_back(call_item(next_id(Kind::kCall), call, call.arguments, status));
     }
     return dump(object(status, done_, usage_of(usage)));
@@ -130,7 +130,7 @@ class ResponsesWriter final : public ReplyWriter {
             {"status", status},
             {"content", Json::array({text_part(text)})}};
   }
-  static Json call_item(const std::string& id, const ToolCall& call, const std::string& arguments,
+  static Json call_item(const std::string& id, const NamedCall& call, const std::string& arguments,
                         const std::string& status) {
     return {{"type", "function_call"}, {"id", id},        {"call_id", call.id}, {"name", call.name},
             {"arguments", arguments},  {"status", status}};
@@ -239,7 +239,7 @@ class ResponsesWriter final : public ReplyWriter {
   Kind open_ = Kind::kNone;
   std::string id_;    // of the item in progress
   std::string text_;  // of it, so far
-  ToolCall call_;
+  NamedCall call_;
   bool cut_ = false;
   int64_t sequence_ = 0;
 };

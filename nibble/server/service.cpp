@@ -11,6 +11,7 @@
 #include "nibble/base/text.h"
 #include "nibble/server/embedded.h"
 #include "nibble/server/json_fields.h"
+#include "nibble/server/request_log.h"
 
 namespace nibble {
 namespace {
@@ -19,60 +20,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr size_t kLargeBody = 256 << 10;  // read on a thread of its own
 
-struct Route {
-  std::string_view path;
-  std::string_view methods;
-  bool open;  // without a key
-};
-
-constexpr Route kRoutes[] = {
-    {"/v1/chat/completions", "POST", false},
-    {"/v1/completions", "POST", false},
-    {"/v1/messages", "POST", false},
-    {"/v1/messages/count_tokens", "POST", false},
-    {"/v1/responses", "POST", false},
-    {"/v1/models", "GET", false},
-    {"/tokenize", "POST", false},
-    {"/v1/tokenize", "POST", false},
-    {"/detokenize", "POST", false},
-    {"/v1/detokenize", "POST", false},
-    {"/live", "GET", true},
-    {"/health", "GET", true},
-    {"/ping", "GET", true},
-    {"/health_generate", "GET", false},
-    {"/ready", "GET", true},
-    {"/version", "GET", true},
-    {"/metrics", "GET", true},
-    {"/prometheus/metrics", "GET", true},
-    {"/server_info", "GET", false},
-    {"/openapi.json", "GET", true},
-    {"/admin/abort", "POST", false},
-    {"/admin/log_level", "POST", false},
-    {"/", "GET", true},
-};
-
-const Route* find_route(std::string_view path) {
-  for (const Route& route : kRoutes) {
-    if (route.path == path) return &route;
-  }
-  return nullptr;
-}
-
-ApiError not_found_error(std::string message, std::string code = "") {
-  ApiError error = bad_request(std::move(message), std::move(code));
-  error.status = 404;
-  error.type = "not_found_error";
-  return error;
-}
-
-ApiError unavailable_error(std::string message, std::string code, std::string_view retry_after) {
-  ApiError error = bad_request(std::move(message), std::move(code));
-  error.status = 503;
-  error.type = "service_unavailable";
-  error.headers.emplace_back("Retry-After", std::string(retry_after));
-  return error;
-}
-
 bool is_request_id(std::string_view id) {
   return !id.empty() && id.size() <= 128 &&
          std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c < 0x7f; });
@@ -80,27 +27,12 @@ bool is_request_id(std::string_view id) {
 
 }  // namespace
 
-std::string printable_path(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 200)) out += c > ' ' && c < 0x7f ? c : '?';
-  return out;
-}
-
-bool equal_in_constant_time(std::string_view a, std::string_view b) {
-  unsigned difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const char other = b.empty() ? '\0' : b[i % b.size()];
-    difference |= static_cast<unsigned>(a[i] ^ other);
-  }
-  return difference == 0;
-}
-
 Service::Service(ServiceOptions options)
     : options_(std::move(options)),
       start_(Clock::now()),
       last_progress_(start_),
       last_summary_(start_) {
-  shared_.model = &model_;
+  shared_.model = &served_.model;
   shared_.metrics = &metrics_;
   shared_.keepalive_interval = options_.keepalive_interval;
   shared_.queue_timeout = options_.queue_timeout;
@@ -120,11 +52,12 @@ void Service::attach(HttpServer& server) {
   shared_.post = [&server](std::function<void()> task) { server.post(std::move(task)); };
 }
 
-void Service::become_ready(EngineThread& engine, ServedModel model, std::string server_info) {
-  shared_.engine = &engine;
-  model_ = std::move(model);
-  server_info_ = std::move(server_info);
+void Service::become_ready(ServedEngine served) {
+  served_ = std::move(served);
+  served_.model.call_memory = std::make_shared<CallMemory>();
+  shared_.engine = served_.engine;
   last_progress_ = Clock::now();
+  ready_since_ = last_progress_;
   ready_ = true;
 }
 
@@ -146,7 +79,9 @@ int64_t Service::num_answers() const {
 int64_t Service::retry_after() const {
   if (completions_.empty()) return 1;
   const int64_t waiting = std::max<int64_t>(0, num_answers() - options_.max_batch_size);
-  const double rate = static_cast<double>(completions_.size()) / 30.0;
+  const double seconds =
+      std::clamp(std::chrono::duration<double>(Clock::now() - ready_since_).count(), 1.0, 30.0);
+  const double rate = static_cast<double>(completions_.size()) / seconds;
   const double wait = std::ceil(static_cast<double>(waiting + 1) / rate);
   return static_cast<int64_t>(std::clamp(wait, 1.0, 60.0));
 }
@@ -162,31 +97,14 @@ HttpResponse Service::refusal(int status, std::string_view message) {
   return response;
 }
 
-void Service::add_cors(const HttpRequest& request, HttpHeaders* headers) const {
-  const std::string_view origin = request.header("Origin");
-  if (origin.empty() || options_.cors_origins.empty()) return;
-  const auto& allowed = options_.cors_origins;
-  const bool any = std::find(allowed.begin(), allowed.end(), "*") != allowed.end();
-  if (!any && std::find(allowed.begin(), allowed.end(), origin) == allowed.end()) return;
-  headers->emplace_back("Access-Control-Allow-Origin", any ? "*" : std::string(origin));
-  if (!any) headers->emplace_back("Vary", "Origin");
-  headers->emplace_back("Access-Control-Expose-Headers", "x-request-id, x-nibble-ignored-fields");
-  if (request.method != "OPTIONS") return;
-  headers->emplace_back("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-  const std::string_view wanted = request.header("Access-Control-Request-Headers");
-  headers->emplace_back(
-      "Access-Control-Allow-Headers",
-      wanted.empty() ? "authorization, content-type, x-api-key" : std::string(wanted));
-  headers->emplace_back("Access-Control-Max-Age", "600");
-}
-
 void Service::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
   Call call;
   const std::string_view given = request.header("X-Request-Id");
   call.request_id = is_request_id(given) ? std::string(given) : random_id("req-");
   call.headers.emplace_back("x-request-id", call.request_id);
   call.anthropic = request.path.starts_with("/v1/messages");
-  add_cors(request, &call.headers);
+  call.key = request_key(request);
+  add_cors(options_.access, request, &call.headers);
   call.request = std::move(request);
   call.reply = reply;
   const HttpHeaders headers = call.headers;
@@ -227,40 +145,6 @@ void Service::refuse(const Call& call, const ApiError& error) {
   respond(call, error_response(error, call.anthropic));
 }
 
-std::optional<ApiError> Service::authorize(Call& call) const {
-  const std::string& path = call.request.path;
-  std::string_view key = call.request.header("x-api-key");
-  const std::string_view bearer = call.request.header("Authorization");
-  if (key.empty() && bearer.size() > 7 && (bearer[0] == 'B' || bearer[0] == 'b')) {
-    key = bearer.substr(7);
-  }
-  call.key = key;
-  ApiError wrong = bad_request("the API key is missing or wrong; send it as Authorization: Bearer",
-                               "invalid_api_key");
-  wrong.status = 401;
-  wrong.type = "authentication_error";
-  wrong.headers.emplace_back("WWW-Authenticate", "Bearer");
-  bool known = false;
-  // All of them are compared, so that the time tells nothing.
-  for (const std::string& one : options_.api_keys) known |= equal_in_constant_time(key, one);
-  if (path.starts_with("/admin/")) {
-    if (options_.admin_api_key.empty()) return not_found_error("there is no such route");
-    if (equal_in_constant_time(key, options_.admin_api_key)) return std::nullopt;
-    if (!known) return wrong;
-    wrong.status = 403;
-    wrong.type = "permission_error";
-    wrong.code = "";
-    wrong.message = "this key may not use /admin";
-    wrong.headers.clear();
-    return wrong;
-  }
-  const Route* route = find_route(path);
-  const bool is_metrics = path == "/metrics" || path == "/prometheus/metrics";
-  const bool open = route != nullptr && route->open && !(is_metrics && options_.protect_metrics);
-  if (options_.api_keys.empty() || open || known) return std::nullopt;
-  return wrong;
-}
-
 void Service::route(Call call) {
   const std::string& method = call.request.method;
   const std::string& path = call.request.path;
@@ -270,7 +154,7 @@ void Service::route(Call call) {
     response.content_type = "";
     return respond(call, std::move(response));
   }
-  if (auto error = authorize(call)) return refuse(call, *std::move(error));
+  if (auto error = authorize(options_.access, call.request)) return refuse(call, *std::move(error));
   const bool is_model = path.starts_with("/v1/models/");
   const Route* route = is_model ? find_route("/v1/models") : find_route(path);
   const bool no_metrics = !options_.metrics && path.ends_with("/metrics");
@@ -301,29 +185,8 @@ void Service::route(Call call) {
   if (path == "/metrics" || path == "/prometheus/metrics") return metrics_page(call);
   if (path == "/health" || path == "/ping") return health(call, false);
   if (path == "/openapi.json") return respond_json(call, std::string(kOpenApiJson));
-  if (path == "/") {
-    HttpResponse response;
-    response.content_type = "text/html; charset=utf-8";
-    response.headers.emplace_back(
-        "Content-Security-Policy",
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'");
-    response.headers.emplace_back("X-Content-Type-Options", "nosniff");
-    response.body = kChatPageHtml;
-    return respond(call, std::move(response));
-  }
-  if (!ready_) {
-    HttpResponse response = error_response(not_ready(), call.anthropic);
-    const std::lock_guard lock(progress_mutex_);
-    Json body = Json::parse(response.body);
-    body["progress"] = {{"state", "loading"},
-                        {"phase", progress_.phase},
-                        {"bytes_loaded", progress_.bytes_loaded},
-                        {"bytes_total", progress_.bytes_total}};
-    response.body = body.dump() + "\n";
-    return respond(call, std::move(response));
-  }
+  if (path == "/") return chat_page(call);
+  if (!ready_) return refuse_loading(call);
   if (path == "/v1/chat/completions") return generate(std::move(call), Api::kChat);
   if (path == "/v1/completions") return generate(std::move(call), Api::kCompletions);
   if (path == "/v1/messages") return generate(std::move(call), Api::kMessages);
@@ -332,159 +195,9 @@ void Service::route(Call call) {
   if (path == "/v1/models" || is_model) return models(call);
   if (path.ends_with("/tokenize")) return tokenize(call);
   if (path.ends_with("/detokenize")) return detokenize(call);
-  if (path == "/server_info") return respond_json(call, server_info_);
-  if (path == "/health_generate") {
-    GenerationRequest probe;
-    probe.api = Api::kCompletions;
-    probe.parse_reply = false;
-    probe.model = model_.names.front();
-    probe.prompts = {{static_cast<int32_t>(model_.tokenizer->bos_id().value_or(0))}};
-    probe.params.max_tokens = 1;
-    return start_generation(call, std::move(probe));
-  }
+  if (path == "/server_info") return respond_json(call, served_.server_info);
+  if (path == "/health_generate") return health_generate(call);
   admin(call);
-}
-
-ApiError Service::not_ready() const {
-  const std::lock_guard lock(progress_mutex_);
-  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
-  const double share = progress_.bytes_total == 0 ? 0
-                                                  : static_cast<double>(progress_.bytes_loaded) /
-                                                        static_cast<double>(progress_.bytes_total);
-  std::string message =
-      fmt::format("model is loading: {:.0f}% ({} of {})", 100 * share,
-                  format_bytes(progress_.bytes_loaded), format_bytes(progress_.bytes_total));
-  if (share > 0.01) {
-    message += fmt::format(", about {} left", format_duration(seconds / share - seconds));
-  }
-  return unavailable_error(std::move(message), "loading", "1");
-}
-
-void Service::health(const Call& call, bool ready_only) {
-  if (!ready_) return refuse(call, not_ready());
-  if (stalled())
-    return refuse(call, unavailable_error("the engine makes no progress", "stalled", "5"));
-  if (ready_only && draining_) {
-    return refuse(call, unavailable_error("the server is shutting down", "shutting_down", "5"));
-  }
-  if (ready_only && num_answers() >= options_.max_batch_size + options_.max_queue_size) {
-    return refuse(
-        call, unavailable_error("the queue is full", "queue_full", std::to_string(retry_after())));
-  }
-  respond_json(call, R"({"status":"ok"})");
-}
-
-void Service::metrics_page(const Call& call) {
-  EngineStats stats;
-  if (shared_.engine != nullptr) stats = shared_.engine->stats();
-  HttpResponse response;
-  response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-  const std::string name = model_.names.empty() ? "" : model_.names.front();
-  const int64_t waiting = std::max<int64_t>(0, num_answers() - options_.max_batch_size);
-  response.body = metrics_.print(stats, name, state(), waiting, options_.version);
-  respond(call, std::move(response));
-}
-
-void Service::models(const Call& call) {
-  const auto entry = [&](const std::string& name) {
-    return Json{{"id", name},
-                {"object", "model"},
-                {"created", created_},
-                {"owned_by", "nibble"},
-                {"root", model_.names.front()},
-                {"parent", nullptr},
-                {"max_model_len", model_.max_seq_len}};
-  };
-  const std::string& path = call.request.path;
-  if (path == "/v1/models") {
-    Json list = Json::array();
-    for (const std::string& name : model_.names) list.push_back(entry(name));
-    return respond_json(call, Json{{"object", "list"}, {"data", std::move(list)}}.dump());
-  }
-  std::string name = path.substr(std::string_view("/v1/models/").size());
-  for (size_t at = name.find("%2F"); at != std::string::npos; at = name.find("%2F")) {
-    name.replace(at, 3, "/");
-  }
-  if (!model_.serves(name)) {
-    ApiError error = not_found_error(
-        fmt::format("the model '{}' is not served here", printable_path(name)), "model_not_found");
-    error.param = "model";
-    return refuse(call, std::move(error));
-  }
-  respond_json(call, entry(name).dump());
-}
-
-void Service::tokenize(const Call& call) {
-  const auto body = parse_request_json(call.request.body);
-  if (!body) return refuse(call, body.error());
-  auto ids = read_prompt_ids(*body, model_);
-  if (!ids) return refuse(call, std::move(ids).error());
-  Json json = {{"count", ids->size()}, {"max_model_len", model_.max_seq_len}, {"tokens", *ids}};
-  json["token_strs"] = nullptr;
-  const auto strings = body->find("return_token_strs");
-  if (strings != body->end() && *strings == true) {
-    Json list = Json::array();
-    for (const int32_t id : *ids) list.push_back(token_text(*model_.tokenizer, id));
-    json["token_strs"] = std::move(list);
-  }
-  respond_json(call, json.dump());
-}
-
-void Service::detokenize(const Call& call) {
-  const auto body = parse_request_json(call.request.body);
-  if (!body) return refuse(call, body.error());
-  JsonFields fields(*body);
-  const auto tokens = fields.integers("tokens");
-  if (!tokens) return refuse(call, tokens.error());
-  if (fields.find("tokens") == nullptr) {
-    return refuse(call, bad_request("tokens is missing", "missing_field", "tokens"));
-  }
-  const auto skip = fields.boolean("skip_special_tokens");
-  if (!skip) return refuse(call, skip.error());
-  std::vector<int32_t> ids;
-  for (const int64_t id : *tokens) {
-    if (id < 0 || id >= model_.vocab_size) {
-      return refuse(call, out_of_range("tokens", fmt::format("a token id is {}, expected 0..{}", id,
-                                                             model_.vocab_size - 1)));
-    }
-    ids.push_back(static_cast<int32_t>(id));
-  }
-  respond_json(call, Json{{"prompt", model_.tokenizer->decode(ids, skip->value_or(false))}}.dump());
-}
-
-void Service::count_tokens(const Call& call) {
-  const auto body = parse_request_json(call.request.body);
-  if (!body) return refuse(call, body.error());
-  auto chat = messages_to_chat(*body);
-  if (!chat) return refuse(call, std::move(chat).error());
-  auto ids = read_prompt_ids(*chat, model_);
-  if (!ids) return refuse(call, std::move(ids).error());
-  respond_json(call, Json{{"input_tokens", ids->size()}}.dump());
-}
-
-void Service::admin(const Call& call) {
-  const auto body = parse_request_json(call.request.body.empty() ? "{}" : call.request.body);
-  if (!body) return refuse(call, body.error());
-  JsonFields fields(*body);
-  if (call.request.path == "/admin/log_level") {
-    const auto level = fields.text("level");
-    if (!level) return refuse(call, level.error());
-    const auto parsed = parse_log_level(level->value_or(""));
-    if (!parsed) return refuse(call, out_of_range("level", parsed.error().message));
-    set_log_level(*parsed);
-    return respond_json(call, R"({"status":"ok"})");
-  }
-  const auto id = fields.text("request_id");
-  if (!id) return refuse(call, id.error());
-  std::vector<std::shared_ptr<Generation>> found;
-  for (const auto& [key, active] : active_) {
-    if (active.generation->request_id() == id->value_or("")) found.push_back(active.generation);
-  }
-  if (found.empty()) return refuse(call, not_found_error("no such request is running"));
-  for (const auto& generation : found) {
-    generation->fail(unavailable_error("the request was ended by the operator", "aborted", "1"));
-  }
-  respond_json(call, R"({"status":"ok"})");
 }
 
 std::optional<ApiError> Service::admit(int64_t answers, const std::string& key) {
@@ -523,13 +236,13 @@ void Service::generate(Call call, Api api) {
       if (!body) return tl::unexpected(body.error());
       switch (api) {
         case Api::kChat:
-          return read_chat_request(*body, model_);
+          return read_chat_request(*body, served_.model);
         case Api::kCompletions:
-          return read_completion_request(*body, model_);
+          return read_completion_request(*body, served_.model);
         case Api::kMessages:
-          return read_messages_request(*body, model_);
+          return read_messages_request(*body, served_.model);
         case Api::kResponses:
-          return read_responses_request(*body, model_);
+          return read_responses_request(*body, served_.model);
       }
     } catch (const nlohmann::json::exception& error) {
       // A member of the wrong type deep inside; the readers name those that they look at first.
@@ -564,6 +277,7 @@ void Service::start_generation(const Call& call, GenerationRequest request) {
   origin.client = call.request.client;
   origin.route = call.request.path;
   origin.headers = call.headers;
+  origin.trace_id = trace_id_of(call.request.header("traceparent"));
   if (options_.request_timeout.count() > 0) origin.timeout = options_.request_timeout;
   const std::string header(call.request.header("X-Request-Timeout"));
   if (!header.empty()) {
@@ -635,28 +349,6 @@ void Service::tick() {
     last_progress_ = now;
   }
   if (now - last_summary_ >= std::chrono::seconds(10)) summary();
-}
-
-void Service::summary() {
-  const auto now = Clock::now();
-  const EngineStats stats = shared_.engine->stats();
-  const double seconds = std::chrono::duration<double>(now - last_summary_).count();
-  const EngineStats& before = summary_stats_;
-  if (stats.num_steps != before.num_steps) {
-    const auto rate = [&](int64_t a, int64_t b) { return static_cast<double>(a - b) / seconds; };
-    const double looked_up = static_cast<double>(stats.num_prompt_tokens + stats.num_cached_tokens);
-    log_info(fmt::format(
-        "engine running={} waiting={} kv={:.0f}% prefill_tok/s={:.0f} decode_tok/s={:.0f} "
-        "accept={:.1f} prefix_hit={:.0f}%",
-        stats.num_running, stats.num_waiting,
-        100.0 * static_cast<double>(stats.num_used_blocks) /
-            static_cast<double>(std::max<int64_t>(stats.num_blocks, 1)),
-        rate(stats.num_prompt_tokens, before.num_prompt_tokens),
-        rate(stats.num_generated_tokens, before.num_generated_tokens), stats.acceptance_length(),
-        looked_up > 0 ? 100.0 * static_cast<double>(stats.num_cached_tokens) / looked_up : 0));
-  }
-  summary_stats_ = stats;
-  last_summary_ = now;
 }
 
 }  // namespace nibble

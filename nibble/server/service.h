@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "nibble/engine/engine_thread.h"
+#include "nibble/server/access.h"
 #include "nibble/server/generation.h"
 #include "nibble/server/http.h"
 #include "nibble/server/metrics.h"
@@ -22,9 +23,7 @@
 namespace nibble {
 
 struct ServiceOptions {
-  std::vector<std::string> api_keys;  // none: open to everyone
-  std::string admin_api_key;          // "": no /admin routes
-  std::vector<std::string> cors_origins;
+  AccessOptions access;
   int64_t max_batch_size = 32;
   int64_t max_queue_size = 128;                  // answers that wait
   int64_t max_requests_per_key = 0;              // at once; 0: no limit
@@ -35,11 +34,21 @@ struct ServiceOptions {
   size_t max_request_bytes = 32 << 20;
   bool web_ui = true;
   bool metrics = true;
-  bool protect_metrics = false;
   bool log_prompts = false;
   bool log_json = false;
   std::string version = "0";
   std::string commit;
+};
+
+// What is served, once it is loaded. What `model` and `engine` point to outlives the service.
+struct ServedEngine {
+  EngineThread* engine = nullptr;
+  ServedModel model;
+  std::string server_info;  // JSON text for GET /server_info
+  std::string device = "cpu";
+  int64_t block_size = 0;     // tokens of a KV block
+  uint64_t weight_bytes = 0;  // in the device's memory
+  uint64_t kv_cache_bytes = 0;
 };
 
 // How far loading is; what /health and every route tells meanwhile.
@@ -58,9 +67,8 @@ class Service final : public HttpHandler {
   // The server that carries the replies; outlives the requests.
   void attach(HttpServer& server);
 
-  // Until now every route but a few answered 503. `engine` and what `model` points to outlive this.
-  // `server_info`: JSON text for GET /server_info.
-  void become_ready(EngineThread& engine, ServedModel model, std::string server_info);
+  // Until now every route but a few answered 503.
+  void become_ready(ServedEngine served);
 
   // Any thread.
   void set_progress(const LoadProgress& progress);
@@ -71,7 +79,7 @@ class Service final : public HttpHandler {
   // Draining, and nothing is left.
   bool drained() const;
 
-  void set_api_keys(std::vector<std::string> keys) { options_.api_keys = std::move(keys); }
+  void set_api_keys(std::vector<std::string> keys) { options_.access.api_keys = std::move(keys); }
 
   // To be called some times a second: deadlines, keep-alives, the log's summary.
   void tick();
@@ -92,13 +100,11 @@ class Service final : public HttpHandler {
   };
 
   void route(Call call);
-  std::optional<ApiError> authorize(Call& call) const;
   std::optional<ApiError> admit(int64_t answers, const std::string& key);
   void respond(const Call& call, HttpResponse response);
   void respond_json(const Call& call, std::string body);
   void refuse(const Call& call, const ApiError& error);
-  ApiError not_ready() const;
-  void add_cors(const HttpRequest& request, HttpHeaders* headers) const;
+  void refuse_loading(const Call& call);
 
   void generate(Call call, Api api);
   void start_generation(const Call& call, GenerationRequest request);
@@ -108,7 +114,10 @@ class Service final : public HttpHandler {
   void count_tokens(const Call& call);
   void health(const Call& call, bool ready_only);
   void metrics_page(const Call& call);
+  void chat_page(const Call& call);
+  void health_generate(const Call& call);
   void admin(const Call& call);
+  void abort_request(const Call& call, const std::string& request_id);
   bool stalled() const;
   std::string_view state() const;
   int64_t num_answers() const;
@@ -118,10 +127,10 @@ class Service final : public HttpHandler {
   ServiceOptions options_;
   HttpServer* server_ = nullptr;
   GenerationShared shared_;
-  ServedModel model_;
-  std::string server_info_;
+  ServedEngine served_;
   ServerMetrics metrics_;
   bool ready_ = false;
+  Clock::time_point ready_since_;
   bool draining_ = false;
   Clock::time_point drain_deadline_;
   Clock::time_point start_;
@@ -143,11 +152,5 @@ class Service final : public HttpHandler {
   Clock::time_point last_summary_;
   EngineStats summary_stats_;
 };
-
-// A path or name from a request, short and safe to repeat.
-std::string printable_path(std::string_view text);
-
-// Whether the texts are equal, in a time that depends on their lengths alone.
-bool equal_in_constant_time(std::string_view a, std::string_view b);
 
 }  // namespace nibble

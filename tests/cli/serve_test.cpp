@@ -163,6 +163,45 @@ TEST(Serve, BadOptionsAreUsageErrors) {
   }
 }
 
+// The words of a JSON or YAML list, or of a command line, behind `mark`.
+std::vector<std::string> words_behind(const std::string& file, const std::string& mark) {
+  std::ifstream in(std::string(NIBBLE_SOURCE_DIR "/packaging/") + file);
+  for (std::string line; std::getline(in, line);) {
+    const size_t at = line.find(mark);
+    if (at == std::string::npos) continue;
+    std::string rest = line.substr(at + mark.size());
+    for (char& c : rest) {
+      if (std::string_view("[]\",").find(c) != std::string_view::npos) c = ' ';
+    }
+    std::istringstream stream(rest);
+    std::vector<std::string> words;
+    for (std::string word; stream >> word;) words.push_back(word);
+    return words;
+  }
+  return {};
+}
+
+TEST(Serve, ThePackagesOptionsAreOnes) {
+  const std::string config = config_file("nibble-package.yaml", "max_batch_size: 4\n");
+  for (const auto& [file, mark] :
+       std::vector<std::pair<std::string, std::string>>{{"nibble.service", "ExecStart="},
+                                                        {"kubernetes.yaml", "args:"},
+                                                        {"Dockerfile", "CMD ["}}) {
+    SCOPED_TRACE(file);
+    std::vector<std::string> words = words_behind(file, mark);
+    const auto model = std::find_if(words.begin(), words.end(), [](const std::string& word) {
+      return word == "/model" || word == "${NIBBLE_MODEL}";
+    });
+    ASSERT_NE(model, words.end());
+    std::vector<std::string> options(model + 1, words.end());
+    for (std::string& word : options) {
+      if (word.ends_with("serve.yaml")) word = config;
+    }
+    const ProgramRun run = dry_run(options, {{"NIBBLE_API_KEYS", "a,b"}});
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+  }
+}
+
 TEST(Serve, KeysAreNeverPrinted) {
   const ProgramRun run = dry_run({"--api_key", "very-secret", "--log-level", "trace"});
   EXPECT_EQ(run.exit_code, 0);

@@ -23,7 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   options.parse_tools = (data[0] & 4) != 0;
   options.parallel_tool_calls = (data[0] & 8) == 0;
   if ((data[0] & 16) != 0) options.stop = {"END"};
-  if ((data[0] & 32) != 0) options.forced_tool = "f";
+
   nibble::ReplyParser parser(options);
   std::vector<ReplyEvent> events;
   for (size_t i = 1; i < size; ++i) {

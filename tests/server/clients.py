@@ -1,17 +1,27 @@
 #!/usr/bin/env python3
-"""The openai and anthropic packages against a running nibble serve on the demo checkpoint.
+"""The openai and anthropic packages, LangChain and LiteLLM against a running nibble serve on the demo checkpoint.
 
     tests/server/clients.py BASE_URL
 
 Exits 77 when a package is missing: tools/serve_clients.sh installs them and starts the server.
 """
 import asyncio
+import importlib.metadata
 import json
+import os
 import sys
+import urllib.request
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise it is downloaded
+os.environ["LANGSMITH_TRACING"] = "false"
 
 try:
     import anthropic
+    import litellm
     import openai
+    from langchain_core.messages import HumanMessage, ToolMessage
+    from langchain_openai import ChatOpenAI
+    from prometheus_client.parser import text_string_to_metric_families
     from pydantic import BaseModel
 except ImportError as error:
     print(f"skipped: {error}; tools/serve_clients.sh installs the packages")
@@ -100,11 +110,23 @@ def errors():
             raise AssertionError(arguments)
 
 
-async def many():
+async def asynchronous():
     caller = openai.AsyncOpenAI(base_url=BASE + "/v1", api_key="none", max_retries=0)
     replies = await asyncio.gather(*(caller.chat.completions.create(model="demo", messages=HELLO, temperature=0)
                                      for _ in range(16)))
     assert all(reply.choices[0].message.content == GREETING for reply in replies)
+    text = ""
+    async for chunk in await caller.chat.completions.create(model="demo", messages=HELLO, temperature=0, stream=True):
+        text += chunk.choices[0].delta.content or ""
+    assert text == GREETING
+    stream = await caller.chat.completions.create(model="demo", messages=HELLO, stream=True,
+                                                  extra_body={"ignore_eos": True, "max_tokens": 2000})
+    await stream.__anext__()
+    await stream.close()  # as a stop button does
+
+
+def many():
+    asyncio.run(asynchronous())
 
 
 def messages():
@@ -126,7 +148,49 @@ def messages():
     raise AssertionError("temperature 9 was taken")
 
 
-for check in (chat, stream, tools, parse, completions, responses, models, errors, lambda: asyncio.run(many()), messages):
+def langchain():
+    model = ChatOpenAI(base_url=BASE + "/v1", api_key="none", model="demo", temperature=0, max_retries=0)
+    assert model.invoke("Hello!").content == GREETING
+    chunks = list(model.stream("Hello!", stream_usage=True))
+    assert "".join(chunk.content for chunk in chunks) == GREETING
+    assert sum((chunk.usage_metadata or {}).get("output_tokens", 0) for chunk in chunks) > 10
+    question = [HumanMessage("What is the weather in Sofia?")]
+    for reply in (model.bind_tools([WEATHER]).invoke(question),
+                  sum(list(model.bind_tools([WEATHER]).stream(question))[1:], next(model.bind_tools([WEATHER]).stream(question)))):
+        assert [(call["name"], call["args"]) for call in reply.tool_calls] == [("get_weather", {"city": "Sofia"})], reply
+    history = question + [reply, ToolMessage("20 degrees", tool_call_id=reply.tool_calls[0]["id"])]
+    model.bind_tools([WEATHER]).invoke(history, max_tokens=30)
+    person = model.with_structured_output(Person, method="json_schema").invoke(
+        "Noah is 90 years old and lives in Bucharest. Return a JSON object with the keys name, age and city.")
+    assert person == Person(name="Noah", age=90, city="Bucharest"), person
+
+
+def lite():
+    for name in ("hosted_vllm/demo", "openai/demo"):
+        common = {"model": name, "api_base": BASE + "/v1", "api_key": "none", "temperature": 0, "num_retries": 0}
+        reply = litellm.completion(messages=HELLO, **common)
+        assert reply.choices[0].message.content == GREETING and reply.choices[0].finish_reason == "stop"
+        assert reply.choices[0].message.reasoning_content == "The user greets me."
+        text, reasoning, usage = "", "", None
+        for chunk in litellm.completion(messages=HELLO, stream=True, stream_options={"include_usage": True}, **common):
+            usage = getattr(chunk, "usage", None) or usage
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                reasoning += getattr(choice.delta, "reasoning_content", None) or ""
+        assert text == GREETING and reasoning == "The user greets me.", (text, reasoning)
+        assert usage.completion_tokens > 10
+        reply = litellm.completion(messages=[{"role": "user", "content": "What is the weather in Sofia?"}], tools=[WEATHER], **common)
+        assert json.loads(reply.choices[0].message.tool_calls[0].function.arguments) == {"city": "Sofia"}
+        assert reply.choices[0].finish_reason == "tool_calls"
+
+
+def metrics():
+    page = urllib.request.urlopen(BASE + "/metrics").read().decode()
+    names = {family.name for family in text_string_to_metric_families(page)}
+    assert "vllm:time_to_first_token_seconds" in names and "nibble_step_seconds" in names, names
+
+
+for check in (chat, stream, tools, parse, completions, responses, models, errors, many, messages, langchain, lite, metrics):
     check()
-    print("ok", getattr(check, "__name__", "").replace("<lambda>", "many"))
-print("openai", openai.__version__, "anthropic", anthropic.__version__)
+    print("ok", check.__name__)
+print(*(f"{name} {importlib.metadata.version(name)}" for name in ("openai", "anthropic", "langchain-openai", "litellm")))

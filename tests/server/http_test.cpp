@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "nibble/server/request_log.h"
 #include "tests/server/test_server.h"
 
 namespace nibble {
@@ -159,9 +160,9 @@ TEST(Http, DeadlinesEndRequests) {
 
 TEST(Http, KeysAreNeeded) {
   ServiceOptions options;
-  options.api_keys = {"first-key", "second-key"};
-  options.admin_api_key = "admin-key";
-  options.cors_origins = {"https://app.example"};
+  options.access.api_keys = {"first-key", "second-key"};
+  options.access.admin_api_key = "admin-key";
+  options.access.cors_origins = {"https://app.example"};
   const TestServer server(options);
   EXPECT_EQ(server.ask("GET", "/v1/models").status, 401);
   EXPECT_EQ(server.ask("GET", "/v1/models").header("WWW-Authenticate"), "Bearer");
@@ -185,6 +186,85 @@ TEST(Http, KeysAreNeeded) {
   EXPECT_EQ(allowed.header("Access-Control-Allow-Headers"), "x-stainless-os");
   const Answer other = server.ask("GET", "/health", "", "Origin: https://evil.example\r\n");
   EXPECT_EQ(other.header("Access-Control-Allow-Origin"), "");
+}
+
+TEST(Http, AKeyHasItsOwnLimit) {
+  ServiceOptions options;
+  options.access.api_keys = {"one", "two"};
+  options.max_requests_per_key = 1;
+  const TestServer server(options);
+  Client running(server.port());
+  running.send(request_text("POST", "/v1/chat/completions", endless_chat(), "x-api-key: one\r\n"));
+  EXPECT_NE(running.receive_until("delta"), "");
+  const std::string short_chat = chat_body("Hello!", {{"max_tokens", 2}}).dump();
+  const Answer refused =
+      server.ask("POST", "/v1/chat/completions", short_chat, "x-api-key: one\r\n");
+  EXPECT_EQ(refused.status, 429);
+  EXPECT_EQ(refused.json()["error"]["code"], "key_limit");
+  EXPECT_EQ(refused.header("Retry-After"), "1");
+  EXPECT_EQ(server.ask("POST", "/v1/chat/completions", short_chat, "x-api-key: two\r\n").status,
+            200);
+}
+
+TEST(Http, TraceHeadersAreRead) {
+  const std::string id = "0af7651916cd43dd8448eb211c80319c";
+  EXPECT_EQ(trace_id_of("00-" + id + "-b7ad6b7169203331-01"), id);
+  EXPECT_EQ(trace_id_of("01-" + id + "-b7ad6b7169203331-01-more"), id);
+  for (const std::string& bad :
+       {std::string(), "00-" + id, "00-" + id + "-b7ad6b7169203331-01-more",
+        "ff-" + id + "-b7ad6b7169203331-01", "00-" + std::string(32, '0') + "-b7ad6b7169203331-01",
+        "00-" + id + "-b7ad6b716920333\n-01", "00x" + id + "-b7ad6b7169203331-01"}) {
+    EXPECT_EQ(trace_id_of(bad), "") << bad;
+  }
+  const TestServer server;
+  EXPECT_EQ(server
+                .ask("POST", "/v1/chat/completions", chat_body("Hello!").dump(),
+                     "traceparent: 00-" + id + "-b7ad6b7169203331-01\r\ntracestate: a=b\r\n")
+                .status,
+            200);
+}
+
+TEST(Http, LoadingIsToldInSteps) {
+  // A server whose model is not there yet.
+  ServiceOptions options;
+  Service service(options);
+  HttpServerOptions http;
+  http.port = 0;
+  const auto listening = *HttpServer::listen(http, service);
+  service.attach(*listening);
+  std::thread thread(
+      [&] { listening->run(std::chrono::milliseconds(10), [&] { service.tick(); }); });
+  const auto ask = [&](const std::string& path) {
+    Client client(listening->port());
+    client.send(request_text("GET", path));
+    return read_answer(client);
+  };
+  for (const uint64_t loaded : {uint64_t{0}, uint64_t{41}, uint64_t{100}}) {
+    LoadProgress progress;
+    progress.phase = loaded == 100 ? "kv_cache" : "weights";
+    progress.bytes_loaded = loaded << 20;
+    progress.bytes_total = uint64_t{100} << 20;
+    service.set_progress(progress);
+    for (const char* path : {"/ready", "/health", "/v1/models"}) {
+      const Answer answer = ask(path);
+      EXPECT_EQ(answer.status, 503);
+      EXPECT_EQ(answer.header("Retry-After"), "1");
+      const Json json = answer.json();
+      EXPECT_EQ(json["error"]["code"], "loading");
+      EXPECT_EQ(json["progress"]["state"], "loading");
+      EXPECT_EQ(json["progress"]["phase"], progress.phase);
+      EXPECT_EQ(json["progress"]["bytes_loaded"], progress.bytes_loaded);
+      EXPECT_EQ(json["progress"]["bytes_total"], progress.bytes_total);
+      EXPECT_EQ(json["progress"]["eta_seconds"].is_null(), loaded == 0) << json;
+      EXPECT_THAT(json["error"]["message"].get<std::string>(),
+                  HasSubstr(std::to_string(loaded) + "%"));
+    }
+    EXPECT_EQ(ask("/live").status, 200);
+    EXPECT_EQ(ask("/version").status, 200);
+  }
+  EXPECT_THAT(ask("/metrics").body, HasSubstr("state=\"loading\"} 1"));
+  listening->stop();
+  thread.join();
 }
 
 TEST(Http, RequestIdsAreKeptWhenTheyAreSafe) {
@@ -240,6 +320,44 @@ TEST(Http, DrainingFinishesWhatRunsAndRefusesTheRest) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   EXPECT_TRUE(drained);
+}
+
+TEST(Http, DrainingUnderLoadLosesNoAcceptedRequest) {
+  EngineOptions engine = TestServer::small_engine();
+  engine.max_batch_size = 8;
+  TestServer server({}, {}, engine);
+  std::atomic<int> complete{0};
+  std::atomic<int> refused{0};
+  std::atomic<int> begun{0};
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 24; ++i) {
+    clients.emplace_back([&, i] {
+      const bool stream = i % 2 == 0;
+      Client client(server.port());
+      client.send(request_text(
+          "POST", "/v1/chat/completions",
+          chat_body("Hello!", {{"ignore_eos", true}, {"max_tokens", 150}, {"stream", stream}})
+              .dump()));
+      ++begun;
+      const Answer answer = read_answer(client);
+      if (answer.status == 503) {
+        EXPECT_EQ(answer.json()["error"]["code"], "shutting_down");
+        ++refused;
+      } else if (stream) {
+        EXPECT_THAT(answer.body, HasSubstr("\"finish_reason\":\"length\""));
+        complete += answer.body.ends_with("data: [DONE]\n\n") ? 1 : 0;
+      } else {
+        EXPECT_EQ(answer.json()["usage"]["completion_tokens"], 150) << answer.body;
+        ++complete;
+      }
+    });
+  }
+  while (begun < 24 || server.engine().stats().num_running < 8) std::this_thread::yield();
+  server.post(
+      [&] { server.service().drain(std::chrono::steady_clock::now() + std::chrono::seconds(60)); });
+  for (std::thread& client : clients) client.join();
+  EXPECT_GE(complete, 8);
+  EXPECT_EQ(complete + refused, 24);
 }
 
 TEST(Http, ADrainHasADeadline) {

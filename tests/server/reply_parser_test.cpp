@@ -5,10 +5,13 @@
 
 #include <map>
 
+#include "tests/server/reply_cases.h"
+
 namespace nibble {
 namespace {
 
 using Kind = ReplyEvent::Kind;
+using Case = testing::ReplyCase;
 using Start = ReplyParserOptions::Start;
 
 // A vocabulary made up as it is used; the tags have the ids below 10.
@@ -29,17 +32,6 @@ class Words {
 
  private:
   std::vector<std::string> texts_;
-};
-
-struct Case {
-  const char* name;
-  Start start;
-  std::vector<std::string> tokens;  // "EOS" ends; without it the reply is cut off
-  std::string expected;             // of joined events: R"..." C"..." and so on
-  std::vector<std::string> anomalies = {};
-  std::vector<std::string> stop = {};
-  bool stop_in_reasoning = false;
-  bool parallel = true;
 };
 
 ReplyParserOptions options_for(const Case& c, const Words& words) {
@@ -129,144 +121,15 @@ void check(const Case& c) {
 }
 
 TEST(ReplyParser, ReasoningCasesOfTheSpecification) {
-  const std::string emoji_half("\xf0\x9f", 2);
-  for (const Case& c : std::vector<Case>{
-           {"1", Start::kReasoning, {"a", "\n", "/T", "\n\n", "b", "EOS"}, R"(R"a" C"b")"},
-           {"2",
-            Start::kUndecided,
-            {"T", "\n", "a", "\n", "/T", "\n\n", "b", "EOS"},
-            R"(R"a" C"b")"},
-           {"3", Start::kUndecided, {"b", "EOS"}, R"(C"b")"},
-           {"4", Start::kUndecided, {"\n", "T", "a", "/T", "b", "EOS"}, R"(R"a" C"b")"},
-           {"5", Start::kReasoning, {"\n\n", "/T", "\n\n", "b", "EOS"}, R"(C"b")"},
-           {"6", Start::kReasoning, {"a", ".\n\n", "/T", "b", "EOS"}, R"(R"a." C"b")"},
-           {"7", Start::kReasoning, {"a"}, R"(R"a")"},
-           {"8", Start::kReasoning, {"a", "EOS"}, R"(R"a")", {"unclosed"}},
-           {"9",
-            Start::kReasoning,
-            {"</", "think", ">", "a", "/T", "b", "EOS"},
-            R"(R"</think>a" C"b")"},
-           {"10",
-            Start::kUndecided,
-            {"a", "/T", "b", "EOS"},
-            R"(C"a" moved C"b")",
-            {"end_without_start"}},
-           {"11",
-            Start::kReasoning,
-            {"a", "CB", "cb", "function", "SEP", "f\n", "{}", "ce", "CE"},
-            R"(R"a" start(0,f) args"{}" end(0))",
-            {"calls_in_reasoning"}},
-           {"12", Start::kContent, {"x", "T", "y", "EOS"}, R"(C"x<think>y")"},
-           {"13", Start::kReasoning, {emoji_half, "/T", "b", "EOS"}, "R\"\uFFFD\" C\"b\""},
-           {"14", Start::kContent, {"a E", "N", "X", "EOS"}, R"(C"a ENX")", {}, {"END"}},
-           {"15", Start::kReasoning, {"abc", "/T", "abc", "EOS"}, R"(R"abc" C"a")", {}, {"b"}},
-           {"stop in reasoning",
-            Start::kReasoning,
-            {"abc", "/T", "abc"},
-            R"(R"a")",
-            {},
-            {"b"},
-            true},
-           {"nested",
-            Start::kReasoning,
-            {"a", "T", "b", "/T", "c", "EOS"},
-            R"(R"ab" C"c")",
-            {"nested_start"}},
-           {"only white space", Start::kUndecided, {"\n", " ", "EOS"}, "C\"\n \""},
-           {"empty reasoning", Start::kUndecided, {"/T", "\n\nHi", "EOS"}, R"(C"Hi")"},
-           {"second end",
-            Start::kReasoning,
-            {"a", "/T", "b", "/T", "c", "EOS"},
-            R"(R"a" C"bc")",
-            {"end_without_start"}},
-       }) {
+  for (const Case& c : testing::reasoning_cases()) {
     check(c);
   }
 }
 
 TEST(ReplyParser, ToolCasesOfTheSpecification) {
-  const std::string fence = "```";
-  for (const Case& c : std::vector<Case>{
-           {"1",
-            Start::kContent,
-            {"CB", "cb", "function", "SEP", "f", "\n", fence, "json\n", "{\"a\":1", "}\n", fence,
-             "ce", "CE"},
-            R"(start(0,f) args"{"a":1}" end(0))"},
-           {"2",
-            Start::kContent,
-            {"CB",   "cb",  "function", "SEP",   "f\n", fence,      "json\n",
-             "{}\n", fence, "ce",       "\n",    "cb",  "function", "SEP",
-             "g\n",  fence, "json\n",   "[1]\n", fence, "ce",       "CE"},
-            R"(start(0,f) args"{}" end(0) start(1,g) args"[1]" end(1))"},
-           {"3",
-            Start::kContent,
-            {"CB", "cb", "f", "SEP", "{}", "ce", "CE"},
-            R"(start(0,f) args"{}" end(0))"},
-           {"4", Start::kContent, {"CB", "CE"}, ""},
-           {"5",
-            Start::kContent,
-            {"Sure.", "CB", "cb", "f", "SEP", "{}", "ce", "CE"},
-            R"(C"Sure." start(0,f) args"{}" end(0))"},
-           {"6",
-            Start::kContent,
-            {"CB", "cb", "function", "SEP", "f\n{\"a\":1}", "ce", "CE"},
-            R"(start(0,f) args"{"a":1}" end(0))"},
-           {"7",
-            Start::kContent,
-            {"CB", "cb", "function", "SEP", "f\n", fence, "json\n",
-             "{\"a\": \"x\n```py\ny\n```\"}\n", fence, "ce", "CE"},
-            "start(0,f) args\"{\"a\": \"x\n```py\ny\n```\"}\" end(0)"},
-           {"8",
-            Start::kContent,
-            {"CB", "cb", "function", "SEP", "f\n", fence, "json\n", "{\"a\""},
-            R"(start(0,f) args"{"a"")"},
-           {"9",
-            Start::kContent,
-            {"CB", "cb", "function", "SEP", "f\n", fence, "json\n", "{\"a\"", "EOS"},
-            R"(start(0,f) args"{"a"" end(0))",
-            {"unclosed_call"}},
-           {"10",
-            Start::kContent,
-            {"CB", "cb", "function", "SEP", "f\n", fence, "json\n", fence, "ce", "CE"},
-            R"(start(0,f) args"{}" end(0))"},
-           {"10, an empty line",
-            Start::kContent,
-            {"CB", "cb", "function", "SEP", "f\n", fence, "json\n", "\n", fence, "\n", "ce", "CE"},
-            R"(start(0,f) args"{}" end(0))"},
-           {"11",
-            Start::kContent,
-            {"CB", "cb", "h", "SEP", "{}", "ce", "CE"},
-            R"(start(0,h) args"{}" end(0))",
-            {"unknown_tool"}},
-           {"12",
-            Start::kContent,
-            {"CB", "cb", "f", "SEP", "{}", "ce", "EOS"},
-            R"(start(0,f) args"{}" end(0))"},
-           {"14",
-            Start::kContent,
-            {"CB", "cb", "f", "SEP", "{}", "ce", "\n", "cb", "g", "SEP", "{}", "ce", "CE"},
-            R"(start(0,f) args"{}" end(0))",
-            {},
-            {},
-            false,
-            false},
-           {"no name",
-            Start::kContent,
-            {"CB", "cb", "function", "SEP", "ce", "CE"},
-            "",
-            {"call_without_name"}},
-       }) {
+  for (const Case& c : testing::tool_cases()) {
     check(c);
   }
-}
-
-TEST(ReplyParser, TextBetweenCallsIsDropped) {
-  Case c{"13",
-         Start::kContent,
-         {"CB", "cb", "f", "SEP", "{}", "ce", "x", "CE"},
-         R"(start(0,f) args"{}" end(0))",
-         {"text_between_calls"}};
-  check(c);
 }
 
 TEST(ReplyParser, WithoutToolsMarkersNeverShow) {
@@ -292,16 +155,27 @@ TEST(ReplyParser, WithoutAReasoningParserTagsAreText) {
   EXPECT_EQ(describe(events), R"(C"<think>a</think>b")");
 }
 
-TEST(ReplyParser, AForcedCallBeginsInsideItsArguments) {
-  Words words;
-  ReplyParserOptions options = options_for({"", Start::kContent, {}, ""}, words);
-  options.forced_tool = "g";
-  ReplyParser parser(std::move(options));
-  std::vector<ReplyEvent> events;
-  for (const char* token : {"{\"a\":", " 1", "}\n", "```"}) parser.push(words.id(token), events);
-  parser.finish(false, events);
-  EXPECT_EQ(describe(events), R"(start(0,g) args"{"a": 1}" end(0))");
-  EXPECT_TRUE(parser.anomalies().empty());
+TEST(ReplyParser, AGivenHeadOpensACallInAnyState) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> before = {
+      {{}, ""},
+      {{"Sure."}, "C\"Sure.\" "},
+      {{"CB"}, ""},
+      {{"CB", "cb", "f", "SEP", "{}", "ce", "cb"}, "start(0,f) args\"{}\" end(0) "}};
+  for (const auto& [tokens, expected] : before) {
+    SCOPED_TRACE(expected);
+    Words words;
+    ReplyParser parser(options_for({"", Start::kContent, {}, ""}, words));
+    std::vector<ReplyEvent> events;
+    for (const std::string& token : tokens) parser.push(words.id(token), events);
+    parser.open_call("g", events);
+    for (const char* token : {"{\"a\":", " 1", "}\n", "```"}) parser.push(words.id(token), events);
+    parser.close_call(events);
+    parser.finish(false, events);
+    const std::string index = std::to_string(parser.num_calls() - 1);
+    EXPECT_EQ(describe(events),
+              expected + "start(" + index + ",g) args\"{\"a\": 1}\" end(" + index + ")");
+    EXPECT_TRUE(parser.anomalies().empty());
+  }
 }
 
 }  // namespace

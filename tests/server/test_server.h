@@ -151,8 +151,10 @@ inline LoadedModel& served_model() {
 
 class TestServer {
  public:
+  // `change` may set what requests are read against.
   explicit TestServer(ServiceOptions options = {}, HttpServerOptions http = {},
-                      EngineOptions engine = small_engine())
+                      EngineOptions engine = small_engine(),
+                      const std::function<void(ServedModel&)>& change = nullptr)
       : engine_(std::make_unique<EngineThread>(*Engine::create(served_model(), engine))) {
     options.max_batch_size = engine.max_batch_size;
     service_ = std::make_unique<Service>(options);
@@ -169,7 +171,12 @@ class TestServer {
     model.max_seq_len = engine_->max_seq_len();
     model.temperature = 0.6;
     model.top_p = 0.95;
-    service_->become_ready(*engine_, std::move(model), "{}");
+    if (change) change(model);
+    ServedEngine served;
+    served.engine = engine_.get();
+    served.model = std::move(model);
+    served.server_info = "{}";
+    service_->become_ready(std::move(served));
     thread_ = std::thread(
         [this] { http_->run(std::chrono::milliseconds(10), [this] { service_->tick(); }); });
   }
@@ -191,6 +198,7 @@ class TestServer {
   EngineThread& engine() { return *engine_; }
   Service& service() { return *service_; }
   void post(std::function<void()> task) { http_->post(std::move(task)); }
+  Status reload_certificate() { return http_->reload_certificate(); }  // on the server's thread
 
   Answer ask(const std::string& method, const std::string& path, const std::string& body = "",
              const std::string& headers = "") const {
