@@ -14,7 +14,7 @@ mode=${3:-}
 root=$(cd "$(dirname "$0")/.." && pwd)
 if [[ $mode == --install || $mode == --all ]]; then
   [[ -x $venv/bin/python ]] || python3 -m venv "$venv"
-  "$venv/bin/pip" install --quiet openai anthropic langchain-openai litellm prometheus-client schemathesis
+  "$venv/bin/pip" install --quiet openai anthropic langchain-openai litellm mcp prometheus-client schemathesis
 fi
 if [[ $mode == --all && ! -x $venv-heavy/bin/guidellm ]]; then
   python3 -m venv "$venv-heavy"

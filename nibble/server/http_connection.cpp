@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <boost/asio/dispatch.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/http/read.hpp>
 #include <cctype>
@@ -340,6 +341,27 @@ void Connection::finish_reply() {
   if (!writing_) reply_is_out();
 }
 
+// A token's event fits into the socket's buffer: then there is nothing to wait for, and no timer to
+// arm, which would cost more than the writing. Whether all of sending_ is out, or lost with the
+// client.
+bool Connection::write_at_once() {
+  if (tls_) return false;
+  SystemError error;
+  plain_->non_blocking(true, error);
+  const size_t written = error ? 0 : plain_->write_some(asio::buffer(sending_), error);
+  if (error == asio::error::would_block || error == asio::error::try_again) return false;
+  if (error) {
+    // Not here: the caller is at work on the reply whose end this would be.
+    asio::post(io_, [self = shared_from_this()] { self->close(); });
+    return true;
+  }
+  queued_bytes_ -= written;
+  sending_.erase(0, written);
+  if (!sending_.empty()) return false;
+  writing_ = false;
+  return true;
+}
+
 void Connection::write_some() {
   writing_ = true;
   sending_.clear();
@@ -347,6 +369,7 @@ void Connection::write_some() {
     sending_ += queue_.front();
     queue_.pop_front();
   }
+  if (write_at_once()) return;
   write_timer_.expires_after(shared_->options.write_timeout);
   write_timer_.async_wait([weak = weak_from_this()](SystemError error) {
     const auto self = weak.lock();

@@ -91,6 +91,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void queue_piece(std::string piece);
   void finish_reply();
   void write_some();
+  bool write_at_once();
   void reply_is_out();
 
   // Says that nothing more will come and reads on for a moment: closing a socket with unread data

@@ -98,7 +98,7 @@ void Service::models(const Call& call) {
                 {"owned_by", "nibble"},
                 {"root", served_.model.names.front()},
                 {"parent", nullptr},
-                {"max_served_.modellen", served_.model.max_seq_len}};
+                {"max_model_len", served_.model.max_seq_len}};
   };
   const std::string& path = call.request.path;
   if (path == "/v1/models") {
@@ -113,7 +113,7 @@ void Service::models(const Call& call) {
   if (!served_.model.serves(name)) {
     ApiError error =
         not_found_error(fmt::format("the model '{}' is not served here", printable_path(name)),
-                        "served_.modelnot_found");
+                        "model_not_found");
     error.param = "model";
     return refuse(call, std::move(error));
   }
@@ -126,7 +126,7 @@ void Service::tokenize(const Call& call) {
   auto ids = read_prompt_ids(*body, served_.model);
   if (!ids) return refuse(call, std::move(ids).error());
   Json json = {{"count", ids->size()},
-               {"max_served_.modellen", served_.model.max_seq_len},
+               {"max_model_len", served_.model.max_seq_len},
                {"tokens", *ids}};
   json["token_strs"] = nullptr;
   const auto strings = body->find("return_token_strs");

@@ -434,6 +434,7 @@ TEST(Api, TokenizeAndBack) {
       server().post("/tokenize", {{"prompt", "Hello world"}, {"return_token_strs", true}}).json();
   EXPECT_EQ(json["count"].get<size_t>(), json["tokens"].size());
   EXPECT_EQ(json["tokens"].size(), json["token_strs"].size());
+  EXPECT_GT(json["max_model_len"].get<int>(), 1000);
   const Json text =
       server()
           .post("/detokenize", {{"tokens", json["tokens"]}, {"skip_special_tokens", true}})
