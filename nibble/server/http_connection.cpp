@@ -382,8 +382,8 @@ void Connection::write_some() {
     if (error) return self->close();
     self->write_timer_.cancel();
     self->queued_bytes_ -= self->sending_.size();
-    if (!self->queue_.empty()) return self->write_some();
-    if (self->ending_) self->reply_is_out();
+    while (!self->queue_.empty() && !self->writing_) self->write_some();
+    if (!self->writing_ && self->ending_) self->reply_is_out();
   };
   if (tls_) {
     asio::async_write(*tls_, asio::buffer(sending_), on_written);
