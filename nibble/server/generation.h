@@ -64,6 +64,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   // Whether the engine has brought nothing yet.
   bool is_waiting() const { return !first_update_; }
   bool ended() const { return ended_; }
+  Clock::time_point arrival() const { return arrival_; }
   const std::string& request_id() const { return origin_.request_id; }
 
  private:

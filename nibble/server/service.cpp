@@ -320,6 +320,13 @@ void Service::drain(Clock::time_point deadline) {
   for (const auto& [key, active] : active_) {
     if (active.generation->is_waiting()) waiting.push_back(active.generation);
   }
+  // Who has brought nothing yet may be in its first step; the newest are those that wait.
+  std::sort(waiting.begin(), waiting.end(),
+            [](const auto& one, const auto& other) { return one->arrival() > other->arrival(); });
+  int64_t left = stats.num_waiting;
+  size_t count = 0;
+  while (count < waiting.size() && left > 0) left -= waiting[count++]->num_answers();
+  waiting.resize(count);
   for (const auto& generation : waiting) {
     generation->fail(unavailable_error("the server is shutting down", "shutting_down", "5"));
   }
