@@ -447,14 +447,15 @@ void add_access_settings(std::vector<ServeSetting>& s) {
                "Key of /admin; without it there is no /admin",
                "KEY",
                text([](Options& o, const std::string& v) { o.service.access.admin_api_key = v; })});
-  s.push_back(
-      {"cors_origins",
-       {},
-       {},
-       kAccess,
-       "Origins of web pages that may ask, or * [none]",
-       "LIST",
-       text([](Options& o, const std::string& v) { o.service.access.cors_origins = split_list(v); })});
+  s.push_back({"cors_origins",
+               {},
+               {},
+               kAccess,
+               "Origins of web pages that may ask, or * [none]",
+               "LIST",
+               text([](Options& o, const std::string& v) {
+                 o.service.access.cors_origins = split_list(v);
+               })});
   s.push_back({"protect_metrics",
                {},
                {},
