@@ -170,7 +170,7 @@ void Service::route(Call call) {
     error.status = 405;
     error.headers.emplace_back("Allow",
                                route->methods == "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS");
-    return refuse(call, std::move(error));
+    return refuse(call, error);
   }
   if (path == "/live") {
     if (!stalled()) return respond_json(call, R"({"status":"ok"})");

@@ -115,7 +115,7 @@ void Service::models(const Call& call) {
         not_found_error(fmt::format("the model '{}' is not served here", printable_path(name)),
                         "model_not_found");
     error.param = "model";
-    return refuse(call, std::move(error));
+    return refuse(call, error);
   }
   respond_json(call, entry(name).dump());
 }
