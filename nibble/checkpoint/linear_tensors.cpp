@@ -73,6 +73,16 @@ Result<float> read_scalar(const CheckpointSource& source, const std::string& nam
   return value;
 }
 
+Status read_nvfp4_scalars(const CheckpointSource& source, std::string_view module,
+                          LinearTensors& linear) {
+  linear.global_scale = NIBBLE_TRY(read_scalar(source, tensor_name(module, "weight_scale_2")));
+  const std::string input_scale = tensor_name(module, "input_scale");
+  if (source.find(input_scale) != nullptr) {
+    linear.input_scale = NIBBLE_TRY(read_scalar(source, input_scale));
+  }
+  return {};
+}
+
 // The index of the first byte that `bad` holds for, or -1. Whole chunks are tested without
 // branches, which the compiler turns into vector code: scales are a ninth of a checkpoint.
 template <typename Bad>
@@ -90,7 +100,9 @@ int64_t find_byte(std::span<const std::byte> bytes, Bad bad) {
   return -1;
 }
 
-Status check_codes(const TensorInfo& info, const TensorView& view, bool is_scale) {
+// `view` is a slice [rows, cols] of the tensor that begins at first_row, first_col.
+Status check_codes(const TensorInfo& info, const TensorView& view, bool is_scale,
+                   int64_t first_row = 0, int64_t first_col = 0) {
   // E4M3: 0x7F and 0xFF are NaN; a block scale may not be negative either (0x80 is -0).
   const int64_t at =
       is_scale ? find_byte(view.bytes, [](uint8_t code) { return code >= 0x7f; })
@@ -99,20 +111,65 @@ Status check_codes(const TensorInfo& info, const TensorView& view, bool is_scale
   const auto code = static_cast<uint8_t>(view.bytes[static_cast<size_t>(at)]);
   return corrupt(fmt::format("{} holds the code 0x{:02x} ({}) at row {}, column {}", place(info),
                              code, (code & 0x7f) == 0x7f ? "NaN" : "a negative scale",
-                             at / view.shape[1], at % view.shape[1]));
+                             first_row + at / view.shape[1], first_col + at % view.shape[1]));
 }
 
-Status check_positive(const TensorInfo& info, const TensorView& view) {
+Status check_positive(const TensorInfo& info, const TensorView& view, int64_t first_row = 0,
+                      int64_t first_col = 0) {
   const float* values = view.data<float>();
   const int64_t count = view.shape.num_elements();
   for (int64_t i = 0; i < count; ++i) {
     if (!std::isfinite(values[i]) || values[i] <= 0) {
-      return corrupt(
-          fmt::format("{} holds {} at row {}, column {}, expected positive finite scales",
-                      place(info), values[i], i / view.shape[1], i % view.shape[1]));
+      return corrupt(fmt::format(
+          "{} holds {} at row {}, column {}, expected positive finite scales", place(info),
+          values[i], first_row + i / view.shape[1], first_col + i % view.shape[1]));
     }
   }
   return {};
+}
+
+// A rectangle of a matrix of elements of `element` bytes, each of which stands for row_grain x
+// col_grain logical ones (a scale of a block; or half a byte, as col_grain 2 for NVFP4's codes).
+TensorView cut(const TensorView& whole, const LinearSlice& slice, int64_t row_grain,
+               int64_t col_grain, std::vector<std::byte>& storage) {
+  const int64_t element = dtype_size(whole.dtype);
+  const int64_t stride = whole.shape[1] * element;
+  const int64_t first_row = slice.first_row / row_grain;
+  const int64_t rows = ceil_div(slice.first_row + slice.rows, row_grain) - first_row;
+  const int64_t first_col = slice.first_col / col_grain;
+  const int64_t cols = ceil_div(slice.first_col + slice.cols, col_grain) - first_col;
+  TensorView view{whole.dtype, Shape{rows, cols}, {}};
+  if (cols == whole.shape[1]) {
+    view.bytes = whole.bytes.subspan(static_cast<size_t>(first_row * stride),
+                                     static_cast<size_t>(rows * stride));
+    return view;
+  }
+  const auto row_bytes = static_cast<size_t>(cols * element);
+  storage.resize(static_cast<size_t>(rows) * row_bytes);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(storage.data() + static_cast<size_t>(r) * row_bytes,
+                whole.bytes.data() + (first_row + r) * stride + first_col * element, row_bytes);
+  }
+  view.bytes = storage;
+  return view;
+}
+
+Status check_slice(std::string_view module, WeightFormat format, int64_t rows, int64_t cols,
+                   const LinearSlice& slice) {
+  const auto fits = [](int64_t first, int64_t count, int64_t total, int64_t grain) {
+    return first >= 0 && count > 0 && first + count <= total && first % grain == 0 &&
+           (count % grain == 0 || first + count == total);
+  };
+  const LinearGrain grain = linear_slice_grain(format);
+  if (fits(slice.first_row, slice.rows, rows, grain.rows) &&
+      fits(slice.first_col, slice.cols, cols, grain.cols)) {
+    return {};
+  }
+  return invalid_argument(fmt::format(
+      "{} is {} [{}, {}]: rows {}..{} and columns {}..{} are no slice of it; rows are cut on "
+      "multiples of {}, columns of {}",
+      module, weight_format_name(format), rows, cols, slice.first_row, slice.first_row + slice.rows,
+      slice.first_col, slice.first_col + slice.cols, grain.rows, grain.cols));
 }
 
 Status check_nvfp4_shapes(const CheckpointSource& source, std::string_view module, int64_t rows,
@@ -212,6 +269,19 @@ Result<WeightFormat> check_linear_shapes(const CheckpointSource& source, std::st
   return format;
 }
 
+LinearGrain linear_slice_grain(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kF32:
+    case WeightFormat::kBf16:
+      return {1, 1};
+    case WeightFormat::kFp8Block:
+      return {kFp8Block, kFp8Block};
+    case WeightFormat::kNvfp4:
+      return {1, kNvfp4Block};
+  }
+  return {};
+}
+
 Result<LinearTensors> read_linear(const CheckpointSource& source, std::string_view module,
                                   int64_t expected_rows, int64_t expected_cols) {
   LinearTensors linear = NIBBLE_TRY(map_linear(source, module, expected_rows, expected_cols));
@@ -220,6 +290,38 @@ Result<LinearTensors> read_linear(const CheckpointSource& source, std::string_vi
     NIBBLE_TRY(check_codes(weight, linear.weight, false));
   }
   return linear;
+}
+
+Result<LinearSliceTensors> read_linear_slice(const CheckpointSource& source,
+                                             std::string_view module, int64_t expected_rows,
+                                             int64_t expected_cols, const LinearSlice& slice) {
+  LinearSliceTensors result;
+  LinearTensors& linear = result.tensors;
+  linear.format = NIBBLE_TRY(check_linear_shapes(source, module, expected_rows, expected_cols));
+  NIBBLE_TRY(check_slice(module, linear.format, expected_rows, expected_cols, slice));
+  linear.rows = slice.rows;
+  linear.cols = slice.cols;
+  const std::string name = tensor_name(module, "weight");
+  const int64_t codes_per_byte = linear.format == WeightFormat::kNvfp4 ? 2 : 1;
+  const TensorView whole = NIBBLE_TRY(source.read(name));
+  linear.weight = cut(whole, slice, 1, codes_per_byte, result.storage[0]);
+  if (linear.format == WeightFormat::kFp8Block) {
+    NIBBLE_TRY(
+        check_codes(*source.find(name), linear.weight, false, slice.first_row, slice.first_col));
+    const std::string scales = tensor_name(module, "weight_scale_inv");
+    const TensorView all_scales = NIBBLE_TRY(source.read(scales));
+    linear.scales = cut(all_scales, slice, kFp8Block, kFp8Block, result.storage[1]);
+    NIBBLE_TRY(check_positive(*source.find(scales), linear.scales, slice.first_row / kFp8Block,
+                              slice.first_col / kFp8Block));
+  } else if (linear.format == WeightFormat::kNvfp4) {
+    const std::string scales = tensor_name(module, "weight_scale");
+    const TensorView all_scales = NIBBLE_TRY(source.read(scales));
+    linear.scales = cut(all_scales, slice, 1, kNvfp4Block, result.storage[1]);
+    NIBBLE_TRY(check_codes(*source.find(scales), linear.scales, true, slice.first_row,
+                           slice.first_col / kNvfp4Block));
+    NIBBLE_TRY(read_nvfp4_scalars(source, module, linear));
+  }
+  return result;
 }
 
 Result<LinearTensors> map_linear(const CheckpointSource& source, std::string_view module,
@@ -238,11 +340,7 @@ Result<LinearTensors> map_linear(const CheckpointSource& source, std::string_vie
     const std::string scales = tensor_name(module, "weight_scale");
     linear.scales = NIBBLE_TRY(source.read(scales));
     NIBBLE_TRY(check_codes(*source.find(scales), linear.scales, true));
-    linear.global_scale = NIBBLE_TRY(read_scalar(source, tensor_name(module, "weight_scale_2")));
-    const std::string input_scale = tensor_name(module, "input_scale");
-    if (source.find(input_scale) != nullptr) {
-      linear.input_scale = NIBBLE_TRY(read_scalar(source, input_scale));
-    }
+    NIBBLE_TRY(read_nvfp4_scalars(source, module, linear));
   }
   return linear;
 }

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "nibble/base/result.h"
 #include "nibble/checkpoint/source.h"
@@ -56,7 +57,36 @@ Result<WeightFormat> check_linear_shapes(const CheckpointSource& source, std::st
 Result<LinearTensors> read_linear(const CheckpointSource& source, std::string_view module,
                                   int64_t expected_rows, int64_t expected_cols);
 
-// The same without a look at the weight's codes, for a reader that goes through a matrix larger
+// A rectangle of a matrix. Block scales may not be cut: NVFP4 on multiples of 16 columns, FP8 on
+// multiples of 128 rows and columns or at the matrix's end (linear_slice_grain).
+struct LinearSlice {
+  int64_t first_row = 0;
+  int64_t rows = 0;
+  int64_t first_col = 0;
+  int64_t cols = 0;
+};
+
+// Rows and columns that share a scale, so that a slice begins and ends on their multiples.
+struct LinearGrain {
+  int64_t rows = 1;
+  int64_t cols = 1;
+};
+LinearGrain linear_slice_grain(WeightFormat format);
+
+// A slice's tensors; views of whole rows point into the source, others into `storage`.
+struct LinearSliceTensors {
+  LinearTensors tensors;  // rows and cols are the slice's
+  std::vector<std::byte> storage[2];
+};
+
+// read_linear of a part: shapes are checked against the whole [expected_rows, expected_cols], bytes
+// are read and checked for the slice alone. Errors: those of read_linear; kInvalidArgument for a
+// slice that leaves the matrix or cuts a scale's block.
+Result<LinearSliceTensors> read_linear_slice(const CheckpointSource& source,
+                                             std::string_view module, int64_t expected_rows,
+                                             int64_t expected_cols, const LinearSlice& slice);
+
+// read_linear without a look at the weight's codes, for a reader that goes through a matrix larger
 // than memory piece by piece and finds NaN codes itself. Scales are checked.
 Result<LinearTensors> map_linear(const CheckpointSource& source, std::string_view module,
                                  int64_t expected_rows, int64_t expected_cols);
