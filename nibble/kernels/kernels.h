@@ -57,6 +57,18 @@ struct RouterShape {
   int topk_group = 1;
   bool norm_topk_prob = true;
   float routed_scaling_factor = 1;
+
+  // Which of the routed experts are here, when ranks share them: num_local_experts from
+  // first_local_expert on. -1: all.
+  int first_local_expert = 0;
+  int num_local_experts = -1;
+
+  int local_experts() const { return num_local_experts < 0 ? n_routed_experts : num_local_experts; }
+  // The index of an expert among those that are here, or -1.
+  int local_expert(int expert_id) const {
+    const int index = expert_id - first_local_expert;
+    return index >= 0 && index < local_experts() ? index : -1;
+  }
 };
 
 class Kernels {
@@ -160,9 +172,12 @@ class Kernels {
                      const RouterShape& shape, int32_t* expert_ids, float* weights) = 0;
 
   // out[t] = sum_j weights[t, j] * mlp(x[t], experts[expert_ids[t, j]]) + mlp(x[t], shared)
-  // added in that order in binary32. Expert outputs are multiplied, not inputs.
+  // added in that order in binary32. Expert outputs are multiplied, not inputs. Experts of other
+  // ranks add nothing.
   //
-  //   shared  the shared experts as one MLP, or null
+  //   experts     shape.local_experts() of them
+  //   expert_ids  among all of the model's
+  //   shared      the shared experts as one MLP, or null
   virtual void moe(const MatrixView& x, std::span<const MlpWeight> experts, const MlpWeight* shared,
                    const RouterShape& shape, const int32_t* expert_ids, const float* weights,
                    const MatrixView& out) = 0;

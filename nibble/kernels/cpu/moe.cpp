@@ -17,11 +17,11 @@ constexpr int64_t kRunTokens = 512;
 void CpuKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
                      const MlpWeight* shared, const RouterShape& shape, const int32_t* expert_ids,
                      const float* weights, const MatrixView& out) {
-  NIBBLE_CHECK(static_cast<int>(experts.size()) == shape.n_routed_experts);
+  NIBBLE_CHECK(static_cast<int>(experts.size()) == shape.local_experts());
   NIBBLE_CHECK(x.rows == out.rows && x.cols == out.cols);
   if (x.rows == 0) return;
   const int64_t slots = shape.num_experts_per_tok;
-  const int64_t num_experts = shape.n_routed_experts;
+  const int64_t num_experts = shape.local_experts();
 
   // The widest of all MLPs decides what a row needs; inputs count twice where gate and up differ.
   int64_t intermediate = shared != nullptr ? shared->gate_proj.rows : 0;
@@ -47,11 +47,13 @@ void CpuKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
     const int32_t* const ids = expert_ids + first * slots;
     const float* const slot_weights = weights + first * slots;
 
-    // expert_rows_[e]: the next free row of expert e; slot_rows_: where each slot's output will be.
+    // expert_rows_[e]: the next free row of expert e; slot_rows_: where each slot's output will be,
+    // -1 for an expert of another rank.
     expert_count_.assign(static_cast<size_t>(num_experts), 0);
     for (int64_t i = 0; i < tokens * slots; ++i) {
-      NIBBLE_CHECK(ids[i] >= 0 && ids[i] < num_experts);
-      ++expert_count_[static_cast<size_t>(ids[i])];
+      NIBBLE_CHECK(ids[i] >= 0 && ids[i] < shape.n_routed_experts);
+      const int expert = shape.local_expert(ids[i]);
+      if (expert >= 0) ++expert_count_[static_cast<size_t>(expert)];
     }
     expert_rows_.resize(static_cast<size_t>(num_experts));
     int64_t next_row = 0;
@@ -60,9 +62,12 @@ void CpuKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
       next_row += expert_count_[e];
     }
     slot_rows_.resize(static_cast<size_t>(tokens * slots));
-    rows_.resize(static_cast<size_t>(tokens * rows_per_token));
+    rows_.resize(static_cast<size_t>(next_row + (shared != nullptr ? tokens : 0)));
     for (int64_t i = 0; i < tokens * slots; ++i) {
-      const int64_t row = expert_rows_[static_cast<size_t>(ids[i])]++;
+      const int expert = shape.local_expert(ids[i]);
+      slot_rows_[static_cast<size_t>(i)] = -1;
+      if (expert < 0) continue;
+      const int64_t row = expert_rows_[static_cast<size_t>(expert)]++;
       slot_rows_[static_cast<size_t>(i)] = row;
       rows_[static_cast<size_t>(row)] = x.row<float>(first + i / slots);
     }
@@ -93,7 +98,9 @@ void CpuKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
         float* const sum = out.row<float>(first + t);
         std::fill_n(sum, x.cols, 0.0f);
         for (int64_t j = t * slots; j < (t + 1) * slots; ++j) {
-          const float* const y = outputs + slot_rows_[static_cast<size_t>(j)] * x.cols;
+          const int64_t row = slot_rows_[static_cast<size_t>(j)];
+          if (row < 0) continue;  // another rank's
+          const float* const y = outputs + row * x.cols;
           const float w = slot_weights[j];
           for (int64_t i = 0; i < x.cols; ++i) sum[i] += w * y[i];
         }
