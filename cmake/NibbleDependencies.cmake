@@ -38,3 +38,12 @@ if(NOT NIBBLE_CUDA STREQUAL "OFF")
       "and put nvcc on PATH, or configure with --preset cpu")
   endif()
 endif()
+
+# MPI for ranks that are processes; without it ranks are threads of one process.
+set(NIBBLE_HAVE_MPI OFF)
+if(NIBBLE_MPI)
+  find_package(MPI QUIET COMPONENTS CXX)  # libopenmpi-dev
+  if(MPI_CXX_FOUND)
+    set(NIBBLE_HAVE_MPI ON)
+  endif()
+endif()

@@ -11,7 +11,7 @@ packages=(
   libexpected-dev libfmt-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libpcre2-dev zlib1g-dev
   libgtest-dev libgmock-dev libssl-dev libxxhash-dev liburing-dev libboost-dev bubblewrap libyaml-cpp-dev
   libsnappy-dev libzstd-dev libseccomp-dev
-  python3-dev pybind11-dev python3-numpy python3-pytest
+  python3-dev pybind11-dev python3-numpy python3-pytest libopenmpi-dev openmpi-bin
 )
 check_only=0
 for argument in "$@"; do
