@@ -13,6 +13,10 @@ struct Batch {
   std::span<const int32_t> token_ids;  // each in 0 .. vocab_size - 1
   AttentionBatch attention;
 
+  // With attention data parallel: how many tokens each rank has in this pass, num_tokens() for this
+  // one. A rank may have none and takes part in the MoE layers all the same. Otherwise empty.
+  std::span<const int64_t> tokens_of_ranks = {};
+
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
 };
 

@@ -2,6 +2,8 @@
 // paper (arXiv 2412.19437, section 2); names are config.json's and the checkpoint's.
 #include "nibble/model/forward.h"
 
+#include <vector>
+
 #include "nibble/base/check.h"
 #include "nibble/model/expert_moe.h"
 
@@ -24,7 +26,34 @@ struct Pass {
   MatrixView rows(const MatrixView& matrix) const {
     return matrix.slice_rows(0, batch.num_tokens());
   }
+
+  // Where heads, MLPs and the vocabulary are cut each rank has computed a part of the sum x: adds
+  // them up.
+  void add_up(const MatrixView& x) const {
+    if (weights.shard.attention().is_whole() || x.rows == 0) return;
+    NIBBLE_CHECK(x.dtype == DType::kF32 && x.stride == x.cols);
+    weights.comm->all_reduce_sum(x.row<float>(0), x.rows * x.cols);
+  }
+
+  // Whether the ranks understood each other.
+  Status outcome() const { return weights.comm != nullptr ? weights.comm->status() : Status(); }
 };
+
+// x[t, :] = embed_tokens[token_ids[t], :]
+void embed(const Pass& pass, const MatrixView& x) {
+  const Weights& w = pass.weights;
+  const Part part = w.shard.attention();
+  if (part.is_whole()) return pass.kernels.embed(w.embed_tokens, pass.batch.token_ids, x);
+  const int64_t count = w.embed_tokens.rows - 1;  // the last row is zeros
+  const int64_t begin = part.index * count;
+  std::vector<int32_t> rows;
+  for (const int32_t id : pass.batch.token_ids) {
+    const bool is_here = id >= begin && id < begin + count;
+    rows.push_back(static_cast<int32_t>(is_here ? id - begin : count));
+  }
+  pass.kernels.embed(w.embed_tokens, rows, x);
+  pass.add_up(x);
+}
 
 // x [tokens, hidden_size] -> out, the same shape. Multi-head latent attention: the cache holds, for
 // each token, the normed latent c (kv_lora_rank) and one rotated key r shared by all heads.
@@ -51,6 +80,7 @@ void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& c
   k.mla_attention(q, w.kv_b_proj, shape, pass.batch.attention, cache, heads);
   pass.observe(ActivationSite::kHeads, heads);
   k.linear(heads, w.o_proj, out);  // [tokens, hidden_size]
+  pass.add_up(out);
 }
 
 // x [tokens, hidden_size] -> out: num_experts_per_tok routed experts and the shared one.
@@ -65,7 +95,40 @@ Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const Mat
   }
   pass.kernels.moe(x, w.experts, w.shared_experts ? &*w.shared_experts : nullptr, shape, expert_ids,
                    expert_weights, out);
+  pass.add_up(out);
   return {};
+}
+
+// The same with attention data parallel: the tokens of all ranks are brought to all, each adds what
+// its experts say, and the sums go back to where the tokens came from. The shared expert, which
+// every rank has whole, runs over its own tokens.
+void moe_of_all_ranks(const Pass& pass, const MoeWeights& w, const MatrixView& x,
+                      const MatrixView& out) {
+  Communicator& comm = *pass.weights.comm;
+  const RouterShape& shape = pass.weights.router_shape;
+  NIBBLE_CHECK(x.dtype == DType::kF32 && x.stride == x.cols && out.stride == out.cols);
+  NIBBLE_CHECK(static_cast<int>(pass.batch.tokens_of_ranks.size()) == comm.size());
+  int64_t num_tokens = 0;
+  std::vector<size_t> bytes;
+  std::vector<int64_t> elements;
+  for (const int64_t tokens : pass.batch.tokens_of_ranks) {
+    num_tokens += tokens;
+    elements.push_back(tokens * x.cols);
+    bytes.push_back(static_cast<size_t>(elements.back()) * sizeof(float));
+  }
+  const MatrixView all = pass.workspace.all_tokens.slice_rows(0, num_tokens);
+  const MatrixView outputs = pass.workspace.all_outputs.slice_rows(0, num_tokens);
+  int32_t* expert_ids = pass.workspace.expert_ids;
+  float* expert_weights = pass.workspace.expert_weights;
+  comm.all_gather(x.data, bytes, all.data);
+  pass.kernels.route(all, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
+  pass.kernels.moe(all, w.experts, nullptr, shape, expert_ids, expert_weights, outputs);
+  comm.reduce_scatter_sum(outputs.row<float>(0), elements, out.row<float>(0));
+  if (w.shared_experts && x.rows > 0) {
+    const MatrixView shared = all.slice_rows(0, x.rows);  // free again
+    pass.kernels.mlp(x, *w.shared_experts, shared);
+    pass.kernels.add(out, shared);
+  }
 }
 
 // One decoder layer, in place on the residual stream x.
@@ -75,16 +138,24 @@ Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheV
   const MatrixView normed = pass.rows(pass.workspace.normed);
   const MatrixView sublayer = pass.rows(pass.workspace.sublayer);
 
+  // Without tokens of its own a rank only lends its experts to the others.
+  if (x.rows == 0) {
+    if (layer.moe) moe_of_all_ranks(pass, *layer.moe, normed, sublayer);
+    return {};
+  }
   k.rms_norm(x, layer.input_layernorm, pass.epsilon, normed);
   attention(pass, layer.self_attn, cache, normed, sublayer);
   k.add(x, sublayer);
 
   k.rms_norm(x, layer.post_attention_layernorm, pass.epsilon, normed);
-  if (layer.moe) {
+  if (layer.moe && pass.weights.shard.enable_attention_dp) {
+    moe_of_all_ranks(pass, *layer.moe, normed, sublayer);
+  } else if (layer.moe) {
     NIBBLE_TRY(moe(pass, *layer.moe, normed, sublayer));
   } else {
     pass.observe(ActivationSite::kMlpInput, normed);
     k.mlp(normed, *layer.mlp, sublayer);
+    pass.add_up(sublayer);
   }
   k.add(x, sublayer);
   return {};
@@ -92,7 +163,8 @@ Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheV
 
 Pass make_pass(const ModelConfig& config, const Weights& weights, const Batch& batch,
                Kernels& kernels, Workspace& workspace, const ActivationObserver& observer) {
-  NIBBLE_CHECK(batch.num_tokens() >= 1 && batch.num_tokens() <= workspace.max_tokens());
+  NIBBLE_CHECK(batch.num_tokens() >= (weights.shard.enable_attention_dp ? 0 : 1));
+  NIBBLE_CHECK(batch.num_tokens() <= workspace.max_tokens());
   NIBBLE_CHECK(batch.attention.num_tokens == batch.num_tokens());
   return {config,  weights, batch, kernels, workspace, static_cast<float>(config.rms_norm_eps),
           observer};
@@ -116,14 +188,14 @@ Status forward(const ModelConfig& config, const Weights& weights, const Batch& b
   const Pass pass = make_pass(config, weights, batch, kernels, workspace, nobody);
   const MatrixView x = pass.rows(workspace.x);
 
-  kernels.embed(weights.embed_tokens, batch.token_ids, x);
+  if (x.rows > 0) embed(pass, x);
   if (observer) observer(0, x);
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     NIBBLE_TRY(decoder_layer(pass, weights.layers[i], kv_cache[i], x));
     if (observer) observer(static_cast<int>(i) + 1, x);
   }
-  kernels.rms_norm(x, weights.norm, pass.epsilon, hidden);
-  return {};
+  if (x.rows > 0) kernels.rms_norm(x, weights.norm, pass.epsilon, hidden);
+  return pass.outcome();
 }
 
 Status forward_mtp(const ModelConfig& config, const Weights& weights, const Batch& batch,
@@ -139,14 +211,15 @@ Status forward_mtp(const ModelConfig& config, const Weights& weights, const Batc
   const MatrixView hidden_half = input.slice_cols(config.hidden_size, config.hidden_size);
 
   // x = eh_proj [ rms_norm(embed(token t + 1), enorm) ; rms_norm(g_t, hnorm) ]
-  kernels.embed(weights.embed_tokens, batch.token_ids, x);
-  kernels.rms_norm(x, mtp.enorm, pass.epsilon, embedding_half);
-  kernels.rms_norm(previous, mtp.hnorm, pass.epsilon, hidden_half);
-  kernels.linear(input, mtp.eh_proj, x);
-
+  if (x.rows > 0) {
+    embed(pass, x);
+    kernels.rms_norm(x, mtp.enorm, pass.epsilon, embedding_half);
+    kernels.rms_norm(previous, mtp.hnorm, pass.epsilon, hidden_half);
+    kernels.linear(input, mtp.eh_proj, x);
+  }
   NIBBLE_TRY(decoder_layer(pass, mtp.layer, mtp_cache, x));
-  kernels.rms_norm(x, mtp.shared_head_norm, pass.epsilon, hidden);
-  return {};
+  if (x.rows > 0) kernels.rms_norm(x, mtp.shared_head_norm, pass.epsilon, hidden);
+  return pass.outcome();
 }
 
 }  // namespace nibble

@@ -34,7 +34,9 @@ using ActivationObserver = std::function<void(ActivationSite site, const MatrixV
                                    const Batch& batch, const KvCacheView& cache, Kernels& kernels,
                                    Workspace& workspace, const ActivationObserver& observer = {});
 
-// Runs the batch through all layers, writing its cache entries.
+// Runs the batch through all layers, writing its cache entries. With a shard all ranks call it
+// together, with the same batch, or with attention data parallel each with its own; whether the
+// ranks understood each other stands in weights.comm->status() afterwards.
 //
 //   kv_cache   one view a layer, at least num_hidden_layers
 //   hidden     [tokens, hidden_size]: rms_norm(x, model.norm), what lm_head and the MTP layer read;

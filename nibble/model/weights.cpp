@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <mutex>
 #include <new>
 #include <utility>
 
+#include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/base/interrupt.h"
 #include "nibble/base/progress.h"
@@ -43,20 +45,30 @@ class Loader {
       : source_(source), config_(config), options_(options), kernels_(kernels), weights_(weights) {}
 
   void linear(std::string module, int64_t rows, int64_t cols, LinearWeight* out) {
-    jobs_.push_back({std::move(module), rows, cols, out, nullptr, nullptr});
+    linear_rows(std::move(module), rows, cols, Part{}, out);
   }
-  void mla_up(std::string module, int64_t rows, int64_t cols, MlaUpWeight* out) {
-    jobs_.push_back({std::move(module), rows, cols, nullptr, out, nullptr});
+  // This rank's rows (out_features) or columns (in_features) of a matrix [rows, cols].
+  void linear_rows(std::string module, int64_t rows, int64_t cols, Part part, LinearWeight* out) {
+    const LinearSlice slice{part.begin(rows), part.count(rows), 0, cols};
+    jobs_.push_back({std::move(module), rows, cols, slice, out, nullptr, nullptr});
+  }
+  void linear_cols(std::string module, int64_t rows, int64_t cols, Part part, LinearWeight* out) {
+    const LinearSlice slice{0, rows, part.begin(cols), part.count(cols)};
+    jobs_.push_back({std::move(module), rows, cols, slice, out, nullptr, nullptr});
+  }
+  void mla_up(std::string module, int64_t rows, int64_t cols, Part part, MlaUpWeight* out) {
+    const LinearSlice slice{part.begin(rows), part.count(rows), 0, cols};
+    jobs_.push_back({std::move(module), rows, cols, slice, nullptr, out, nullptr});
   }
   // A float vector stored as BF16 or F32 under its full name.
   void vector(std::string name, int64_t size, const float** out) {
-    jobs_.push_back({std::move(name), size, 1, nullptr, nullptr, out});
+    jobs_.push_back({std::move(name), size, 1, {}, nullptr, nullptr, out});
   }
 
-  void mlp(const std::string& module, int64_t intermediate, MlpWeight* out) {
-    linear(module + ".gate_proj", intermediate, config_.hidden_size, &out->gate_proj);
-    linear(module + ".up_proj", intermediate, config_.hidden_size, &out->up_proj);
-    linear(module + ".down_proj", config_.hidden_size, intermediate, &out->down_proj);
+  void mlp(const std::string& module, int64_t intermediate, Part part, MlpWeight* out) {
+    linear_rows(module + ".gate_proj", intermediate, config_.hidden_size, part, &out->gate_proj);
+    linear_rows(module + ".up_proj", intermediate, config_.hidden_size, part, &out->up_proj);
+    linear_cols(module + ".down_proj", config_.hidden_size, intermediate, part, &out->down_proj);
   }
   void layer(int index, bool is_moe, LayerWeights* out);
   Status embedding();
@@ -68,6 +80,7 @@ class Loader {
     std::string name;  // a module's path, or a vector's full name
     int64_t rows;
     int64_t cols;
+    LinearSlice slice;  // of linear and mla_up
     LinearWeight* linear;
     MlaUpWeight* mla_up;
     const float** vector;
@@ -92,22 +105,24 @@ void Loader::layer(int index, bool is_moe, LayerWeights* out) {
   const std::string attn = prefix + ".self_attn";
   const int64_t hidden = config_.hidden_size;
   const int64_t heads = config_.num_attention_heads;
+  const Part part = options_.shard.attention();
   AttentionWeights& w = out->self_attn;
   vector(prefix + ".input_layernorm.weight", hidden, &out->input_layernorm);
   linear(attn + ".q_a_proj", config_.q_lora_rank, hidden, &w.q_a_proj);
   vector(attn + ".q_a_layernorm.weight", config_.q_lora_rank, &w.q_a_layernorm);
-  linear(attn + ".q_b_proj", heads * config_.qk_head_dim(), config_.q_lora_rank, &w.q_b_proj);
+  linear_rows(attn + ".q_b_proj", heads * config_.qk_head_dim(), config_.q_lora_rank, part,
+              &w.q_b_proj);
   linear(attn + ".kv_a_proj_with_mqa", config_.kv_lora_rank + config_.qk_rope_head_dim, hidden,
          &w.kv_a_proj_with_mqa);
   vector(attn + ".kv_a_layernorm.weight", config_.kv_lora_rank, &w.kv_a_layernorm);
   mla_up(attn + ".kv_b_proj", heads * (config_.qk_nope_head_dim + config_.v_head_dim),
-         config_.kv_lora_rank, &w.kv_b_proj);
-  linear(attn + ".o_proj", hidden, heads * config_.v_head_dim, &w.o_proj);
+         config_.kv_lora_rank, part, &w.kv_b_proj);
+  linear_cols(attn + ".o_proj", hidden, heads * config_.v_head_dim, part, &w.o_proj);
   vector(prefix + ".post_attention_layernorm.weight", hidden, &out->post_attention_layernorm);
 
   const std::string mlp_module = prefix + ".mlp";
   if (!is_moe) {
-    mlp(mlp_module, config_.intermediate_size, &out->mlp.emplace());
+    mlp(mlp_module, config_.intermediate_size, part, &out->mlp.emplace());
     return;
   }
   MoeWeights& moe = out->moe.emplace();
@@ -115,15 +130,17 @@ void Loader::layer(int index, bool is_moe, LayerWeights* out) {
   linear(mlp_module + ".gate", config_.n_routed_experts, hidden, &moe.gate);
   vector(mlp_module + ".gate.e_score_correction_bias", config_.n_routed_experts,
          &moe.e_score_correction_bias);
-  const int experts = options_.load_experts ? config_.n_routed_experts : 0;
+  const RouterShape& router = weights_.router_shape;
+  const int experts = options_.load_experts ? router.local_experts() : 0;
   moe.experts.resize(static_cast<size_t>(experts));
   for (int e = 0; e < experts; ++e) {
-    mlp(fmt::format("{}.experts.{}", mlp_module, e), config_.moe_intermediate_size,
+    mlp(fmt::format("{}.experts.{}", mlp_module, router.first_local_expert + e),
+        config_.moe_intermediate_size, options_.shard.expert_slice(),
         &moe.experts[static_cast<size_t>(e)]);
   }
   if (config_.n_shared_experts > 0) {
     mlp(mlp_module + ".shared_experts", config_.n_shared_experts * config_.moe_intermediate_size,
-        &moe.shared_experts.emplace());
+        part, &moe.shared_experts.emplace());
   }
 }
 
@@ -137,7 +154,9 @@ Result<void*> Loader::allocate(size_t bytes) {
 }
 
 Status Loader::load_linear(const Job& job) {
-  const LinearTensors tensors = NIBBLE_TRY(read_linear(source_, job.name, job.rows, job.cols));
+  const LinearSliceTensors slice =
+      NIBBLE_TRY(read_linear_slice(source_, job.name, job.rows, job.cols, job.slice));
+  const LinearTensors& tensors = slice.tensors;
   const HostLinear host{linear_format(tensors.format),
                         tensors.rows,
                         tensors.cols,
@@ -203,10 +222,22 @@ Status Loader::embedding() {
   if (view.dtype != DType::kBf16 && view.dtype != DType::kF32) {
     return unsupported(fmt::format("{} is {}, expected BF16 or F32", name, dtype_name(view.dtype)));
   }
-  void* memory = NIBBLE_TRY(allocate(view.bytes.size()));
-  NIBBLE_TRY(kernels_.device().copy_to_device(memory, view.bytes));
+  const Part part = options_.shard.attention();
+  const int64_t row_bytes = config_.hidden_size * dtype_size(view.dtype);
+  const auto part_bytes = static_cast<size_t>(part.count(config_.vocab_size) * row_bytes);
+  const auto zero_bytes = part.is_whole() ? size_t{0} : static_cast<size_t>(row_bytes);
+  void* memory = NIBBLE_TRY(allocate(part_bytes + zero_bytes));
+  NIBBLE_TRY(kernels_.device().copy_to_device(
+      memory, view.bytes.subspan(static_cast<size_t>(part.begin(config_.vocab_size) * row_bytes),
+                                 part_bytes)));
+  if (zero_bytes > 0) {
+    const std::vector<std::byte> zeros(zero_bytes);
+    NIBBLE_TRY(
+        kernels_.device().copy_to_device(static_cast<std::byte*>(memory) + part_bytes, zeros));
+  }
   weights_.embed_tokens =
-      MatrixView{memory, view.dtype, config_.vocab_size, config_.hidden_size, config_.hidden_size};
+      MatrixView{memory, view.dtype, part.count(config_.vocab_size) + (part.is_whole() ? 0 : 1),
+                 config_.hidden_size, config_.hidden_size};
   return {};
 }
 
@@ -251,33 +282,68 @@ Status Loader::run() {
   return {};
 }
 
-// All experts of a layer quantize their activations once, so they share the largest input_scale.
-void share_input_scales(MoeWeights& moe) {
-  float input = 0;
-  float product = 0;
+// All experts of a layer quantize their activations once, so they share the largest input_scale;
+// `scales` is the largest of gate_proj and up_proj, and that of down_proj.
+using InputScales = std::array<float, 2>;
+
+InputScales largest_input_scales(const MoeWeights& moe) {
+  InputScales scales{};
   for (const MlpWeight& expert : moe.experts) {
-    input = std::max({input, expert.gate_proj.input_scale, expert.up_proj.input_scale});
-    product = std::max(product, expert.down_proj.input_scale);
+    scales[0] = std::max({scales[0], expert.gate_proj.input_scale, expert.up_proj.input_scale});
+    scales[1] = std::max(scales[1], expert.down_proj.input_scale);
   }
-  for (MlpWeight& expert : moe.experts) {
-    expert.gate_proj.input_scale = input;
-    expert.up_proj.input_scale = input;
-    expert.down_proj.input_scale = product;
+  return scales;
+}
+
+// With a communicator, the largest among the experts of all ranks.
+Status share_input_scales(std::span<MoeWeights* const> layers, Communicator* comm) {
+  std::vector<InputScales> scales;
+  for (const MoeWeights* moe : layers) scales.push_back(largest_input_scales(*moe));
+  if (comm != nullptr && !layers.empty()) {
+    const auto ranks = static_cast<size_t>(comm->size());
+    std::vector<InputScales> of_all(ranks * scales.size());
+    const std::vector<size_t> bytes(ranks, scales.size() * sizeof(InputScales));
+    comm->all_gather(scales.data(), bytes, of_all.data());
+    NIBBLE_TRY(comm->status());
+    for (size_t i = 0; i < of_all.size(); ++i) {
+      InputScales& mine = scales[i % scales.size()];
+      for (size_t k = 0; k < mine.size(); ++k) mine[k] = std::max(mine[k], of_all[i][k]);
+    }
   }
+  for (size_t i = 0; i < layers.size(); ++i) {
+    for (MlpWeight& expert : layers[i]->experts) {
+      expert.gate_proj.input_scale = scales[i][0];
+      expert.up_proj.input_scale = scales[i][0];
+      expert.down_proj.input_scale = scales[i][1];
+    }
+  }
+  return {};
 }
 
 }  // namespace
 
-Result<Weights> Weights::load(const CheckpointSource& source, const ModelConfig& config,
-                              const WeightsOptions& options, Kernels& kernels) {
+namespace {
+
+Result<Weights> load_weights(const CheckpointSource& source, const ModelConfig& config,
+                             const WeightsOptions& options, Kernels& kernels) {
+  NIBBLE_TRY(check_shard(source, config, options.shard));
   Weights weights;
-  weights.mla_shape =
-      MlaShape{config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim,
-               config.qk_rope_head_dim,    config.v_head_dim,   softmax_scale(config)};
+  weights.shard = options.shard;
+  weights.comm = options.comm;
+  const Part part = options.shard.attention();
+  weights.mla_shape = MlaShape{part.count(config.num_attention_heads),
+                               config.kv_lora_rank,
+                               config.qk_nope_head_dim,
+                               config.qk_rope_head_dim,
+                               config.v_head_dim,
+                               softmax_scale(config)};
   weights.router_shape =
       RouterShape{config.n_routed_experts, config.num_experts_per_tok,
                   config.n_group,          config.topk_group,
                   config.norm_topk_prob,   static_cast<float>(config.routed_scaling_factor)};
+  const Part group = options.shard.expert_group();
+  weights.router_shape.first_local_expert = static_cast<int>(group.begin(config.n_routed_experts));
+  weights.router_shape.num_local_experts = static_cast<int>(group.count(config.n_routed_experts));
 
   Loader loader(source, config, options, kernels, weights);
   const auto wanted = [&](int layer) {
@@ -292,8 +358,8 @@ Result<Weights> Weights::load(const CheckpointSource& source, const ModelConfig&
   }
   loader.vector("model.norm.weight", config.hidden_size, &weights.norm);
   if (!options.only_layer) {
-    loader.linear(config.tie_word_embeddings ? "model.embed_tokens" : "lm_head", config.vocab_size,
-                  config.hidden_size, &weights.lm_head);
+    loader.linear_rows(config.tie_word_embeddings ? "model.embed_tokens" : "lm_head",
+                       config.vocab_size, config.hidden_size, part, &weights.lm_head);
   }
   if (options.load_mtp && config.num_nextn_predict_layers > 0 && wanted(config.num_hidden_layers)) {
     const int index = config.num_hidden_layers;
@@ -307,10 +373,22 @@ Result<Weights> Weights::load(const CheckpointSource& source, const ModelConfig&
   }
   NIBBLE_TRY(loader.run());
 
+  std::vector<MoeWeights*> moe_layers;
   for (LayerWeights& layer : weights.layers) {
-    if (layer.moe) share_input_scales(*layer.moe);
+    if (layer.moe) moe_layers.push_back(&*layer.moe);
   }
-  if (weights.mtp && weights.mtp->layer.moe) share_input_scales(*weights.mtp->layer.moe);
+  if (weights.mtp && weights.mtp->layer.moe) moe_layers.push_back(&*weights.mtp->layer.moe);
+  NIBBLE_TRY(share_input_scales(moe_layers, options.comm));
+  return weights;
+}
+
+}  // namespace
+
+Result<Weights> Weights::load(const CheckpointSource& source, const ModelConfig& config,
+                              const WeightsOptions& options, Kernels& kernels) {
+  NIBBLE_CHECK((options.comm == nullptr ? 1 : options.comm->size()) == options.shard.tp_size);
+  auto weights = load_weights(source, config, options, kernels);
+  if (!weights && options.comm != nullptr) options.comm->abort(weights.error().message);
   return weights;
 }
 

@@ -11,8 +11,10 @@
 #include "nibble/base/result.h"
 #include "nibble/checkpoint/config.h"
 #include "nibble/checkpoint/source.h"
+#include "nibble/comm/communicator.h"
 #include "nibble/device/device.h"
 #include "nibble/kernels/kernels.h"
+#include "nibble/model/shard.h"
 
 namespace nibble {
 
@@ -33,7 +35,9 @@ struct MoeWeights {
   int layer = 0;  // its number in the model; num_hidden_layers for the MTP layer
   LinearWeight gate;
   const float* e_score_correction_bias = nullptr;
-  std::vector<MlpWeight> experts;  // empty where Weights::expert_store has them
+  // Those of this rank, from RouterShape::first_local_expert on; empty where Weights::expert_store
+  // has them.
+  std::vector<MlpWeight> experts;
   std::optional<MlpWeight> shared_experts;
 };
 
@@ -66,15 +70,23 @@ struct WeightsOptions {
   // at a time.
   std::function<void(double share)> on_progress;
 
+  // The part of this rank, and how it reaches the others (null for a single rank; it must outlive
+  // the weights).
+  Shard shard;
+  Communicator* comm = nullptr;
+
   // One layer alone, for a caller that can't hold more: 0 .. num_hidden_layers - 1, or
   // num_hidden_layers for the MTP layer, which comes with embed_tokens. The other layers and
   // lm_head stay empty; model.norm is loaded.
   std::optional<int> only_layer;
 };
 
-// Move-only; owns all device memory that its members point into.
+// Move-only; owns all device memory that its members point into. With a shard, linears, MLPs and
+// mla_shape.num_heads are this rank's share.
 struct Weights {
-  MatrixView embed_tokens;  // BF16 or F32 [vocab_size, hidden_size]
+  // BF16 or F32 [vocab_size, hidden_size]; of a part, its rows and then one of zeros, which stands
+  // for all tokens of other ranks.
+  MatrixView embed_tokens;
   std::vector<LayerWeights> layers;
   const float* norm = nullptr;
   LinearWeight lm_head;
@@ -82,6 +94,8 @@ struct Weights {
   RopeTable rope;
   MlaShape mla_shape;
   RouterShape router_shape;
+  Shard shard;
+  Communicator* comm = nullptr;  // there when shard.tp_size > 1
 
   uint64_t device_bytes = 0;
 
@@ -91,8 +105,11 @@ struct Weights {
 
   // Reads every tensor of the model, checks its shape and packs it for `kernels`, which must
   // outlive the weights. Within a layer all experts get the largest input_scale of their projection
-  // (spec nvfp4 section 4). Errors: kNotFound, kCorrupt (shape, scale) naming the tensor;
-  // kUnsupported dtypes; kOutOfMemory; kCancelled after an interrupt.
+  // (spec nvfp4 section 4); experts of other ranks count, so that with a shard all ranks call this
+  // together. A failure of one rank is aborted to the others. Errors: kInvalidArgument of
+  // check_shard; kNotFound, kCorrupt (shape, scale) naming the tensor;
+  // kUnsupported dtypes; kOutOfMemory; kCancelled after an interrupt; kUnavailable naming the rank
+  // that failed.
   static Result<Weights> load(const CheckpointSource& source, const ModelConfig& config,
                               const WeightsOptions& options, Kernels& kernels);
 

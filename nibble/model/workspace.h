@@ -9,6 +9,7 @@
 #include "nibble/device/device.h"
 #include "nibble/kernels/kernels.h"
 #include "nibble/model/expert_store.h"
+#include "nibble/model/shard.h"
 
 namespace nibble {
 
@@ -28,8 +29,10 @@ struct ExpertScratch {
 // with rows().
 class Workspace {
  public:
-  // max_tokens >= 1: the most tokens of one batch. Errors: kOutOfMemory.
-  static Result<Workspace> create(const ModelConfig& config, Kernels& kernels, int64_t max_tokens);
+  // max_tokens >= 1: the most tokens of one batch. For a rank, num_heads below is its share, and
+  // with attention data parallel there is room for the tokens of all ranks. Errors: kOutOfMemory.
+  static Result<Workspace> create(const ModelConfig& config, Kernels& kernels, int64_t max_tokens,
+                                  const Shard& shard = {});
 
   int64_t max_tokens() const { return max_tokens_; }
 
@@ -44,6 +47,11 @@ class Workspace {
   int32_t* expert_ids = nullptr;    // [tokens, num_experts_per_tok]
   float* expert_weights = nullptr;  // [tokens, num_experts_per_tok]
   ExpertScratch experts;
+
+  // With attention data parallel, where a MoE layer runs over the tokens of all ranks: those two
+  // have room for them, too.
+  MatrixView all_tokens;   // [tokens of all ranks, hidden_size]  normed, rank after rank
+  MatrixView all_outputs;  // the same shape: what this rank's experts add
 
  private:
   Workspace() = default;
