@@ -59,7 +59,8 @@ def named_after_isa(path):
 # (pattern of the included name, who may include it, the rule in words)
 FOREIGN = [
     (r"cuda.*\.h|cublas.*\.h|nv.*\.h|cub/.*|thrust/.*|mma\.h|cooperative_groups.*",
-     in_folders("device/cuda", "kernels/cuda"), "only device/cuda/ and kernels/cuda/"),
+     in_folders("device/cuda", "kernels/cuda", "comm/cuda"),
+     "only device/cuda/, kernels/cuda/ and comm/cuda/"),
     (r"nccl\.h|mpi\.h", in_folders("comm"), "only comm/"),
     (r"nlohmann/json\.hpp", source_in(*JSON_FOLDERS),
      "only .cpp files of " + ", ".join(f"{folder}/" for folder in JSON_FOLDERS)),

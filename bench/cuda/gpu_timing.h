@@ -69,4 +69,14 @@ void bench_moe(Kernels& kernels, const Limits& limits);
 void bench_mla(Kernels& kernels, const Limits& limits);
 void bench_layers(Kernels& kernels, const Limits& limits);
 
+// A thread for each of tp_size GPUs; the layers' weights must fit.
+struct RanksOptions {
+  int tp_size = 1;
+  int ep_size = 1;
+  bool enable_attention_dp = false;
+  int dense_layers = 3;
+  int moe_layers = 58;
+};
+void bench_ranks(const RanksOptions& options);
+
 }  // namespace nibble::bench

@@ -1,8 +1,12 @@
 // bench_cuda [linear] [moe] [mla] [layers]: all of them by default. Ratios are to the copy
 // bandwidth and the BF16 product measured in the same process, before and after.
+//
+// bench_cuda ranks:TP:EP:DP:DENSE:MOE ...: R1 on TP GPUs with EP expert groups, with (DP 1) or
+// without (0) attention data parallel, DENSE and MOE layers of it; ranks:4:1:0:3:58 is all of R1.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -24,6 +28,19 @@ nibble::bench::Limits measure(nibble::Kernels& kernels) {
 int main(int argc, char** argv) {
   std::vector<std::string> parts(argv + 1, argv + argc);
   if (parts.empty()) parts = {"linear", "moe", "mla", "layers"};
+  bool only_ranks = true;
+  for (const std::string& part : parts) {
+    nibble::bench::RanksOptions ranks;
+    int attention_dp = 0;
+    if (std::sscanf(part.c_str(), "ranks:%d:%d:%d:%d:%d", &ranks.tp_size, &ranks.ep_size,
+                    &attention_dp, &ranks.dense_layers, &ranks.moe_layers) == 5) {
+      ranks.enable_attention_dp = attention_dp != 0;
+      nibble::bench::bench_ranks(ranks);
+    } else {
+      only_ranks = false;
+    }
+  }
+  if (only_ranks) return 0;
   auto kernels = nibble::make_cuda_kernels();
   if (!kernels) {
     fmt::print(stderr, "bench_cuda: {}\n", kernels.error().message);

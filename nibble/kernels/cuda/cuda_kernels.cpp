@@ -35,6 +35,7 @@ CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& opti
       x_scratch_(*device_),
       act_scratch_(*device_),
       plan_scratch_(*device_),
+      local_scratch_(*device_),
       expert_scratch_(*device_),
       logits_scratch_(*device_),
       gate_scratch_(*device_),
@@ -215,11 +216,11 @@ void CudaKernels::route(const MatrixView& x, const LinearWeight& gate, const flo
 
 Result<std::unique_ptr<Kernels>> make_cuda_kernels(const CudaOptions& options) {
   NIBBLE_CHECK(options.activation_parts >= 1 && options.activation_parts <= 3);
-  auto device = NIBBLE_TRY(make_cuda_device(0));
+  auto device = NIBBLE_TRY(make_cuda_device(options.device));
   int major = 0;
   int minor = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) != cudaSuccess) {
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, options.device) != cudaSuccess) {
     return unavailable("the GPU does not say its compute capability");
   }
   if (!cuda::stream_kernels_run_here()) {

@@ -18,9 +18,12 @@ struct CudaOptions {
   // tokens; with more, sums are taken in another order (cuBLASLt's, and
   // fewer runs of positions in attention).
   bool batch_invariant = false;
+
+  // In CUDA's count (CUDA_VISIBLE_DEVICES applies).
+  int device = 0;
 };
 
-// On the first GPU of CUDA's count (CUDA_VISIBLE_DEVICES chooses). Errors: as make_cuda_device;
+// On one GPU. Errors: as make_cuda_device;
 // kUnsupported for a GPU that this build has no code for, naming its compute capability.
 Result<std::unique_ptr<Kernels>> make_cuda_kernels(const CudaOptions& options = {});
 

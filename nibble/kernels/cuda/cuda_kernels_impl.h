@@ -123,6 +123,7 @@ class CudaKernels final : public Kernels {
   Scratch x_scratch_;
   Scratch act_scratch_;
   Scratch plan_scratch_;
+  Scratch local_scratch_;
   Scratch expert_scratch_;
   Scratch logits_scratch_;
   Scratch gate_scratch_;

@@ -295,9 +295,8 @@ __global__ __launch_bounds__(kThreads, 1) void gemm_nvfp4_kernel(const GemmArgs 
 template <int N>
 cudaError_t launch_class(const GemmArgs& args, bool& first, cudaStream_t stream) {
   if (args.most_rows <= N - 32) return cudaSuccess;
-  const auto kernel = gemm_nvfp4_kernel<N>;
-  static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  constexpr auto kernel = gemm_nvfp4_kernel<N>;
+  const cudaError_t configured = allow_shared<kernel>(kShared);
   if (configured != cudaSuccess) return configured;
   static const int num_sms = multiprocessors();
   const bool is_first = first;

@@ -145,9 +145,7 @@ int64_t max_gemm_work(int64_t slots, int64_t groups) { return slots / (kGemmToke
 
 cudaError_t launch_gemm_plan(const GemmPlanArgs& args, cudaStream_t stream) {
   const size_t shared = sizeof(int) * kPlanWarps * static_cast<size_t>(args.num_experts);
-  static const cudaError_t configured =
-      cudaFuncSetAttribute(gemm_plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           4 * kPlanWarps * kMaxGemmGroups);
+  const cudaError_t configured = allow_shared<gemm_plan_kernel>(4 * kPlanWarps * kMaxGemmGroups);
   if (configured != cudaSuccess) return configured;
   return launch_overlapped(gemm_plan_kernel, dim3(1), dim3(kPlanThreads), shared, stream, args);
 }

@@ -8,6 +8,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <cstdint>
 #include <utility>
 
 namespace nibble::cuda {
@@ -26,6 +28,21 @@ inline int multiprocessors() {
     return 1;
   }
   return count;
+}
+
+// Lets the kernel take so many bytes of dynamic shared memory: asked for once on each device.
+template <auto kKernel>
+cudaError_t allow_shared(int bytes) {
+  static std::atomic<uint64_t> allowed{0};  // a bit for a device
+  int device = 0;
+  const cudaError_t found = cudaGetDevice(&device);
+  if (found != cudaSuccess) return found;
+  const uint64_t bit = uint64_t{1} << (device % 64);
+  if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return cudaSuccess;
+  const cudaError_t code =
+      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (code == cudaSuccess && device < 64) allowed.fetch_or(bit, std::memory_order_relaxed);
+  return code;
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -339,9 +339,8 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
 template <typename X, int NT, int kTiles, int kBlocks>
 cudaError_t launch_direct_config(const StreamArgs& args, cudaStream_t stream) {
   constexpr int kShared = 2 * kDirectWarps * kTiles * NT * 32 * 16;
-  const auto kernel = linear_direct_kernel<X, NT, kTiles, kBlocks>;
-  static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  constexpr auto kernel = linear_direct_kernel<X, NT, kTiles, kBlocks>;
+  const cudaError_t configured = allow_shared<kernel>(kShared);
   if (configured != cudaSuccess) return configured;
   static const int num_sms = multiprocessors();
   const int passes = args.work != nullptr ? 1 : (args.num_tokens + 8 * NT - 1) / (8 * NT);

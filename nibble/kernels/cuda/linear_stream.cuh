@@ -339,9 +339,8 @@ template <class Unit, int NT, int P, int KU, int Stages>
 cudaError_t launch_stream_config(const StreamArgs& args, cudaStream_t stream) {
   constexpr int kShared =
       kWarps * Stages * KU * Unit::kBytes + kWarps * kMaxItems<NT> * NT * 32 * 16;
-  const auto kernel = linear_stream_kernel<Unit, NT, P, KU, Stages>;
-  static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  constexpr auto kernel = linear_stream_kernel<Unit, NT, P, KU, Stages>;
+  const cudaError_t configured = allow_shared<kernel>(kShared);
   if (configured != cudaSuccess) return configured;
   static const int num_sms = multiprocessors();
   int split = 1;

@@ -77,6 +77,7 @@ __global__ void linear_w4a4_kernel(W4a4Args a, int64_t tiles, int64_t units) {
   const int64_t tile = int64_t{blockIdx.y} * (kThreads / 32) + threadIdx.x / 32;
   const int64_t slot = blockIdx.x;
   if (tile >= tiles) return;
+  if (a.expert_ids != nullptr && a.expert_ids[slot] < 0) return;  // another rank's
   const W4a4Weight weight =
       a.weights == nullptr ? a.weight : a.weights[a.expert_ids != nullptr ? a.expert_ids[slot] : 0];
   if (weight.data == nullptr) return;

@@ -394,9 +394,8 @@ cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t st
   constexpr int kRows = 16 * kWarpsM * kTilesM;
   constexpr int kShared =
       kRows * kRowBytes + 2 * kTileBytes + kRows * kTile * 2 + kRows * (kWarps / kWarpsM) * 4;
-  const auto kernel = mla_decode_kernel<T, kWarpsM, kTilesM>;
-  static const cudaError_t configured =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  constexpr auto kernel = mla_decode_kernel<T, kWarpsM, kTilesM>;
+  const cudaError_t configured = allow_shared<kernel>(kShared);
   if (configured != cudaSuccess) return configured;
   const auto row_blocks = static_cast<unsigned>((args.attend.shape.num_heads + kRows - 1) / kRows);
   const dim3 grid(static_cast<unsigned>(args.runs), row_blocks, static_cast<unsigned>(tokens));

@@ -399,8 +399,7 @@ int mla_wide_runs(int64_t tokens, int64_t heads, int64_t max_visible) {
 }
 
 cudaError_t launch_mla_wide(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
-  static const cudaError_t configured =
-      cudaFuncSetAttribute(mla_wide_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  const cudaError_t configured = allow_shared<mla_wide_kernel>(kShared);
   if (configured != cudaSuccess) return configured;
   const auto head_blocks =
       static_cast<unsigned>((args.attend.shape.num_heads + kHeads - 1) / kHeads);

@@ -227,12 +227,12 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   plan.expert_ids = expert_ids;
   plan.num_slots = static_cast<int>(slots);
   plan.num_tokens = static_cast<int>(x.rows);
-  plan.num_experts = shape.n_routed_experts;
+  plan.num_experts = shape.local_experts();
   plan.shared = table.shared_joins;
   plan.work_tokens = work_tokens;
   plan.classes = table.present.size() > 1 ? table.classes : nullptr;
   plan.wanted = static_cast<uint8_t>(cls);
-  const int64_t max_work = max_moe_work(slots, x.rows, shape.n_routed_experts, work_tokens);
+  const int64_t max_work = max_moe_work(slots, x.rows, shape.local_experts(), work_tokens);
   const int64_t ints = ceil_div(all_slots, 4) * 4 + 4;
   auto* const memory = plan_scratch_.get<int32_t>(ints + max_work * 3);
   const int64_t intermediate = like.gate_proj.rows;
@@ -295,12 +295,12 @@ void CudaKernels::moe_multiplied(const MatrixView& x, const ExpertTable& table, 
                                  const int32_t* expert_ids, float* expert_rows) {
   const int64_t slots = x.rows * shape.num_experts_per_tok;
   const int64_t all_slots = slots + (table.shared_joins ? x.rows : 0);
-  const int64_t groups = shape.n_routed_experts + (table.shared_joins ? 1 : 0);
+  const int64_t groups = shape.local_experts() + (table.shared_joins ? 1 : 0);
   GemmPlanArgs plan;
   plan.expert_ids = expert_ids;
   plan.num_slots = static_cast<int>(slots);
   plan.num_tokens = static_cast<int>(x.rows);
-  plan.num_experts = shape.n_routed_experts;
+  plan.num_experts = shape.local_experts();
   plan.shared = table.shared_joins;
   plan.classes = table.present.size() > 1 ? table.classes : nullptr;
   plan.wanted = static_cast<uint8_t>(cls);
@@ -407,7 +407,7 @@ void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
                       const MlpWeight* shared, const RouterShape& shape, const int32_t* expert_ids,
                       const float* weights, const MatrixView& out) {
   if (x.rows == 0) return;
-  NIBBLE_CHECK(static_cast<int>(experts.size()) == shape.n_routed_experts);
+  NIBBLE_CHECK(static_cast<int>(experts.size()) == shape.local_experts());
   NIBBLE_CHECK(experts.size() + 1 <= kMaxGemmGroups);
   if (x.rows > kMoeTokens) {
     for (int64_t t = 0; t < x.rows; t += kMoeTokens) {
@@ -423,6 +423,13 @@ void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
   const int64_t slots = x.rows * shape.num_experts_per_tok;
   auto* const expert_rows = expert_scratch_.get<float>((slots + x.rows) * x.cols);
   if (expert_rows == nullptr) return;
+  if (shape.local_experts() != shape.n_routed_experts) {
+    auto* const local_ids = local_scratch_.get<int32_t>(slots);
+    if (local_ids == nullptr) return;
+    launch_local_experts(expert_ids, slots, shape.first_local_expert, shape.local_experts(),
+                         local_ids, stream_);
+    expert_ids = local_ids;
+  }
   float* const shared_rows = expert_rows + slots * x.cols;
   for (const auto& [cls, index] : table->present) {
     const MlpWeight& like = table->host[index];
@@ -437,7 +444,7 @@ void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
   if (shared != nullptr && !table->shared_joins) {
     mlp(x, *shared, MatrixView{shared_rows, DType::kF32, x.rows, x.cols, x.cols});
   }
-  launch_moe_combine(expert_rows, weights, shape.num_experts_per_tok,
+  launch_moe_combine(expert_rows, expert_ids, weights, shape.num_experts_per_tok,
                      shared != nullptr ? shared_rows : nullptr, x.cols, out, stream_);
   keep(cudaGetLastError(), "moe: combine");
 }

@@ -240,10 +240,20 @@ __global__ void convert_kernel(ConvertArgs a, int64_t rows, int64_t quads) {
   }
 }
 
-__global__ void moe_combine_kernel(const float* expert_rows, const float* weights,
-                                   int64_t experts_per_token, const float* shared,
-                                   int64_t row_stride, float* out, int64_t out_stride,
-                                   int64_t cols) {
+__global__ void local_experts_kernel(const int32_t* expert_ids, int64_t slots, int first, int count,
+                                     int32_t* local_ids) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= slots) return;
+  const int local = expert_ids[i] - first;
+  local_ids[i] = local >= 0 && local < count ? local : -1;
+}
+
+__global__ void moe_combine_kernel(const float* expert_rows, const int32_t* expert_ids,
+                                   const float* weights, int64_t experts_per_token,
+                                   const float* shared, int64_t row_stride, float* out,
+                                   int64_t out_stride, int64_t cols) {
   let_next_start();
   wait_for_previous();
   const int64_t t = blockIdx.x;
@@ -252,6 +262,7 @@ __global__ void moe_combine_kernel(const float* expert_rows, const float* weight
   float sum = 0;
   for (int64_t j = 0; j < experts_per_token; ++j) {
     const int64_t slot = t * experts_per_token + j;
+    if (expert_ids[slot] < 0) continue;
     sum = __fadd_rn(sum, __fmul_rn(weights[slot], expert_rows[slot * row_stride + i]));
   }
   if (shared != nullptr) sum = __fadd_rn(sum, shared[t * row_stride + i]);
@@ -323,12 +334,19 @@ void launch_convert(const ConvertArgs& args, cudaStream_t stream) {
                     rows, quads);
 }
 
-void launch_moe_combine(const float* expert_rows, const float* weights, int64_t experts_per_token,
-                        const float* shared, int64_t row_stride, const MatrixView& out,
-                        cudaStream_t stream) {
+void launch_local_experts(const int32_t* expert_ids, int64_t slots, int first, int count,
+                          int32_t* local_ids, cudaStream_t stream) {
+  launch_overlapped(local_experts_kernel, dim3(blocks_for(slots)), dim3(kThreads), 0, stream,
+                    expert_ids, slots, first, count, local_ids);
+}
+
+void launch_moe_combine(const float* expert_rows, const int32_t* expert_ids, const float* weights,
+                        int64_t experts_per_token, const float* shared, int64_t row_stride,
+                        const MatrixView& out, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(out.rows), blocks_for(out.cols));
-  launch_overlapped(moe_combine_kernel, dim3(grid), dim3(kThreads), 0, stream, expert_rows, weights,
-                    experts_per_token, shared, row_stride, out.row<float>(0), out.stride, out.cols);
+  launch_overlapped(moe_combine_kernel, dim3(grid), dim3(kThreads), 0, stream, expert_rows,
+                    expert_ids, weights, experts_per_token, shared, row_stride, out.row<float>(0),
+                    out.stride, out.cols);
 }
 
 void launch_swiglu(const float* gate, const float* up, int64_t count, float* out,

@@ -46,11 +46,16 @@ struct ConvertArgs {
 };
 void launch_convert(const ConvertArgs& args, cudaStream_t stream);
 
+// local_ids[i] = expert_ids[i] - first where that is one of `count` experts of this rank, else -1.
+void launch_local_experts(const int32_t* expert_ids, int64_t slots, int first, int count,
+                          int32_t* local_ids, cudaStream_t stream);
+
 // out[t, i] = sum_j weights[t, j] * expert rows[t * k + j, i], then + shared[t, i], in that order.
+// Slots whose expert id is negative add nothing.
 //   shared  float rows of row_stride, or null
-void launch_moe_combine(const float* expert_rows, const float* weights, int64_t experts_per_token,
-                        const float* shared, int64_t row_stride, const MatrixView& out,
-                        cudaStream_t stream);
+void launch_moe_combine(const float* expert_rows, const int32_t* expert_ids, const float* weights,
+                        int64_t experts_per_token, const float* shared, int64_t row_stride,
+                        const MatrixView& out, cudaStream_t stream);
 
 // out[t, i] = silu(gate[t, i]) * up[t, i], contiguous.
 void launch_swiglu(const float* gate, const float* up, int64_t count, float* out,
