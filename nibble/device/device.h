@@ -1,6 +1,8 @@
 // Who owns memory and in what order work on it happens.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -14,19 +16,30 @@ namespace nibble {
 
 class Device;
 
+// What memory is for, in reports.
+enum class MemoryUse : uint8_t {
+  kWeights,
+  kKvCache,
+  kWorkspace,    // activations, logits, what operations keep between calls
+  kHostVisible,  // page-locked memory of the host; on a host device kWorkspace
+};
+inline constexpr size_t kNumMemoryUses = 4;
+
 // Memory of one device, freed when it goes. Move-only. The device must outlive it.
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Device* device, void* data, size_t size) : device_(device), data_(data), size_(size) {}
+  Buffer(Device* device, void* data, size_t size, MemoryUse use = MemoryUse::kWorkspace);
   Buffer(Buffer&& other) noexcept
       : device_(std::exchange(other.device_, nullptr)),
         data_(std::exchange(other.data_, nullptr)),
-        size_(std::exchange(other.size_, 0)) {}
+        size_(std::exchange(other.size_, 0)),
+        use_(other.use_) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(use_, other.use_);
     return *this;
   }
   Buffer(const Buffer&) = delete;
@@ -35,6 +48,7 @@ class Buffer {
 
   void* data() const { return data_; }
   size_t size() const { return size_; }
+  void set_use(MemoryUse use);
   template <typename T>
   T* as() const {
     return static_cast<T*>(data_);
@@ -44,6 +58,7 @@ class Buffer {
   Device* device_ = nullptr;
   void* data_ = nullptr;
   size_t size_ = 0;
+  MemoryUse use_ = MemoryUse::kWorkspace;
 };
 
 struct DeviceMemory {
@@ -63,6 +78,9 @@ class Device {
   // Errors: kOutOfMemory with what was asked and what is free.
   virtual Result<Buffer> allocate(size_t bytes) = 0;
 
+  // The same, known in reports under `use`. Errors say which option would help.
+  virtual Result<Buffer> allocate_for(MemoryUse use, size_t bytes);
+
   // Memory as allocate() gives that the host may read and write directly, too, as long as no work
   // given to the device uses it: results to read, inputs to fill. Slower for the device than its
   // own. A host device has no other kind.
@@ -81,14 +99,54 @@ class Device {
   // Whether the host may read and write all of this device's memory directly.
   virtual bool is_host() const = 0;
 
+  // Bytes in buffers of this use now.
+  uint64_t used_bytes(MemoryUse use) const {
+    return used_[static_cast<size_t>(use)].load(std::memory_order_relaxed);
+  }
+  // Bytes that were taken from the system for buffers and that no buffer has.
+  virtual uint64_t pooled_bytes() const { return 0; }
+
+  // A named range around work that is given to the device, for profilers; ranges nest.
+  virtual void push_range(const char* /*name*/) {}
+  virtual void pop_range() {}
+
  protected:
   friend class Buffer;
   virtual void deallocate(void* data, size_t bytes) noexcept = 0;
+
+ private:
+  std::array<std::atomic<uint64_t>, kNumMemoryUses> used_ = {};
 };
 
-inline Buffer::~Buffer() {
-  if (data_ != nullptr) device_->deallocate(data_, size_);
+inline Buffer::Buffer(Device* device, void* data, size_t size, MemoryUse use)
+    : device_(device), data_(data), size_(size), use_(use) {
+  device->used_[static_cast<size_t>(use)].fetch_add(size, std::memory_order_relaxed);
 }
+
+inline void Buffer::set_use(MemoryUse use) {
+  if (device_ == nullptr) return;
+  device_->used_[static_cast<size_t>(use_)].fetch_sub(size_, std::memory_order_relaxed);
+  use_ = use;
+  device_->used_[static_cast<size_t>(use_)].fetch_add(size_, std::memory_order_relaxed);
+}
+
+inline Buffer::~Buffer() {
+  if (data_ == nullptr) return;
+  device_->used_[static_cast<size_t>(use_)].fetch_sub(size_, std::memory_order_relaxed);
+  device_->deallocate(data_, size_);
+}
+
+// A range of the device for as long as it lives.
+class DeviceRange {
+ public:
+  DeviceRange(Device& device, const char* name) : device_(device) { device.push_range(name); }
+  DeviceRange(const DeviceRange&) = delete;
+  DeviceRange& operator=(const DeviceRange&) = delete;
+  ~DeviceRange() { device_.pop_range(); }
+
+ private:
+  Device& device_;
+};
 
 // Host memory of this process.
 std::unique_ptr<Device> make_host_device();

@@ -10,14 +10,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
 
 #include "nibble/base/result.h"
 #include "nibble/device/device.h"
 #include "nibble/kernels/attention_view.h"
+#include "nibble/kernels/device_sampler.h"
 #include "nibble/kernels/linear_weight.h"
 #include "nibble/kernels/matrix_view.h"
+#include "nibble/kernels/step_graphs.h"
 
 namespace nibble {
 
@@ -69,6 +72,12 @@ struct RouterShape {
     const int index = expert_id - first_local_expert;
     return index >= 0 && index < local_experts() ? index : -1;
   }
+};
+
+// One row to copy; both ends are float memory of the backend's device.
+struct RowCopy {
+  const float* from = nullptr;
+  float* to = nullptr;
 };
 
 class Kernels {
@@ -181,6 +190,15 @@ class Kernels {
   virtual void moe(const MatrixView& x, std::span<const MlpWeight> experts, const MlpWeight* shared,
                    const RouterShape& shape, const int32_t* expert_ids, const float* weights,
                    const MatrixView& out) = 0;
+
+  // to[0, cols) = from[0, cols) for each row, all at once: no `to` is a `from`, and no two are
+  // equal unless their rows are. For a backend in host memory a loop of copies.
+  virtual void copy_rows(std::span<const RowCopy> rows, int64_t cols);
+
+  // What a backend outside host memory brings beside the operations; null where the host samples,
+  // and where nothing is recorded.
+  virtual Result<std::unique_ptr<DeviceSampler>> make_sampler(int64_t vocab_size);
+  virtual std::unique_ptr<StepGraphs> make_step_graphs();
 };
 
 }  // namespace nibble

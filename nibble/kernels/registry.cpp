@@ -41,9 +41,11 @@ Result<std::unique_ptr<Kernels>> make_kernels(std::string_view backend,
   if (backend == "cpu" || backend == "auto") return make_cpu_kernels(options);
   if (backend == "cuda") {
 #ifdef NIBBLE_HAVE_CUDA
-    return make_cuda_kernels();
+    return make_cuda_kernels(options.cuda);
 #else
-    return unsupported("backend cuda is not part of this build, which has cpu and reference");
+    return unsupported(
+        "backend cuda is not part of this build, which has cpu and reference; build with "
+        "tools/build.sh cuda on a machine with CUDA's nvcc");
 #endif
   }
   const std::vector<std::string> known = {"auto", "cpu", "cuda", "reference"};

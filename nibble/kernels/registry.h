@@ -7,6 +7,7 @@
 
 #include "nibble/base/cpu_features.h"
 #include "nibble/base/result.h"
+#include "nibble/kernels/cuda_options.h"
 #include "nibble/kernels/kernels.h"
 
 namespace nibble {
@@ -14,14 +15,15 @@ namespace nibble {
 struct KernelOptions {
   int threads = 0;         // of the cpu backend; 0: one for each available processor
   std::optional<Isa> isa;  // of the cpu backend; by default selected_isa()
+  CudaOptions cuda;        // of the cuda backend
 };
 
 // "reference", "cpu", "cuda" (the first GPU), or "auto", which is "cpu": nothing moves to a GPU
 // unasked.
 //
-// Errors: kUnsupported for "cuda" in a build without it and for an instruction set that this
-// machine lacks; kInvalidArgument for an unknown backend, a negative or absurd number of threads,
-// or a bad NIBBLE_ISA.
+// Errors: kUnsupported for "cuda" in a build without it, for a GPU that it has no code for and for
+// an instruction set that this machine lacks; kNotFound for "cuda" without a GPU; kInvalidArgument
+// for an unknown backend, a negative or absurd number of threads, or a bad NIBBLE_ISA.
 Result<std::unique_ptr<Kernels>> make_kernels(std::string_view backend,
                                               const KernelOptions& options = {});
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -12,7 +13,9 @@
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/base/interrupt.h"
+#include "nibble/base/log.h"
 #include "nibble/base/progress.h"
+#include "nibble/base/text.h"
 #include "nibble/base/thread_pool.h"
 #include "nibble/checkpoint/finite_values.h"
 #include "nibble/checkpoint/linear_tensors.h"
@@ -145,7 +148,7 @@ void Loader::layer(int index, bool is_moe, LayerWeights* out) {
 }
 
 Result<void*> Loader::allocate(size_t bytes) {
-  Buffer buffer = NIBBLE_TRY(kernels_.device().allocate(bytes));
+  Buffer buffer = NIBBLE_TRY(kernels_.device().allocate_for(MemoryUse::kWeights, bytes));
   void* data = buffer.data();
   const std::lock_guard lock(mutex_);
   weights_.buffers.push_back(std::move(buffer));
@@ -371,7 +374,12 @@ Result<Weights> load_weights(const CheckpointSource& source, const ModelConfig& 
     loader.layer(index, config.is_moe_layer(index), &mtp.layer);
     loader.vector(prefix + ".shared_head.norm.weight", config.hidden_size, &mtp.shared_head_norm);
   }
+  const auto start = std::chrono::steady_clock::now();
   NIBBLE_TRY(loader.run());
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  log_info(fmt::format("weights: {} packed in {:.2f} s, {:.2f} GB/s",
+                       format_bytes(weights.device_bytes), seconds.count(),
+                       static_cast<double>(weights.device_bytes) / 1e9 / seconds.count()));
 
   std::vector<MoeWeights*> moe_layers;
   for (LayerWeights& layer : weights.layers) {

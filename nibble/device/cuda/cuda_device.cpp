@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 #include <fmt/format.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <mutex>
 #include <optional>
@@ -11,6 +12,8 @@
 #include "nibble/base/error.h"
 #include "nibble/base/text.h"
 #include "nibble/device/cuda/cuda_stream.h"
+#include "nibble/device/cuda/slab_pool.h"
+#include "nibble/device/memory_report.h"
 
 namespace nibble {
 namespace {
@@ -26,10 +29,40 @@ Status check(cudaError_t code, std::string_view call) {
   return code == cudaErrorMemoryAllocation ? out_of_memory(message) : unavailable(message);
 }
 
+constexpr size_t kLargeWeight = size_t{64} << 20;  // from here on an allocation of its own
+
+// The option that makes room for this use.
+std::string_view way_out(MemoryUse use) {
+  switch (use) {
+    case MemoryUse::kWeights:
+      return "; the weights need a larger GPU or a smaller checkpoint (nibble quantize; nibble "
+             "plan "
+             "tells what fits)";
+    case MemoryUse::kKvCache:
+      return "; a lower kv_cache_free_gpu_memory_fraction, max_batch_size or max_seq_len, or "
+             "kv_cache_dtype fp8, takes less for the cache";
+    case MemoryUse::kWorkspace:
+    case MemoryUse::kHostVisible:
+      break;
+  }
+  return "; a lower max_num_tokens takes less for activations, and a lower "
+         "kv_cache_free_gpu_memory_fraction leaves more for them";
+}
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(int ordinal, std::string name, cudaStream_t stream)
-      : ordinal_(ordinal), name_(std::move(name)), stream_(stream) {}
+      : ordinal_(ordinal),
+        name_(std::move(name)),
+        stream_(stream),
+        pool_(
+            [](size_t bytes) -> void* {
+              void* data = nullptr;
+              if (cudaMalloc(&data, bytes) == cudaSuccess) return data;
+              (void)cudaGetLastError();
+              return nullptr;
+            },
+            [](void* data) { (void)cudaFree(data); }) {}
   CudaDevice(const CudaDevice&) = delete;
   CudaDevice& operator=(const CudaDevice&) = delete;
   ~CudaDevice() override {
@@ -46,17 +79,24 @@ class CudaDevice final : public Device {
   std::string_view name() const override { return name_; }
 
   Result<Buffer> allocate(size_t bytes) override {
+    return allocate_for(MemoryUse::kWorkspace, bytes);
+  }
+
+  Result<Buffer> allocate_for(MemoryUse use, size_t bytes) override {
     if (bytes == 0) return Buffer();
     NIBBLE_TRY(make_current());
     void* data = nullptr;
-    const Status status = check(cudaMalloc(&data, bytes), "cudaMalloc");
-    if (!status) {
-      const auto info = memory();
-      return out_of_memory(fmt::format(
-          "cannot allocate {} on {}: {}; {} are free", format_bytes(bytes), name_,
-          status.error().message, info ? format_bytes(info->free_bytes) : "an unknown amount"));
+    std::string why = "no room for a slab of weights";
+    if (use == MemoryUse::kWeights && bytes < kLargeWeight) {
+      data = pool_.allocate(bytes);
+    } else if (const Status status = check(cudaMalloc(&data, bytes), "cudaMalloc"); !status) {
+      data = nullptr;
+      why = status.error().message;
     }
-    return Buffer(this, data, bytes);
+    if (data != nullptr) return Buffer(this, data, bytes, use);
+    const auto report = memory_report(*this);
+    return out_of_memory(fmt::format("cannot allocate {} on {}: {}; {}{}", format_bytes(bytes),
+                                     name_, why, report ? to_text(*report) : "", way_out(use)));
   }
 
   Result<Buffer> allocate_host_visible(size_t bytes) override {
@@ -70,7 +110,7 @@ class CudaDevice final : public Device {
       return out_of_memory(fmt::format("cannot allocate {} of page-locked host memory: {}",
                                        format_bytes(bytes), status.error().message));
     }
-    return Buffer(this, data, bytes);
+    return Buffer(this, data, bytes, MemoryUse::kHostVisible);
   }
 
   // The kind of memory is found from the address: either side may be host-visible memory.
@@ -103,9 +143,15 @@ class CudaDevice final : public Device {
 
   bool is_host() const override { return false; }
 
+  uint64_t pooled_bytes() const override { return pool_.unused_bytes(); }
+
+  void push_range(const char* name) override { (void)nvtxRangePushA(name); }
+  void pop_range() override { (void)nvtxRangePop(); }
+
  protected:
-  void deallocate(void* data, size_t) noexcept override {
+  void deallocate(void* data, size_t bytes) noexcept override {
     if (cudaSetDevice(ordinal_) != cudaSuccess) return;
+    if (pool_.deallocate(data, bytes)) return;
     cudaPointerAttributes attributes = {};
     if (cudaPointerGetAttributes(&attributes, data) == cudaSuccess &&
         attributes.type == cudaMemoryTypeHost) {
@@ -130,6 +176,7 @@ class CudaDevice final : public Device {
   int ordinal_;
   std::string name_;
   cudaStream_t stream_;
+  SlabPool pool_;
   std::mutex mutex_;
   std::optional<Error> first_error_;  // since the last synchronize()
 };
@@ -146,7 +193,15 @@ int num_cuda_devices() {
 }
 
 Result<std::unique_ptr<Device>> make_cuda_device(int ordinal) {
-  const int count = num_cuda_devices();
+  int count = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
+  if (counted != cudaSuccess) {
+    (void)cudaGetLastError();
+    return not_found(fmt::format(
+        "there is no CUDA device {} on this machine: {} ({}); nvidia-smi tells what the driver "
+        "sees, and --backend cpu needs no GPU",
+        ordinal, cudaGetErrorString(counted), cudaGetErrorName(counted)));
+  }
   if (ordinal < 0 || ordinal >= count) {
     return not_found(
         fmt::format("there is no CUDA device {}: this machine shows {}", ordinal, count));

@@ -9,7 +9,10 @@
 #include "nibble/base/error.h"
 #include "nibble/device/cuda/cuda_device.h"
 #include "nibble/device/cuda/cuda_stream.h"
+#include "nibble/kernels/cuda/copy_rows.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/cuda_sampler.h"
+#include "nibble/kernels/cuda/cuda_step_graphs.h"
 #include "nibble/kernels/cuda/expand.h"
 #include "nibble/kernels/cuda/gemm_nvfp4.h"
 #include "nibble/kernels/cuda/packed_layout.h"
@@ -48,7 +51,8 @@ CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& opti
       positions_(*device_),
       entries_(*device_),
       views_(*device_),
-      tables_(*device_) {}
+      tables_(*device_),
+      row_copies_(*device_) {}
 
 CudaKernels::~CudaKernels() = default;
 
@@ -83,6 +87,26 @@ void CudaKernels::add(const MatrixView& x, const MatrixView& y) {
   NIBBLE_CHECK(x.rows == y.rows && x.cols == y.cols);
   launch_add(x, y, stream_);
   keep(cudaGetLastError(), "add");
+}
+
+void CudaKernels::copy_rows(std::span<const RowCopy> rows, int64_t cols) {
+  if (rows.empty()) return;
+  const RowCopy* const copies = row_copies_.put(rows);
+  if (copies == nullptr) return;
+  keep(launch_copy_rows(copies, static_cast<int64_t>(rows.size()), cols, stream_), "copy_rows");
+}
+
+Result<std::unique_ptr<DeviceSampler>> CudaKernels::make_sampler(int64_t vocab_size) {
+  return make_cuda_sampler(*device_, vocab_size);
+}
+
+std::unique_ptr<StepGraphs> CudaKernels::make_step_graphs() { return make_cuda_step_graphs(*this); }
+
+bool CudaKernels::stage(std::span<const int32_t> token_ids, const AttentionBatch& batch,
+                        const KvCacheView& cache) {
+  AttendArgs attend;
+  return token_ids_.put(token_ids) != nullptr && upload_positions(batch) != nullptr &&
+         upload_entries(batch, cache) != nullptr && upload_views(batch, cache, attend);
 }
 
 CudaKernels::Bf16Rows CudaKernels::convert(const MatrixView& x, int parts, Scratch& scratch) {
@@ -219,8 +243,10 @@ Result<std::unique_ptr<Kernels>> make_cuda_kernels(const CudaOptions& options) {
   auto device = NIBBLE_TRY(make_cuda_device(options.device));
   int major = 0;
   int minor = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, options.device) != cudaSuccess) {
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device) !=
+          cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, options.device) !=
+          cudaSuccess) {
     return unavailable("the GPU does not say its compute capability");
   }
   if (!cuda::stream_kernels_run_here()) {

@@ -63,6 +63,19 @@ class CudaKernels final : public Kernels {
   void moe(const MatrixView& x, std::span<const MlpWeight> experts, const MlpWeight* shared,
            const RouterShape& shape, const int32_t* expert_ids, const float* weights,
            const MatrixView& out) override;
+  void copy_rows(std::span<const RowCopy> rows, int64_t cols) override;
+  Result<std::unique_ptr<DeviceSampler>> make_sampler(int64_t vocab_size) override;
+  std::unique_ptr<StepGraphs> make_step_graphs() override;
+
+  // For recorded work (cuda_step_graphs.h): sends all that operations on this batch read, so that
+  // they find it in place. False: the error is kept.
+  bool stage(std::span<const int32_t> token_ids, const AttentionBatch& batch,
+             const KvCacheView& cache);
+  // Launches are laid out for contexts of at least so many tokens; 0: for the batch's own.
+  void set_context_bound(int64_t tokens) { context_bound_ = tokens; }
+  cudaStream_t stream() const { return stream_; }
+  // Keeps a failed launch for Device::synchronize().
+  void keep(cudaError_t code, std::string_view operation);
 
  private:
   // A MoE layer's experts as the device sees them; `host` is what it was made from.
@@ -76,10 +89,6 @@ class CudaKernels final : public Kernels {
     std::vector<std::pair<int, size_t>> present;  // the classes there are, and an expert of each
     bool shared_joins = false;
   };
-
-  cudaStream_t stream() const { return stream_; }
-  // Keeps a failed launch for Device::synchronize().
-  void keep(cudaError_t code, std::string_view operation);
 
   // x as BF16 parts, rows contiguous.
   struct Bf16Rows {
@@ -108,7 +117,10 @@ class CudaKernels final : public Kernels {
   void moe_w4a4(const MatrixView& x, const ExpertTable& table, const MlpWeight& like,
                 const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
   void attend_latents(const AttendArgs& attend, const AttentionBatch& batch);
+  // What the device needs to know of a batch; each is sent when it differs from the last one.
   const int32_t* upload_positions(const AttentionBatch& batch);
+  const int64_t* upload_entries(const AttentionBatch& batch, const KvCacheView& cache);
+  bool upload_views(const AttentionBatch& batch, const KvCacheView& cache, AttendArgs& attend);
 
   std::unique_ptr<Device> device_;
   cudaStream_t stream_;
@@ -137,6 +149,8 @@ class CudaKernels final : public Kernels {
   Upload entries_;
   Upload views_;
   Upload tables_;
+  Upload row_copies_;
+  int64_t context_bound_ = 0;
   std::unordered_map<const MlpWeight*, ExpertTable> expert_tables_;
 };
 

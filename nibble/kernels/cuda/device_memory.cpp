@@ -1,12 +1,15 @@
 #include "nibble/kernels/cuda/device_memory.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "nibble/device/cuda/cuda_stream.h"
 
 namespace nibble::cuda {
 namespace {
+
+std::atomic<uint64_t> g_generation{0};
 
 // A buffer of at least `bytes`; what it held is lost. False: the error is kept.
 bool grow(Device& device, size_t bytes, bool host_visible, Buffer& buffer) {
@@ -23,10 +26,13 @@ bool grow(Device& device, size_t bytes, bool host_visible, Buffer& buffer) {
     return false;
   }
   buffer = *std::move(grown);
+  if (!host_visible) g_generation.fetch_add(1);
   return true;
 }
 
 }  // namespace
+
+uint64_t memory_generation() { return g_generation.load(); }
 
 void* Scratch::bytes(size_t count) {
   return grow(*device_, std::max<size_t>(count, 1), false, buffer_) ? buffer_.data() : nullptr;

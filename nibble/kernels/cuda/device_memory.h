@@ -5,11 +5,16 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "nibble/device/device.h"
 
 namespace nibble::cuda {
+
+// Counts how often device memory of any Scratch or Upload moved: work that was recorded with its
+// addresses is void then.
+uint64_t memory_generation();
 
 // Device memory of at least what was last asked for. Not thread-safe.
 class Scratch {

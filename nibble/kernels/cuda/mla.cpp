@@ -26,6 +26,37 @@ const int32_t* CudaKernels::upload_positions(const AttentionBatch& batch) {
   return positions_.put(std::span<const int32_t>(positions));
 }
 
+const int64_t* CudaKernels::upload_entries(const AttentionBatch& batch, const KvCacheView& cache) {
+  std::vector<int64_t> entries(static_cast<size_t>(batch.num_tokens));
+  for (const AttentionSegment& segment : batch.segments) {
+    for (int64_t i = 0; i < segment.num_tokens; ++i) {
+      entries[static_cast<size_t>(segment.first_token + i)] =
+          cache.entry_offset(segment.block_table, segment.slot(segment.first_position + i));
+    }
+  }
+  return entries_.put(std::span<const int64_t>(entries));
+}
+
+bool CudaKernels::upload_views(const AttentionBatch& batch, const KvCacheView& cache,
+                               AttendArgs& attend) {
+  std::vector<TokenView> views(static_cast<size_t>(batch.num_tokens));
+  std::vector<int32_t> tables;
+  attend.max_visible = context_bound_;
+  for (const AttentionSegment& segment : batch.segments) {
+    const int64_t last = segment.first_position + segment.num_tokens;
+    const int64_t blocks = segment.slot(last - 1) / cache.block_size + 1;
+    for (int64_t i = 0; i < segment.num_tokens; ++i) {
+      views[static_cast<size_t>(segment.first_token + i)] = {
+          segment.first_position + i + 1, static_cast<int64_t>(tables.size()), segment.slot_offset};
+    }
+    tables.insert(tables.end(), segment.block_table, segment.block_table + blocks);
+    attend.max_visible = std::max(attend.max_visible, last);
+  }
+  attend.views = views_.put(std::span<const TokenView>(views));
+  attend.tables = tables_.put(std::span<const int32_t>(tables));
+  return attend.views != nullptr && attend.tables != nullptr;
+}
+
 void CudaKernels::rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
                                const AttentionBatch& batch) {
   if (q.rows == 0) return;
@@ -45,16 +76,11 @@ void CudaKernels::mla_cache_write(const MatrixView& kv_a, const float* kv_a_laye
                                   const AttentionBatch& batch, const KvCacheView& cache) {
   if (kv_a.rows == 0) return;
   NIBBLE_CHECK(kv_a.cols == shape.entry_size() && cache.entry_size == shape.entry_size());
-  std::vector<int64_t> entries(static_cast<size_t>(batch.num_tokens));
   for (const AttentionSegment& segment : batch.segments) {
     NIBBLE_CHECK(segment.first_position + segment.num_tokens <= rope.max_positions);
-    for (int64_t i = 0; i < segment.num_tokens; ++i) {
-      entries[static_cast<size_t>(segment.first_token + i)] =
-          cache.entry_offset(segment.block_table, segment.slot(segment.first_position + i));
-    }
   }
   const int32_t* const positions = upload_positions(batch);
-  const int64_t* const offsets = entries_.put(std::span<const int64_t>(entries));
+  const int64_t* const offsets = upload_entries(batch, cache);
   if (positions == nullptr || offsets == nullptr) return;
   launch_mla_cache_write(kv_a, kv_a_layernorm, epsilon, shape, rope, positions, offsets, cache,
                          stream_);
@@ -106,21 +132,8 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   const int64_t heads = shape.num_heads;
   const int64_t rank = shape.kv_lora_rank;
 
-  std::vector<TokenView> views(static_cast<size_t>(tokens));
-  std::vector<int32_t> tables;
   AttendArgs attend;
-  for (const AttentionSegment& segment : batch.segments) {
-    const int64_t last = segment.first_position + segment.num_tokens;
-    const int64_t blocks = segment.slot(last - 1) / cache.block_size + 1;
-    for (int64_t i = 0; i < segment.num_tokens; ++i) {
-      views[static_cast<size_t>(segment.first_token + i)] = {
-          segment.first_position + i + 1, static_cast<int64_t>(tables.size()), segment.slot_offset};
-    }
-    tables.insert(tables.end(), segment.block_table, segment.block_table + blocks);
-    attend.max_visible = std::max(attend.max_visible, last);
-  }
-  attend.views = views_.put(std::span<const TokenView>(views));
-  attend.tables = tables_.put(std::span<const int32_t>(tables));
+  if (!upload_views(batch, cache, attend)) return;
 
   auto* const absorbed = absorbed_scratch_.get<float>(tokens * heads * rank);
   auto* const latent = latent_scratch_.get<float>(tokens * heads * rank);
@@ -128,10 +141,7 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   const int64_t rank_cols = ceil_div(rank, kUnitCols) * kUnitCols;
   auto* const x =
       x_scratch_.get<uint16_t>(parts_ * tokens * heads * std::max(nope_cols, rank_cols));
-  if (attend.views == nullptr || attend.tables == nullptr || absorbed == nullptr ||
-      latent == nullptr || x == nullptr) {
-    return;
-  }
+  if (absorbed == nullptr || latent == nullptr || x == nullptr) return;
 
   // q' = W_UK^T q_nope, a product of its own for each head.
   ConvertArgs convert;

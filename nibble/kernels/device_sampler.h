@@ -1,0 +1,76 @@
+// Sampling where the logits are: for backends whose memory the host doesn't see, so that a token
+// comes back and not a row of the vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "nibble/kernels/matrix_view.h"
+
+namespace nibble {
+
+// How often a token stands in prompt and output, for penalties.
+struct TokenSeen {
+  int32_t id = 0;
+  int32_t in_output = 0;  // times; 0: in the prompt alone
+};
+
+struct TokenBias {
+  int32_t id = 0;
+  float bias = 0;  // -inf bans
+};
+
+// How one row of logits becomes a token. Steps, order and rounding are those of the engine's
+// LogitsProcessor and Sampler, which are the definition. Spans are of host memory and are read
+// before DeviceSampler::sample() returns; ids are below the vocabulary's size, each once in a span.
+struct SampleRow {
+  int64_t row = 0;  // of the logits
+
+  std::span<const TokenBias> bias;     // added first
+  std::span<const uint64_t> allowed;   // bit id % 64 of word id / 64; empty: all
+  std::span<const int32_t> forbidden;  // set to -inf
+  std::span<const TokenSeen> seen;     // penalised
+  float repetition_penalty = 1;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  int32_t forced = -1;  // the only token that can come, or -1
+
+  bool greedy = true;     // the largest logit, the lowest id on a tie
+  float temperature = 1;  // what follows is for a draw
+  int64_t top_k = 0;      // 0: all
+  double top_p = 1;
+  double min_p = 0;
+  double uniform = 0;  // the random number, in [0, 1)
+
+  // A draft to be judged by relaxed acceptance, or -1: SampledRow::accepted.
+  int32_t draft = -1;
+  int64_t relaxed_topk = 1;
+  double relaxed_delta = 0;
+};
+
+struct SampledRow {
+  enum Outcome : int32_t {
+    kToken = 0,
+    // A decision lies closer than the rounding of sums, or the row has a NaN, +inf or no token that
+    // is allowed: the host has to take the row, to decide in its order or to tell the error.
+    kUndecided = 1,
+  };
+  Outcome outcome = kUndecided;
+  int32_t token = 0;
+  int32_t accepted = 0;  // 1: the draft passes
+};
+
+// Made by Kernels::make_sampler(). Not thread-safe.
+class DeviceSampler {
+ public:
+  virtual ~DeviceSampler() = default;
+
+  // Queues the rows behind what was given to the device. `logits` is float [any, vocab_size] in
+  // device memory and is not changed; it may be read until the device was waited for.
+  virtual void sample(const MatrixView& logits, std::span<const SampleRow> rows) = 0;
+
+  // Of the last sample(), one for each row, after Device::synchronize().
+  virtual std::span<const SampledRow> results() const = 0;
+};
+
+}  // namespace nibble
