@@ -30,12 +30,11 @@ HiddenRow DraftModel::previous(const StepBatch::Run& run, int64_t pair) const {
   return {HiddenRow::From::kBlock, table[static_cast<size_t>(pair / block_size_)]};
 }
 
-Status DraftModel::draft(std::span<const StepBatch::Run> alive, const Choice& choice) {
+Status DraftModel::draft(std::span<const StepBatch::Run> alive, StepSampler& sampler, bool draw) {
   // Pass 1: every pair that has become certain.
   BatchBuilder builder;
   std::vector<HiddenRow> hidden;
-  std::vector<Sequence*> drafting;
-  std::vector<RowRange> last_rows;
+  std::vector<StepSampler::Window> drafting;  // each with the row that its next draft comes from
   for (const StepBatch::Run& run : alive) {
     Sequence& sequence = *run.scheduled.sequence;
     sequence.drafts.clear();
@@ -47,10 +46,8 @@ Status DraftModel::draft(std::span<const StepBatch::Run> alive, const Choice& ch
                     .subspan(static_cast<size_t>(first) + 1, static_cast<size_t>(count)),
                 first, sequence.prompt_size - 1, sequence.block_table, 1);
     sequence.num_mtp = sequence.num_computed;
-    if (sequence.num_draft_steps > 0) {
-      drafting.push_back(&sequence);
-      last_rows.push_back({builder.num_tokens() - 1, 1});
-    }
+    if (sequence.num_draft_steps > 0)
+      drafting.push_back({&sequence, {builder.num_tokens() - 1, 1}});
   }
   if (builder.num_tokens() == 0) return {};
   NIBBLE_TRY(passes_.forward_mtp(builder.batch(), hidden));
@@ -58,30 +55,22 @@ Status DraftModel::draft(std::span<const StepBatch::Run> alive, const Choice& ch
   // Draft k of each sequence from the hidden state of its pass k, then the next pass over those
   // that want more.
   for (int64_t k = 1; !drafting.empty(); ++k) {
-    passes_.logits(HiddenRow::From::kMtp, last_rows, [&](size_t i, const MatrixView& logits) {
-      Sequence& sequence = *drafting[i];
-      const std::span<float> row(logits.row<float>(0), static_cast<size_t>(logits.cols));
-      if (!sequence.sampler.propose(row, choice.draw, *choice.sampler, sequence.drafts)) {
-        sequence.num_draft_steps = k - 1;
-      }
+    sampler.propose(drafting, draw, [&](size_t i, bool has_draft) {
+      if (!has_draft) drafting[i].sequence->num_draft_steps = k - 1;
     });
     BatchBuilder next;
-    std::vector<Sequence*> still_drafting;
+    std::vector<StepSampler::Window> still_drafting;
     hidden.clear();
-    for (size_t i = 0; i < drafting.size(); ++i) {
-      Sequence& sequence = *drafting[i];
+    for (const StepSampler::Window& window : drafting) {
+      Sequence& sequence = *window.sequence;
       if (k >= sequence.num_draft_steps) continue;
-      hidden.push_back({HiddenRow::From::kMtp, last_rows[i].first});
+      hidden.push_back({HiddenRow::From::kMtp, window.rows.first});
       next.add(std::span<const int32_t>(sequence.drafts.token_ids).last(1),
                sequence.num_computed - 1 + k, 0, sequence.block_table, 1);
-      still_drafting.push_back(&sequence);
+      still_drafting.push_back({&sequence, {next.num_tokens() - 1, 1}});
     }
     drafting = std::move(still_drafting);
-    last_rows.clear();
     if (drafting.empty()) return {};
-    for (size_t i = 0; i < drafting.size(); ++i) {
-      last_rows.push_back({static_cast<int64_t>(i), 1});
-    }
     NIBBLE_TRY(passes_.forward_mtp(next.batch(), hidden));
   }
   return {};

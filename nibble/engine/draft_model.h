@@ -6,6 +6,7 @@
 
 #include "nibble/engine/model_passes.h"
 #include "nibble/engine/step_batch.h"
+#include "nibble/engine/step_sampler.h"
 
 namespace nibble {
 
@@ -25,17 +26,12 @@ class DraftModel {
   // known (num_computed), before blocks are published.
   void keep_hidden(const StepBatch& step);
 
-  // How drafts are chosen: SequenceSampler::propose().
-  struct Choice {
-    bool draw = false;
-    Sampler* sampler = nullptr;
-  };
-
   // Computes all missing pairs of the step's sequences, then makes sequence.num_draft_steps drafts
-  // for each into sequence.drafts, fewer where a grammar ends. Finished sequences are left out by
-  // the caller. Errors: those of ModelPasses::forward_mtp(); then no sequence of the step can go
-  // on.
-  [[nodiscard]] Status draft(std::span<const StepBatch::Run> alive, const Choice& choice);
+  // for each into sequence.drafts, fewer where a grammar ends; with `draw` as
+  // SequenceSampler::propose(). Finished sequences are left out by the caller. Errors: those of
+  // ModelPasses::forward_mtp(); then no sequence of the step can go on.
+  [[nodiscard]] Status draft(std::span<const StepBatch::Run> alive, StepSampler& sampler,
+                             bool draw);
 
  private:
   HiddenRow previous(const StepBatch::Run& run, int64_t pair) const;

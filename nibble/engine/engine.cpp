@@ -34,7 +34,7 @@ Status validate(const EngineOptions& options, const LoadedModel& model) {
   if (!(relaxed.delta >= 0 && relaxed.delta <= 1)) {
     return invalid_argument(fmt::format("relaxed_delta is {}, expected 0..1", relaxed.delta));
   }
-  const double fraction = options.kv_cache_free_gpu_memory_fraction;
+  const double fraction = options.kv_cache_free_gpu_memory_fraction.value_or(1);
   if (!(fraction > 0 && fraction <= 1)) {
     return invalid_argument(fmt::format(
         "kv_cache_free_gpu_memory_fraction is {}, expected above 0, at most 1", fraction));
@@ -51,14 +51,28 @@ Status validate(const EngineOptions& options, const LoadedModel& model) {
   return {};
 }
 
-// Blocks for the fraction of free memory, but no more than max_batch_size full contexts need.
-Result<int64_t> blocks_from_memory(const LoadedModel& model, const EngineOptions& options,
-                                   DType dtype) {
-  const DeviceMemory memory = NIBBLE_TRY(model.kernels->device().memory());
-  const uint64_t block_bytes =
-      KvCache::bytes_per_token(model.config, dtype, options.num_drafts > 0) *
-      static_cast<uint64_t>(options.block_size);
-  const auto blocks = static_cast<int64_t>(options.kv_cache_free_gpu_memory_fraction *
+// Blocks for the fraction of free memory, but no more than max_batch_size full contexts need. On a
+// GPU everything else takes its memory first, by running the largest batches on passes of the final
+// sizes, so that the cache gets its share of what is really left.
+Result<int64_t> blocks_from_memory(LoadedModel& model, const EngineOptions& options,
+                                   KvCacheOptions cache, int64_t max_rows,
+                                   const PassOptions& pass_options) {
+  Device& device = model.kernels->device();
+  std::unique_ptr<LocalPasses> passes;
+  if (!device.is_host()) {
+    cache.num_blocks = 1;
+    passes = NIBBLE_TRY(LocalPasses::create(model, cache, max_rows, pass_options));
+    const Status warm =
+        passes->warm_up(options.max_batch_size * (1 + options.num_drafts), model.max_seq_len);
+    NIBBLE_TRY(with_context(warm, "running the largest batches, to measure their memory"));
+  }
+  const DeviceMemory memory = NIBBLE_TRY(device.memory());
+  uint64_t block_bytes = KvCache::bytes_per_token(model.config, cache.dtype, cache.with_mtp) *
+                         static_cast<uint64_t>(options.block_size);
+  // Beside a block lies the hidden state that the MTP layer needs.
+  if (cache.with_mtp)
+    block_bytes += static_cast<uint64_t>(model.config.hidden_size) * sizeof(float);
+  const auto blocks = static_cast<int64_t>(kv_cache_fraction(options, device) *
                                            static_cast<double>(memory.free_bytes) /
                                            static_cast<double>(block_bytes));
   const int64_t context_blocks =
@@ -73,6 +87,10 @@ double seconds(Duration duration) {
 }
 
 }  // namespace
+
+double kv_cache_fraction(const EngineOptions& options, const Device& device) {
+  return options.kv_cache_free_gpu_memory_fraction.value_or(device.is_host() ? 0.3 : 0.9);
+}
 
 double EngineStats::acceptance_length() const {
   if (num_windows == 0) return 1;
@@ -89,26 +107,33 @@ Engine::Engine(LoadedModel& model, const EngineOptions& options,
       passes_(std::move(passes)),
       pool_(num_blocks, static_cast<int32_t>(options.block_size)),
       scheduler_(scheduler_options, pool_),
-      draft_policy_(options.draft, options.num_drafts) {
+      draft_policy_(options.draft, options.num_drafts),
+      sampler_(*passes_) {
   stats_.accepted_at.resize(static_cast<size_t>(options.num_drafts));
 }
 
 Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineOptions& options) {
   NIBBLE_TRY(validate(options, model));
-  const DType dtype = options.kv_cache_dtype.value_or(model.default_kv_cache_dtype());
-  int64_t num_blocks = options.num_blocks;
-  if (num_blocks == 0) num_blocks = NIBBLE_TRY(blocks_from_memory(model, options, dtype));
-
   KvCacheOptions cache_options;
-  cache_options.dtype = dtype;
+  cache_options.dtype = options.kv_cache_dtype.value_or(model.default_kv_cache_dtype());
   cache_options.block_size = options.block_size;
-  cache_options.num_blocks = num_blocks;
   cache_options.with_mtp = options.num_drafts > 0;
   // A step's pairs for the MTP layer: its tokens, and one more for each sequence behind a found
   // prefix.
   const int64_t max_rows = options.max_num_tokens + options.max_batch_size;
-  std::unique_ptr<ModelPasses> passes =
-      NIBBLE_TRY(LocalPasses::create(model, cache_options, max_rows));
+  PassOptions pass_options;
+  if (options.cuda_graphs) {
+    pass_options.graph_sizes = step_graph_sizes(options.cuda_graph_batch_sizes,
+                                                options.max_batch_size, options.num_drafts);
+  }
+  int64_t num_blocks = options.num_blocks;
+  if (num_blocks == 0) {
+    num_blocks =
+        NIBBLE_TRY(blocks_from_memory(model, options, cache_options, max_rows, pass_options));
+  }
+  cache_options.num_blocks = num_blocks;
+  auto passes = NIBBLE_TRY(LocalPasses::create(model, cache_options, max_rows, pass_options));
+  if (!options.cuda_graph_batch_sizes.empty()) NIBBLE_TRY(passes->record_all());
 
   SchedulerOptions scheduler_options;
   scheduler_options.max_batch_size = options.max_batch_size;
@@ -142,6 +167,7 @@ Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineO
 }
 
 Result<uint64_t> Engine::add(Request request) {
+  if (failure_) return unavailable("the engine failed: " + failure_->message);
   NIBBLE_TRY(nibble::validate(request.params));
   NIBBLE_TRY(validate_token_ids(request.params, model_.config.vocab_size));
   const auto prompt_size = static_cast<int64_t>(request.prompt_token_ids.size());
@@ -226,11 +252,15 @@ std::vector<RequestUpdate> Engine::step() {
     if (!run.sequence->first_run) run.sequence->first_run = start;
     count.tokens += run.num_tokens;
   }
-  const auto batch = run_step(runs, *passes_);
-  if (batch) {
-    sample(*batch, updates);
-  } else {
-    run_apart(runs, batch.error(), updates);
+  const size_t before = updates.size();
+  try {
+    compute(runs, updates);
+  } catch (const PassFailure& failure) {
+    updates.resize(before);  // what a failed step told is void
+    fail_all(failure.error(), updates);
+  } catch (const std::runtime_error& failure) {  // a rank's
+    updates.resize(before);
+    fail_all({ErrorCode::kUnavailable, failure.what()}, updates);
   }
   ++stats_.num_steps;
   ++count.steps;
@@ -238,6 +268,30 @@ std::vector<RequestUpdate> Engine::step() {
   count.seconds += seconds(Sequence::Clock::now() - start);
   stats_.last_step_timestamp = seconds(std::chrono::system_clock::now().time_since_epoch());
   return updates;
+}
+
+void Engine::compute(const std::vector<ScheduledRun>& runs, std::vector<RequestUpdate>& updates) {
+  const auto start = Sequence::Clock::now();
+  const int64_t replayed = passes_->num_replayed();
+  const auto batch = run_step(runs, *passes_);
+  if (!batch) return run_apart(runs, batch.error(), updates);
+  sample(*batch, updates);
+  if (passes_->num_replayed() > replayed) {
+    stats_.replayed_step_seconds +=
+        std::chrono::duration<double>(Sequence::Clock::now() - start).count();
+  }
+}
+
+// The cache may hold half of a step, so nothing that was computed is used again.
+void Engine::fail_all(const Error& error, std::vector<RequestUpdate>& updates) {
+  log_error("a step failed, and its requests end: " + error.message);
+  if (error.code != ErrorCode::kOutOfMemory) failure_ = error;
+  std::vector<Sequence*> all;
+  for (const auto& [id, sequence] : sequences_) all.push_back(sequence);
+  std::sort(all.begin(), all.end(),
+            [](const Sequence* a, const Sequence* b) { return a->id < b->id; });
+  for (Sequence* sequence : all) fail(*sequence, error, updates);
+  pool_.forget();
 }
 
 // A step failed: a weight that one of its tokens needs could not be read. Run by run, those that
@@ -388,7 +442,7 @@ void Engine::score_prompt(const StepBatch& batch, std::vector<RequestUpdate>& up
 
 void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates) {
   // Which rows the head runs over, and for which run.
-  std::vector<RowRange> rows;
+  std::vector<StepSampler::Window> windows;
   std::vector<size_t> sampling;
   std::vector<RequestUpdate> scored;
   Failures failed;
@@ -426,14 +480,13 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
       continue;
     }
     const int64_t window = sequence.drafts.size() + 1;
-    rows.push_back({run.first_row + run.scheduled.num_tokens - window, window});
+    windows.push_back({&sequence, {run.first_row + run.scheduled.num_tokens - window, window}});
     sampling.push_back(i);
   }
   const size_t first_update = updates.size();
   std::move(scored.begin(), scored.end(), std::back_inserter(updates));
-  passes_->logits(HiddenRow::From::kStep, rows, [&](size_t i, const MatrixView& logits) {
+  sampler_.sample(windows, [&](size_t i, Result<SequenceSampler::Window> window) {
     const ScheduledRun& run = batch.runs[sampling[i]].scheduled;
-    auto window = run.sequence->sampler.sample(run.sequence->drafts, logits, sampler_);
     if (window) {
       accept(*run.sequence, run, *std::move(window), updates);
     } else {
@@ -455,7 +508,7 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
   }
   if (drafter_) {
     drafter_->keep_hidden(batch);
-    const Status drafted = drafter_->draft(alive, {options_.draft.draft_sampling, &sampler_});
+    const Status drafted = drafter_->draft(alive, sampler_, options_.draft.draft_sampling);
     // The MTP layer's cache has a hole then, for every sequence that was to go on.
     for (const StepBatch::Run& run : alive) {
       if (!drafted) failed.emplace_back(run.scheduled.sequence, drafted.error());
@@ -473,6 +526,10 @@ void Engine::sample(const StepBatch& batch, std::vector<RequestUpdate>& updates)
   for (auto& [sequence, error] : failed) fail(*sequence, std::move(error), updates);
 }
 
+Result<MemoryReport> Engine::memory() const {
+  return memory_report(device(), passes_->graph_stats().device_bytes);
+}
+
 EngineStats Engine::stats() const {
   EngineStats stats = stats_;
   stats.num_preemptions = scheduler_.num_preemptions();
@@ -482,6 +539,9 @@ EngineStats Engine::stats() const {
   stats.num_used_blocks = pool_.num_used();
   stats.num_cached_blocks = pool_.num_cached();
   if (const ExpertStore* store = model_.weights.expert_store) stats.experts = store->stats();
+  stats.graphs = passes_->graph_stats();
+  stats.num_device_windows = sampler_.num_device_windows();
+  stats.num_host_windows = sampler_.num_host_windows();
   return stats;
 }
 

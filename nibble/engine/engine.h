@@ -4,11 +4,13 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "nibble/base/result.h"
+#include "nibble/device/memory_report.h"
 #include "nibble/engine/block_pool.h"
 #include "nibble/engine/draft_model.h"
 #include "nibble/engine/draft_policy.h"
@@ -16,6 +18,7 @@
 #include "nibble/engine/model_passes.h"
 #include "nibble/engine/scheduler.h"
 #include "nibble/engine/step_batch.h"
+#include "nibble/engine/step_sampler.h"
 
 namespace nibble {
 
@@ -24,8 +27,9 @@ struct EngineOptions {
   int64_t max_num_tokens = 512;  // tokens of a step
   int64_t block_size = 32;       // tokens of a cache block
   int64_t num_blocks = 0;        // 0: from the fraction below
-  double kv_cache_free_gpu_memory_fraction =
-      0.3;                              // of the memory that is free when loading is done
+  // Of the memory that is free when everything else has its room; none: 0.9 of a GPU's, 0.3 of the
+  // host's.
+  std::optional<double> kv_cache_free_gpu_memory_fraction;
   std::optional<DType> kv_cache_dtype;  // none: what the checkpoint asks for
   bool enable_block_reuse = true;
   bool enable_chunked_prefill = true;
@@ -33,7 +37,12 @@ struct EngineOptions {
   DraftOptions draft;                // how they are made, and when fewer
   RelaxedThinking relaxed_thinking;  // how drafts are judged while the model thinks
   bool processed_logprobs = false;   // logprobs_mode: raw, or after everything but the draw
+  bool cuda_graphs = true;           // steps of decoding are recorded and replayed, on a GPU
+  std::vector<int64_t> cuda_graph_batch_sizes;  // recorded at once; empty: sizes as they come
 };
+
+// The fraction that was asked for, or the device's default.
+double kv_cache_fraction(const EngineOptions& options, const Device& device);
 
 struct Request {
   std::vector<int32_t> prompt_token_ids;
@@ -98,6 +107,12 @@ struct EngineStats {
   int64_t num_guided = 0;          // requests with guided output
   double guided_seconds = 0;       // that their grammars took before the first step
   double last_step_timestamp = 0;  // seconds since 1970; 0 before the first
+  // Of a GPU: what was recorded and replayed, and the windows that it sampled and that it left to
+  // the host.
+  StepGraphStats graphs;
+  double replayed_step_seconds = 0;  // from begin to end of the steps with such passes
+  int64_t num_device_windows = 0;
+  int64_t num_host_windows = 0;
 
   // 1 + accepted drafts per window; 1 without windows.
   double acceptance_length() const;
@@ -123,8 +138,16 @@ class Engine {
 
   bool has_work() const;
 
-  // Schedules, runs the model once, samples, drafts, commits. Returns what changed.
+  // Schedules, runs the model once, samples, drafts, commits. Returns what changed. When the device
+  // fails, every request ends with kError and the device's words.
   std::vector<RequestUpdate> step();
+
+  // Why no further request can be computed: a device that failed for good.
+  const std::optional<Error>& failure() const { return failure_; }
+
+  // Where the device's memory went. Errors: those of Device::memory().
+  Result<MemoryReport> memory() const;
+  Device& device() const { return model_.kernels->device(); }
 
   EngineStats stats() const;
 
@@ -144,9 +167,11 @@ class Engine {
 
   StepCount& count_of(const std::vector<ScheduledRun>& runs);
   void drop_ended(std::vector<RequestUpdate>& updates);
-  void sample(const StepBatch& batch, std::vector<RequestUpdate>& updates);
+  void compute(const std::vector<ScheduledRun>& runs, std::vector<RequestUpdate>& updates);
   void run_apart(const std::vector<ScheduledRun>& runs, const Error& error,
                  std::vector<RequestUpdate>& updates);
+  void fail_all(const Error& error, std::vector<RequestUpdate>& updates);
+  void sample(const StepBatch& batch, std::vector<RequestUpdate>& updates);
   void finish(Sequence& sequence, RequestUpdate update, std::vector<RequestUpdate>& updates);
   void fail(Sequence& sequence, Error error, std::vector<RequestUpdate>& updates);
   void accept(Sequence& sequence, const ScheduledRun& run, SequenceSampler::Window window,
@@ -162,7 +187,8 @@ class Engine {
   std::optional<DraftModel> drafter_;
   DraftPolicy draft_policy_;
   std::unique_ptr<GuidedCache> grammars_;
-  Sampler sampler_;
+  StepSampler sampler_;
+  std::optional<Error> failure_;
   std::unordered_map<uint64_t, Sequence*> sequences_;
   int64_t max_seq_len_ = 0;
   uint64_t next_id_ = 1;

@@ -7,7 +7,10 @@
 namespace nibble {
 
 EngineThread::EngineThread(std::unique_ptr<Engine> engine)
-    : engine_(std::move(engine)), max_seq_len_(engine_->max_seq_len()), stats_(engine_->stats()) {
+    : engine_(std::move(engine)),
+      device_(&engine_->device()),
+      max_seq_len_(engine_->max_seq_len()),
+      stats_(engine_->stats()) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -44,6 +47,10 @@ void EngineThread::reset_prefix_cache() {
 EngineStats EngineThread::stats() const {
   const std::lock_guard lock(mutex_);
   return stats_;
+}
+
+Result<MemoryReport> EngineThread::memory() const {
+  return memory_report(*device_, stats().graphs.device_bytes);
 }
 
 void EngineThread::shutdown() {
@@ -86,6 +93,10 @@ void EngineThread::run() {
         stats_ = stats;
       }
       deliver(updates);
+      if (engine_->failure()) {
+        fail_all(engine_->failure()->message);
+        return;
+      }
     } catch (const std::exception& exception) {
       // Out of memory, or a device that failed: the engine's state can't be trusted any more.
       fail_all(exception.what());

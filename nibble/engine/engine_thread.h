@@ -43,6 +43,9 @@ class EngineThread {
   // As of the end of the last step.
   EngineStats stats() const;
 
+  // Where the device's memory went. Errors: those of Device::memory().
+  Result<MemoryReport> memory() const;
+
   // Takes no more requests, ends those that run with kAbort, waits for the thread. Idempotent.
   void shutdown();
 
@@ -69,6 +72,7 @@ class EngineThread {
   std::unique_ptr<Engine> engine_;
   std::unordered_map<uint64_t, Client> clients_;  // by the engine's id
   std::unordered_map<uint64_t, uint64_t> ids_;    // ticket -> the engine's id
+  Device* device_ = nullptr;                      // thread-safe where it is used
   int64_t max_seq_len_ = 0;                       // fixed
 
   mutable std::mutex mutex_;  // guards all below

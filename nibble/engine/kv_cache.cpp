@@ -27,8 +27,8 @@ Result<KvCache> KvCache::create(const ModelConfig& config, const KvCacheOptions&
   const uint64_t tokens = static_cast<uint64_t>(options.num_blocks * options.block_size);
   const uint64_t total = tokens * bytes_per_token(config, options.dtype, options.with_mtp);
   KvCache cache;
-  cache.buffer_ = NIBBLE_TRY(
-      with_context(device.allocate(total), fmt::format("KV cache for {} tokens", tokens)));
+  cache.buffer_ = NIBBLE_TRY(with_context(device.allocate_for(MemoryUse::kKvCache, total),
+                                          fmt::format("KV cache for {} tokens", tokens)));
   const int64_t entry_size = config.kv_lora_rank + config.qk_rope_head_dim;
   const int64_t layer_bytes = static_cast<int64_t>(tokens) * entry_size * dtype_size(options.dtype);
   for (int64_t i = 0; i < num_cached_layers(config, options.with_mtp); ++i) {

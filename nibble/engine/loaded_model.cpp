@@ -41,6 +41,7 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   const int threads = options.threads > 0 ? options.threads : available_processors();
   KernelOptions kernel_options;
   kernel_options.threads = threads;
+  kernel_options.cuda = options.cuda;
   auto kernels = NIBBLE_TRY(make_kernels(options.backend, kernel_options));
 
   WeightsOptions weights_options;

@@ -11,6 +11,7 @@
 #include "nibble/checkpoint/quant_config.h"
 #include "nibble/checkpoint/source.h"
 #include "nibble/engine/expert_options.h"
+#include "nibble/kernels/cuda_options.h"
 #include "nibble/kernels/kernels.h"
 #include "nibble/model/expert_store.h"
 #include "nibble/model/weights.h"
@@ -19,7 +20,8 @@
 namespace nibble {
 
 struct ModelOptions {
-  std::string backend = "auto";  // auto, cpu, reference
+  std::string backend = "auto";  // auto, cpu, cuda, reference
+  CudaOptions cuda;              // of the cuda backend
   int threads = 0;               // 0: all processors that this process may use
   ActivationFormat nvfp4_activation = ActivationFormat::kUnquantized;
   bool load_mtp = true;

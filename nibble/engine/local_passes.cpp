@@ -1,36 +1,57 @@
 #include "nibble/engine/local_passes.h"
 
-#include <cstring>
-#include <stdexcept>
+#include <algorithm>
 #include <utility>
 
 #include "nibble/base/check.h"
+#include "nibble/engine/padded_batch.h"
 #include "nibble/model/forward.h"
 
 namespace nibble {
+namespace {
+
+constexpr int kMainPass = 0;
+constexpr int kMtpPass = 1;
+
+}  // namespace
 
 Result<std::unique_ptr<LocalPasses>> LocalPasses::create(LoadedModel& model,
                                                          const KvCacheOptions& cache,
-                                                         int64_t max_rows) {
+                                                         int64_t max_rows,
+                                                         const PassOptions& options) {
   Device& device = model.kernels->device();
+  std::unique_ptr<StepGraphs> graphs;
+  if (!options.graph_sizes.empty()) graphs = model.kernels->make_step_graphs();
+  int64_t logit_rows = kLogitRows;
+  if (graphs) {
+    max_rows = std::max(max_rows, options.graph_sizes.back());
+    logit_rows = std::max(logit_rows, options.graph_sizes.back());
+  }
   KvCache kv_cache = NIBBLE_TRY(KvCache::create(model.config, cache, device));
   Workspace workspace = NIBBLE_TRY(Workspace::create(model.config, *model.kernels, max_rows));
   std::unique_ptr<LocalPasses> passes(
       new LocalPasses(model, std::move(kv_cache), std::move(workspace)));
+  passes->options_ = options;
+  passes->max_rows_ = max_rows;
+  passes->graphs_ = std::move(graphs);
+  passes->sampler_ = NIBBLE_TRY(model.kernels->make_sampler(model.config.vocab_size));
   const auto bytes = [](int64_t rows, int64_t cols) {
     return static_cast<size_t>(rows * cols) * sizeof(float);
   };
   const int64_t hidden = model.config.hidden_size;
-  passes->hidden_ = NIBBLE_TRY(device.allocate_host_visible(bytes(max_rows, hidden)));
-  passes->gathered_ = NIBBLE_TRY(device.allocate_host_visible(bytes(kLogitRows, hidden)));
-  passes->logits_ =
-      NIBBLE_TRY(device.allocate_host_visible(bytes(kLogitRows, model.config.vocab_size)));
+  const int64_t vocab = model.config.vocab_size;
+  passes->hidden_ = NIBBLE_TRY(device.allocate(bytes(max_rows, hidden)));
+  passes->gathered_ = NIBBLE_TRY(device.allocate(bytes(kLogitRows, hidden)));
+  passes->logits_ = NIBBLE_TRY(device.allocate(bytes(logit_rows, vocab)));
+  if (!device.is_host()) {
+    passes->host_logits_ = NIBBLE_TRY(device.allocate_host_visible(bytes(kLogitRows, vocab)));
+  }
   if (cache.with_mtp) {
     NIBBLE_CHECK(model.weights.mtp.has_value());
-    passes->previous_ = NIBBLE_TRY(device.allocate_host_visible(bytes(max_rows, hidden)));
-    passes->mtp_hidden_ = NIBBLE_TRY(device.allocate_host_visible(bytes(max_rows, hidden)));
+    passes->previous_ = NIBBLE_TRY(device.allocate(bytes(max_rows, hidden)));
+    passes->mtp_hidden_ = NIBBLE_TRY(device.allocate(bytes(max_rows, hidden)));
     passes->block_hidden_ =
-        NIBBLE_TRY(device.allocate_host_visible(bytes(cache.num_blocks, hidden)));
+        NIBBLE_TRY(device.allocate_for(MemoryUse::kKvCache, bytes(cache.num_blocks, hidden)));
   }
   return passes;
 }
@@ -40,63 +61,109 @@ MatrixView LocalPasses::rows_of(const Buffer& buffer, int64_t rows) const {
   return {buffer.data(), DType::kF32, rows, hidden, hidden};
 }
 
+// A pass over generated tokens that is recorded brings the logits of all rows along.
 Status LocalPasses::forward(const Batch& batch) {
-  Status status =
-      nibble::forward(model_->config, model_->weights, batch, cache_.layers(), *model_->kernels,
-                      workspace_, rows_of(hidden_, batch.num_tokens()));
-  finish();
+  const DeviceRange range(model_->kernels->device(), "forward");
+  const auto pass = [&](const Batch& tokens) {
+    return nibble::forward(model_->config, model_->weights, tokens, cache_.layers(),
+                           *model_->kernels, workspace_, rows_of(hidden_, tokens.num_tokens()));
+  };
+  const int64_t size = graphs_ ? recorded_size(batch, options_.graph_sizes) : 0;
+  step_logits_ = size;
+  if (size == 0) return pass(batch);
+  const PaddedBatch padded(batch, size);
+  const Batch tokens = padded.batch();
+  const int64_t vocab = model_->config.vocab_size;
+  Status status;
+  graphs_->run(kMainPass, tokens.token_ids, tokens.attention, cache_.layers().front(), [&] {
+    status = pass(tokens);
+    if (!status) return;
+    model_->kernels->linear(rows_of(hidden_, size), model_->weights.lm_head,
+                            {logits_.data(), DType::kF32, size, vocab, vocab});
+  });
   return status;
 }
 
-const float* LocalPasses::find(const HiddenRow& row) const {
+float* LocalPasses::find(const HiddenRow& row) const {
   const Buffer& buffer = row.from == HiddenRow::From::kStep  ? hidden_
                          : row.from == HiddenRow::From::kMtp ? mtp_hidden_
                                                              : block_hidden_;
-  return buffer.as<const float>() + row.index * model_->config.hidden_size;
+  return buffer.as<float>() + row.index * model_->config.hidden_size;
 }
 
 void LocalPasses::keep_hidden(std::span<const KeptRow> rows) {
-  const auto row_bytes = static_cast<size_t>(model_->config.hidden_size) * sizeof(float);
+  std::vector<RowCopy> copies;
   for (const KeptRow& kept : rows) {
-    std::memcpy(block_hidden_.as<float>() + kept.block * model_->config.hidden_size,
-                find({HiddenRow::From::kStep, kept.row}), row_bytes);
+    copies.push_back(
+        {find({HiddenRow::From::kStep, kept.row}), find({HiddenRow::From::kBlock, kept.block})});
   }
+  model_->kernels->copy_rows(copies, model_->config.hidden_size);
 }
 
 Status LocalPasses::forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) {
+  const DeviceRange range(model_->kernels->device(), "MTP layer");
   NIBBLE_CHECK(static_cast<int64_t>(previous.size()) == batch.num_tokens());
-  const MatrixView input = rows_of(previous_, batch.num_tokens());
-  finish();  // the hidden states are read here
-  for (size_t i = 0; i < previous.size(); ++i) {
-    std::memcpy(input.row<float>(static_cast<int64_t>(i)), find(previous[i]),
-                static_cast<size_t>(input.cols) * sizeof(float));
+  const int64_t size = graphs_ ? recorded_size(batch, options_.graph_sizes) : 0;
+  const int64_t rows = std::max(size, batch.num_tokens());
+  const MatrixView input = rows_of(previous_, rows);
+  std::vector<RowCopy> copies;
+  for (int64_t i = 0; i < rows; ++i) {  // what is filled up repeats the last row
+    const size_t at = std::min(static_cast<size_t>(i), previous.size() - 1);
+    copies.push_back({find(previous[at]), input.row<float>(i)});
   }
-  return nibble::forward_mtp(model_->config, model_->weights, batch, input, cache_.layers().back(),
-                             *model_->kernels, workspace_,
-                             rows_of(mtp_hidden_, batch.num_tokens()));
+  model_->kernels->copy_rows(copies, model_->config.hidden_size);
+  const auto pass = [&](const Batch& tokens) {
+    return nibble::forward_mtp(model_->config, model_->weights, tokens, input,
+                               cache_.layers().back(), *model_->kernels, workspace_,
+                               rows_of(mtp_hidden_, rows));
+  };
+  if (size == 0) return pass(batch);
+  const PaddedBatch padded(batch, size);
+  const Batch tokens = padded.batch();
+  Status status;
+  graphs_->run(kMtpPass, tokens.token_ids, tokens.attention, cache_.layers().back(),
+               [&] { status = pass(tokens); });
+  return status;
+}
+
+// The head over rows of the last pass of that kind, in memory of the device.
+MatrixView LocalPasses::head(HiddenRow::From from, std::span<const int64_t> rows) {
+  const auto count = static_cast<int64_t>(rows.size());
+  NIBBLE_CHECK(count >= 1 && count <= kLogitRows);
+  const MatrixView gathered = rows_of(gathered_, count);
+  std::vector<RowCopy> copies;
+  for (int64_t i = 0; i < count; ++i) {
+    copies.push_back({find({from, rows[static_cast<size_t>(i)]}), gathered.row<float>(i)});
+  }
+  model_->kernels->copy_rows(copies, gathered.cols);
+  const int64_t vocab = model_->config.vocab_size;
+  const MatrixView logits{logits_.data(), DType::kF32, count, vocab, vocab};
+  model_->kernels->linear(gathered, model_->weights.lm_head, logits);
+  step_logits_ = 0;  // overwritten
+  return logits;
 }
 
 void LocalPasses::logits(HiddenRow::From from, std::span<const RowRange> rows,
                          const LogitsSink& sink) {
-  const int64_t vocab = model_->config.vocab_size;
-  finish();  // the hidden states are read here
+  Device& device = model_->kernels->device();
   for (size_t begin = 0; begin < rows.size();) {
     // As many whole ranges as one pass takes.
-    int64_t count = 0;
+    std::vector<int64_t> part;
     size_t end = begin;
-    while (end < rows.size() && count + rows[end].count <= kLogitRows) count += rows[end++].count;
-    NIBBLE_CHECK(end > begin);
-    const MatrixView gathered = rows_of(gathered_, count);
-    int64_t at = 0;
-    for (size_t i = begin; i < end; ++i) {
-      std::memcpy(gathered.row<float>(at), find({from, rows[i].first}),
-                  static_cast<size_t>(rows[i].count * gathered.cols) * sizeof(float));
-      at += rows[i].count;
+    while (end < rows.size() && static_cast<int64_t>(part.size()) + rows[end].count <= kLogitRows) {
+      for (int64_t r = 0; r < rows[end].count; ++r) part.push_back(rows[end].first + r);
+      ++end;
     }
-    const MatrixView all{logits_.data(), DType::kF32, count, vocab, vocab};
-    model_->kernels->linear(gathered, model_->weights.lm_head, all);
+    NIBBLE_CHECK(end > begin);
+    MatrixView all = head(from, part);
+    if (host_logits_.size() > 0) {
+      const size_t bytes = static_cast<size_t>(all.rows * all.cols) * sizeof(float);
+      const Status copied = device.copy_to_host({host_logits_.as<std::byte>(), bytes}, all.data);
+      if (!copied) throw PassFailure(copied.error());
+      all.data = host_logits_.data();
+    }
     finish();
-    at = 0;
+    int64_t at = 0;
     for (size_t i = begin; i < end; ++i) {
       sink(i, all.slice_rows(at, rows[i].count));
       at += rows[i].count;
@@ -105,10 +172,30 @@ void LocalPasses::logits(HiddenRow::From from, std::span<const RowRange> rows,
   }
 }
 
+std::span<const SampledRow> LocalPasses::sample(HiddenRow::From from,
+                                                std::span<const SampleRow> rows) {
+  const DeviceRange range(model_->kernels->device(), "sample");
+  NIBBLE_CHECK(sampler_ != nullptr);
+  const int64_t vocab = model_->config.vocab_size;
+  std::vector<SampleRow> asked(rows.begin(), rows.end());
+  MatrixView logits{logits_.data(), DType::kF32, step_logits_, vocab, vocab};
+  if (from != HiddenRow::From::kStep || step_logits_ == 0) {
+    std::vector<int64_t> places;
+    for (SampleRow& row : asked) {
+      if (places.empty() || places.back() != row.row) places.push_back(row.row);
+      row.row = static_cast<int64_t>(places.size()) - 1;
+    }
+    if (!places.empty()) logits = head(from, places);
+  }
+  sampler_->sample(logits, asked);
+  finish();
+  return sampler_->results();
+}
+
 // Nothing can go on without its device, so that an error here is thrown, not returned.
 void LocalPasses::finish() {
   const Status status = model_->kernels->device().synchronize();
-  if (!status) throw std::runtime_error(status.error().message);
+  if (!status) throw PassFailure(status.error());
 }
 
 }  // namespace nibble

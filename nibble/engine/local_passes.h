@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "nibble/base/result.h"
 #include "nibble/engine/kv_cache.h"
@@ -13,19 +14,49 @@
 
 namespace nibble {
 
+struct PassOptions {
+  // Numbers of tokens, ascending, of which passes over generated tokens are recorded, where the
+  // backend can; a pass over fewer is filled up. Empty: nothing is recorded.
+  std::vector<int64_t> graph_sizes;
+};
+
+// The sizes for batch_sizes sequences with and without drafts. Without any: all small ones and a
+// few up to 127 tokens, from where on launches cost nothing beside the work.
+std::vector<int64_t> step_graph_sizes(std::span<const int64_t> batch_sizes, int64_t max_batch_size,
+                                      int64_t num_drafts);
+
+// Where the device is not the host, passes are queued on it, and tokens are sampled there.
+//
 // The model must outlive it.
 class LocalPasses : public ModelPasses {
  public:
   // max_rows: tokens of the largest batch. With cache.with_mtp the MTP layer's buffers are there,
   // too. Errors: kOutOfMemory, those of KvCache::create.
   static Result<std::unique_ptr<LocalPasses>> create(LoadedModel& model,
-                                                     const KvCacheOptions& cache, int64_t max_rows);
+                                                     const KvCacheOptions& cache, int64_t max_rows,
+                                                     const PassOptions& options = {});
 
   Status forward(const Batch& batch) override;
   void keep_hidden(std::span<const KeptRow> rows) override;
   Status forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) override;
   void logits(HiddenRow::From from, std::span<const RowRange> rows,
               const LogitsSink& sink) override;
+  bool can_sample() const override { return sampler_ != nullptr; }
+  std::span<const SampledRow> sample(HiddenRow::From from,
+                                     std::span<const SampleRow> rows) override;
+  StepGraphStats graph_stats() const override {
+    return graphs_ ? graphs_->stats() : StepGraphStats();
+  }
+
+  int64_t num_replayed() const override { return graphs_ ? graphs_->num_replayed() : 0; }
+
+  // Runs batches as large as they get, so that operations take all the memory they will ever need:
+  // a prompt that fills a step, and max_generated generated tokens deep in a context of
+  // max_seq_len. The cache's first block is lost. Errors: those of the device.
+  Status warm_up(int64_t max_generated, int64_t max_seq_len);
+  // Records every size of PassOptions::graph_sizes now instead of when it comes. Before anything is
+  // cached.
+  Status record_all();
 
   const KvCache& cache() const { return cache_; }
   const Workspace& workspace() const { return workspace_; }
@@ -36,18 +67,25 @@ class LocalPasses : public ModelPasses {
 
   void finish();  // waits for the device
   MatrixView rows_of(const Buffer& buffer, int64_t rows) const;
-  const float* find(const HiddenRow& row) const;
+  float* find(const HiddenRow& row) const;
+  MatrixView head(HiddenRow::From from, std::span<const int64_t> rows);
 
   LoadedModel* model_;
   KvCache cache_;
   Workspace workspace_;
-  // Memory that the host sees, too; [rows, hidden_size].
-  Buffer hidden_;        // of forward(): max_rows
-  Buffer previous_;      // input of forward_mtp(): max_rows
-  Buffer mtp_hidden_;    // of forward_mtp(): max_rows
-  Buffer block_hidden_;  // num_blocks
-  Buffer gathered_;      // input of the head: kLogitRows
-  Buffer logits_;        // [kLogitRows, vocab_size]
+  PassOptions options_;
+  int64_t max_rows_ = 0;
+  // Memory of the device; [rows, hidden_size].
+  Buffer hidden_;            // of forward(): max_rows
+  Buffer previous_;          // input of forward_mtp(): max_rows
+  Buffer mtp_hidden_;        // of forward_mtp(): max_rows
+  Buffer block_hidden_;      // num_blocks
+  Buffer gathered_;          // input of the head: kLogitRows
+  Buffer logits_;            // [kLogitRows or the largest recorded pass, vocab_size]
+  Buffer host_logits_;       // [kLogitRows, vocab_size] that the host sees; empty on a host device
+  int64_t step_logits_ = 0;  // logits_ holds those of so many rows of the last forward()
+  std::unique_ptr<StepGraphs> graphs_;
+  std::unique_ptr<DeviceSampler> sampler_;
 };
 
 }  // namespace nibble

@@ -73,8 +73,8 @@ LogitsProcessor::LogitsProcessor(const SamplingParams& params, LogitsFacts facts
       presence_penalty_(static_cast<float>(params.presence_penalty)),
       frequency_penalty_(static_cast<float>(params.frequency_penalty)) {
   for (const auto& [id, bias] : params.logit_bias) {
-    bias_.emplace_back(static_cast<int32_t>(id),
-                       bias <= kBanningBias ? kForbidden : static_cast<float>(bias));
+    bias_.push_back(
+        {static_cast<int32_t>(id), bias <= kBanningBias ? kForbidden : static_cast<float>(bias)});
   }
   if (min_tokens_ > 0) {
     if (!params.ignore_eos) min_tokens_ids_ = facts_.eos_ids;
@@ -99,7 +99,7 @@ Status LogitsProcessor::apply(std::span<float> logits, const TokenCounts& counts
     NIBBLE_CHECK(grammar_mask->vocab_size() == facts_.vocab_size);
     apply_mask(logits, *grammar_mask);
   }
-  forbid(logits, counts, output_position);
+  for (const int32_t id : forbidden(counts, output_position)) logit_of(logits, id) = kForbidden;
   const bool is_any_left =
       std::any_of(logits.begin(), logits.end(), [](float logit) { return logit > kForbidden; });
   if (!is_any_left) return corrupt("no token allowed");
@@ -107,20 +107,41 @@ Status LogitsProcessor::apply(std::span<float> logits, const TokenCounts& counts
   return {};
 }
 
-void LogitsProcessor::forbid(std::span<float> logits, const TokenCounts& counts,
-                             int64_t output_position) const {
-  for (const int32_t id : facts_.forbidden_ids) logit_of(logits, id) = kForbidden;
+std::vector<int32_t> LogitsProcessor::forbidden(const TokenCounts& counts,
+                                                int64_t output_position) const {
+  std::vector<int32_t> ids = facts_.forbidden_ids;
   const std::vector<int32_t>& output = counts.output();
   for (const std::vector<int32_t>& bad : facts_.bad_sequences) {
     const size_t before = bad.size() - 1;
     if (before <= output.size() &&
         std::equal(bad.begin(), bad.end() - 1, output.end() - static_cast<ptrdiff_t>(before))) {
-      logit_of(logits, bad.back()) = kForbidden;
+      ids.push_back(bad.back());
     }
   }
   if (output_position < min_tokens_) {
-    for (const int32_t id : min_tokens_ids_) logit_of(logits, id) = kForbidden;
+    ids.insert(ids.end(), min_tokens_ids_.begin(), min_tokens_ids_.end());
   }
+  return ids;
+}
+
+void LogitsProcessor::describe(const TokenCounts& counts, int64_t output_position,
+                               const TokenMask* grammar_mask, RowRules* rules,
+                               SampleRow* row) const {
+  row->bias = bias_;
+  if (grammar_mask != nullptr) {
+    rules->allowed = grammar_mask->words();  // the mask changes with the next position
+    row->allowed = rules->allowed;
+  }
+  rules->forbidden = forbidden(counts, output_position);
+  row->forbidden = rules->forbidden;
+  if (!penalises_) return;
+  for (const auto& [id, count] : counts.counts()) {
+    if (id >= 0 && id < facts_.vocab_size) rules->seen.push_back({id, count.output});
+  }
+  row->seen = rules->seen;
+  row->repetition_penalty = repetition_penalty_;
+  row->presence_penalty = presence_penalty_;
+  row->frequency_penalty = frequency_penalty_;
 }
 
 void LogitsProcessor::penalise(std::span<float> logits, const TokenCounts& counts) const {

@@ -9,6 +9,7 @@
 #include "nibble/engine/sampling_params.h"
 #include "nibble/engine/token_counts.h"
 #include "nibble/grammar/token_mask.h"
+#include "nibble/kernels/device_sampler.h"
 #include "nibble/tokenizer/tokenizer.h"
 
 namespace nibble {
@@ -25,6 +26,13 @@ struct LogitsFacts {
   std::vector<int32_t> eos_ids = {};        // masked until min_tokens
   std::vector<int32_t> forbidden_ids = {};  // masked always, such as the tool token
   std::vector<std::vector<int32_t>> bad_sequences = {};
+};
+
+// The rules of one position as a DeviceSampler takes them: what SampleRow points to.
+struct RowRules {
+  std::vector<int32_t> forbidden;
+  std::vector<TokenSeen> seen;
+  std::vector<uint64_t> allowed;
 };
 
 // Steps 2 and 3 of spec serving section 1.3. Immutable.
@@ -54,15 +62,20 @@ class LogitsProcessor {
   Status apply(std::span<float> logits, const TokenCounts& counts, int64_t output_position,
                const TokenMask* grammar_mask) const;
 
+  // The same rules for a device: fills `rules` and what points to it in `row`. This processor has
+  // to outlive the row, too.
+  void describe(const TokenCounts& counts, int64_t output_position, const TokenMask* grammar_mask,
+                RowRules* rules, SampleRow* row) const;
+
  private:
   LogitsProcessor(const SamplingParams& params, LogitsFacts facts);
 
-  void forbid(std::span<float> logits, const TokenCounts& counts, int64_t output_position) const;
+  std::vector<int32_t> forbidden(const TokenCounts& counts, int64_t output_position) const;
   void penalise(std::span<float> logits, const TokenCounts& counts) const;
 
   LogitsFacts facts_;
-  std::vector<std::pair<int32_t, float>> bias_;  // -inf: banned
-  std::vector<int32_t> min_tokens_ids_;          // masked until min_tokens
+  std::vector<TokenBias> bias_;          // -inf: banned
+  std::vector<int32_t> min_tokens_ids_;  // masked until min_tokens
   int64_t min_tokens_ = 0;
   float repetition_penalty_ = 1;
   float presence_penalty_ = 0;

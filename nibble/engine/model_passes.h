@@ -5,9 +5,12 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <stdexcept>
 
 #include "nibble/base/result.h"
+#include "nibble/kernels/device_sampler.h"
 #include "nibble/kernels/matrix_view.h"
+#include "nibble/kernels/step_graphs.h"
 #include "nibble/model/batch.h"
 
 namespace nibble {
@@ -35,12 +38,23 @@ struct KeptRow {
   int64_t block = 0;
 };
 
+// What a device that failed is thrown as.
+class PassFailure : public std::runtime_error {
+ public:
+  explicit PassFailure(Error error) : std::runtime_error(error.message), error_(std::move(error)) {}
+  const Error& error() const { return error_; }
+
+ private:
+  Error error_;
+};
+
 // One caller's view of a loaded model with its cache: on this process alone (LocalPasses), or on
 // all ranks at once. The engine decides, whoever implements this executes; so all it needs comes in
 // the arguments, and hidden states never leave the rank that made them.
 //
-// A device or a rank that fails throws std::runtime_error: nothing can go on without it. A weight
-// that can't be read is an Error: requests that don't need it can.
+// A device or a rank that fails throws std::runtime_error (PassFailure where it is known how):
+// nothing can go on without it. A weight that can't be read is an Error: requests that don't need
+// it can.
 class ModelPasses {
  public:
   virtual ~ModelPasses() = default;
@@ -65,6 +79,20 @@ class ModelPasses {
                       const LogitsSink& sink) = 0;
 
   static constexpr int64_t kLogitRows = 64;  // of one pass of the head; a window has at most 9
+
+  // Whether sample() may be called: where logits lie in memory that the host doesn't see.
+  virtual bool can_sample() const { return false; }
+
+  // Tokens of rows of the last pass of that kind: SampleRow::row counts its hidden states. No more
+  // than kLogitRows different ones. The answers stay until the next call.
+  virtual std::span<const SampledRow> sample(HiddenRow::From /*from*/,
+                                             std::span<const SampleRow> /*rows*/) {
+    return {};
+  }
+
+  // Of passes that were recorded and replayed.
+  virtual StepGraphStats graph_stats() const { return {}; }
+  virtual int64_t num_replayed() const { return 0; }
 };
 
 }  // namespace nibble

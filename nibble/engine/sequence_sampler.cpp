@@ -40,12 +40,18 @@ RelaxedThinking SequenceSampler::relaxed() const {
           params_.relaxed_acceptance->delta};
 }
 
+// The rule for drafts at this place, when it is relaxed acceptance.
+std::optional<RelaxedThinking> SequenceSampler::relaxed_now(const Drafts& drafts) const {
+  const RelaxedThinking rule = relaxed();
+  if (!rule.enabled || !constraint_.thinking() || drafts.size() == 0) return std::nullopt;
+  return rule;
+}
+
 Result<Verification> SequenceSampler::verify(const Drafts& drafts, const ProcessedRow& row,
                                              Sampler& sampler) const {
   const VerifyContext context{params_, static_cast<int64_t>(counts_.output().size()), choice_};
-  const RelaxedThinking relaxed = this->relaxed();
-  if (relaxed.enabled && constraint_.thinking() && drafts.size() > 0) {
-    return verify_relaxed(drafts.token_ids, row, relaxed.topk, relaxed.delta, context, sampler);
+  if (const auto relaxed = relaxed_now(drafts)) {
+    return verify_relaxed(drafts.token_ids, row, relaxed->topk, relaxed->delta, context, sampler);
   }
   if (!drafts.distributions.empty()) {
     return verify_drawn(drafts.token_ids, drafts.distributions, row, context, sampler);
@@ -147,9 +153,13 @@ Result<SequenceSampler::Window> SequenceSampler::sample(const Drafts& drafts,
     push(token, window);
     if (window.ended) break;
   }
-  window.num_accepted = std::min(verified->accepted, static_cast<int64_t>(window.token_ids.size()));
-  window.is_cut = window.token_ids.size() < verified->token_ids.size();
+  close(*verified, window);
   return window;
+}
+
+void SequenceSampler::close(const Verification& verified, Window& window) {
+  window.num_accepted = std::min(verified.accepted, static_cast<int64_t>(window.token_ids.size()));
+  window.is_cut = window.token_ids.size() < verified.token_ids.size();
 }
 
 bool SequenceSampler::propose(std::span<float> logits, bool draw, Sampler& sampler,

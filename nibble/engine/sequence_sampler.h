@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <span>
 #include <string>
@@ -17,6 +18,7 @@
 #include "nibble/engine/stop_matcher.h"
 #include "nibble/engine/token_counts.h"
 #include "nibble/engine/verify.h"
+#include "nibble/kernels/device_sampler.h"
 #include "nibble/kernels/matrix_view.h"
 #include "nibble/tokenizer/detokenizer.h"
 
@@ -57,6 +59,17 @@ struct Drafts {
   }
 };
 
+// Rows for a DeviceSampler, with what they point to.
+struct SampleRows {
+  std::vector<SampleRow> rows;
+  std::deque<RowRules> rules;  // never moved
+
+  void clear() {
+    rows.clear();
+    rules.clear();
+  }
+};
+
 // One for each sequence; kept with it through preemption.
 class SequenceSampler {
  public:
@@ -82,6 +95,18 @@ class SequenceSampler {
   // kCorrupt for logits that allow no token.
   Result<Window> sample(const Drafts& drafts, const MatrixView& logits, Sampler& sampler);
 
+  // The same with a DeviceSampler. prepare() appends the rows that it needs, the first of the
+  // window being `first_row` of the logits, and returns their number: 0 when the host has to sample
+  // (log- probabilities are wanted, or drafts were drawn). finish() judges what came back; none
+  // when a row is undecided: then sample() has to be called with the logits.
+  int64_t prepare(const Drafts& drafts, int64_t first_row, SampleRows& rows);
+  std::optional<Window> finish(const Drafts& drafts, std::span<const SampledRow> sampled);
+
+  // propose() with a DeviceSampler, for drafts that are not drawn (draws_drafts()). Whether there
+  // can be one: it appends a row then.
+  bool prepare_proposal(const Drafts& drafts, int64_t row, SampleRows& rows);
+  bool draws_drafts(bool draw) const { return draw && !is_greedy(params_); }
+
   // Appends a draft from the MTP layer's `logits` [vocab_size], which are changed: the likeliest
   // token that the grammar allows behind the drafts so far; with `draw`, when this sequence is not
   // greedy, one drawn as its tokens are. Without one that can be had nothing is appended. Returns
@@ -95,6 +120,9 @@ class SequenceSampler {
 
   Status process(std::span<float> logits);
   RelaxedThinking relaxed() const;
+  std::optional<RelaxedThinking> relaxed_now(const Drafts& drafts) const;
+  // When the window has all tokens that it will have.
+  static void close(const Verification& verified, Window& window);
   Result<Verification> verify(const Drafts& drafts, const ProcessedRow& row,
                               Sampler& sampler) const;
   std::optional<FinishReason> ended_by(int32_t token) const;

@@ -1,0 +1,34 @@
+// A batch filled up to a size that is recorded.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "nibble/model/batch.h"
+
+namespace nibble {
+
+// Above, operations choose other ways that round differently: a pass of fewer tokens is never
+// filled up beyond.
+inline constexpr int64_t kMostFilledUp = 127;
+
+// The smallest of `sizes` (ascending) that holds the batch, when all of it are generated tokens
+// (MlaForm::kAbsorbed); 0 when there is none.
+int64_t recorded_size(const Batch& batch, std::span<const int64_t> sizes);
+
+// The batch with its last token repeated until there are `size`: its entry is written again, with
+// the same values. Reads the batch's block tables.
+class PaddedBatch {
+ public:
+  PaddedBatch(const Batch& batch, int64_t size);
+
+  // Views into this object.
+  Batch batch() const;
+
+ private:
+  std::vector<int32_t> token_ids_;
+  std::vector<AttentionSegment> segments_;
+};
+
+}  // namespace nibble

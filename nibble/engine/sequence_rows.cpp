@@ -1,0 +1,94 @@
+// SequenceSampler's half of sampling on a device: its rules as rows, and its judgement of tokens.
+#include <algorithm>
+
+#include "nibble/base/check.h"
+#include "nibble/engine/sequence_sampler.h"
+
+namespace nibble {
+
+int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, SampleRows& rows) {
+  if (params_.logprobs || !drafts.distributions.empty()) return 0;
+  const auto relaxed = relaxed_now(drafts);
+  const auto position = static_cast<int64_t>(counts_.output().size());
+  size_t pushed = 0;
+  int64_t count = 0;
+  for (int64_t i = 0; i <= drafts.size(); ++i) {
+    if (i > 0) {
+      const int32_t draft = drafts.token_ids[static_cast<size_t>(i) - 1];
+      // A draft that the grammar forbids is refused by the row before: nothing stands behind it.
+      if (!constraint_.push(draft)) break;
+      counts_.push(draft);
+      ++pushed;
+    }
+    SampleRow& row = rows.rows.emplace_back();
+    ++count;
+    row.row = first_row + i;
+    const OutputConstraint::Rule rule = constraint_.next();
+    if (rule.forced) {
+      row.forced = *rule.forced;
+    } else if (!processor_.is_identity() || rule.mask != nullptr) {
+      processor_.describe(counts_, position + i, rule.mask, &rows.rules.emplace_back(), &row);
+    }
+    row.greedy = is_greedy(params_);
+    row.temperature = static_cast<float>(params_.temperature);
+    row.top_k = std::max<int64_t>(params_.top_k, 0);
+    row.top_p = params_.top_p;
+    row.min_p = params_.min_p;
+    row.uniform = uniform(params_, position + i, RandomStream::kDraw, choice_);
+    if (relaxed && i < drafts.size()) {
+      row.draft = drafts.token_ids[static_cast<size_t>(i)];
+      row.relaxed_topk = relaxed->topk;
+      row.relaxed_delta = relaxed->delta;
+    }
+  }
+  counts_.pop(pushed);
+  constraint_.pop(pushed);
+  return count;
+}
+
+std::optional<SequenceSampler::Window> SequenceSampler::finish(
+    const Drafts& drafts, std::span<const SampledRow> sampled) {
+  const bool relaxed = relaxed_now(drafts).has_value();
+  Verification verified;
+  for (size_t i = 0;; ++i) {
+    if (i >= sampled.size() || sampled[i].outcome != SampledRow::kToken) return std::nullopt;
+    const bool has_draft = i < drafts.token_ids.size();
+    const int32_t draft = has_draft ? drafts.token_ids[i] : -1;
+    const bool passes = has_draft && relaxed && sampled[i].accepted != 0;
+    verified.token_ids.push_back(passes ? draft : sampled[i].token);
+    // As in verify.cpp: relaxed acceptance draws only where it refuses.
+    const bool goes_on = relaxed ? passes : has_draft && sampled[i].token == draft;
+    if (!goes_on) break;
+    ++verified.accepted;
+  }
+  Window window;
+  for (const int32_t token : verified.token_ids) {
+    push(token, window);
+    if (window.ended) break;
+  }
+  close(verified, window);
+  return window;
+}
+
+bool SequenceSampler::prepare_proposal(const Drafts& drafts, int64_t row, SampleRows& rows) {
+  size_t pushed = 0;
+  bool allowed = true;
+  SampleRow asked;
+  asked.row = row;
+  if (constraint_.restricts()) {
+    while (pushed < drafts.token_ids.size() && constraint_.push(drafts.token_ids[pushed])) ++pushed;
+    allowed = pushed == drafts.token_ids.size();
+    const OutputConstraint::Rule rule = constraint_.next();
+    if (rule.forced) {
+      asked.forced = *rule.forced;
+    } else if (rule.mask != nullptr) {
+      rows.rules.emplace_back().allowed = rule.mask->words();
+      asked.allowed = rows.rules.back().allowed;
+    }
+    constraint_.pop(pushed);
+  }
+  if (allowed) rows.rows.push_back(asked);
+  return allowed;
+}
+
+}  // namespace nibble

@@ -1,0 +1,233 @@
+// SequenceSampler's rows for a device: a plain loop that does what SampleRow says gives the tokens
+// of SequenceSampler::sample().
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "nibble/engine/local_passes.h"
+#include "nibble/engine/padded_batch.h"
+#include "nibble/engine/sequence_sampler.h"
+#include "nibble/tokenizer/tokenizer.h"
+
+namespace nibble {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr int64_t kRowVocab = 4096;
+
+const Tokenizer& demo_tokenizer() {
+  static const Tokenizer tokenizer = Tokenizer::load(NIBBLE_SOURCE_DIR "/models/demo").value();
+  return tokenizer;
+}
+
+// The contract of SampleRow, step by step.
+SampledRow sample_as_told(const MatrixView& logits, const SampleRow& row) {
+  std::vector<float> x(logits.row<float>(row.row), logits.row<float>(row.row) + logits.cols);
+  if (row.forced >= 0) return {SampledRow::kToken, row.forced, row.forced == row.draft};
+  for (const TokenBias& entry : row.bias) x[static_cast<size_t>(entry.id)] += entry.bias;
+  for (size_t i = 0; i < x.size() && !row.allowed.empty(); ++i) {
+    if ((row.allowed[i / 64] >> (i % 64) & 1) == 0) x[i] = kNever;
+  }
+  for (const int32_t id : row.forbidden) x[static_cast<size_t>(id)] = kNever;
+  for (const TokenSeen& seen : row.seen) {
+    float& logit = x[static_cast<size_t>(seen.id)];
+    logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
+    logit -= row.frequency_penalty * static_cast<float>(seen.in_output) +
+             (seen.in_output > 0 ? row.presence_penalty : 0);
+  }
+  SamplingParams params;
+  params.temperature = row.greedy ? 0 : static_cast<double>(row.temperature);
+  params.top_k = row.top_k;
+  params.top_p = row.top_p;
+  params.min_p = row.min_p;
+  const int32_t best = argmax(x).value();
+  SampledRow sampled{SampledRow::kToken, best, 0};
+  if (!row.greedy) {
+    sampled.token = draw(Sampler().distribution(x, params).value(), row.uniform);
+  }
+  if (row.draft < 0) return sampled;
+  const auto probabilities = sampling_distribution(x, {}).value();
+  const double own = probabilities[static_cast<size_t>(row.draft)];
+  int64_t rank = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float draft = x[static_cast<size_t>(row.draft)];
+    if (x[i] > draft || (x[i] == draft && i < static_cast<size_t>(row.draft))) ++rank;
+  }
+  const auto top = static_cast<float>(probabilities[static_cast<size_t>(best)]);
+  sampled.accepted = own > 0 && relaxed_accepts(top, static_cast<float>(own), rank,
+                                                row.relaxed_topk, row.relaxed_delta)
+                         ? 1
+                         : 0;
+  return sampled;
+}
+
+class SequenceRows : public ::testing::Test {
+ protected:
+  void compare(const SamplingParams& params, const std::vector<int32_t>& drafts,
+               RelaxedThinking relaxed = {}) {
+    SamplingContext context;
+    context.tokenizer = &demo_tokenizer();
+    context.vocab_size = kRowVocab;
+    context.eos_token_ids = eos_;
+    context.relaxed = relaxed;
+    context.grammars = &grammars_;
+    Drafts drafted;
+    drafted.token_ids = drafts;
+    auto by_rows = SequenceSampler::create(context, params, 0, prompt_, 100).value();
+    auto by_logits = SequenceSampler::create(context, params, 0, prompt_, 100).value();
+    const auto rows = static_cast<int64_t>(drafts.size()) + 1;
+    // Several windows in turn, so that output counts, too.
+    for (int step = 0; step < 3; ++step) {
+      std::vector<float> values(static_cast<size_t>(rows * kRowVocab));
+      std::normal_distribution<float> normal(0, 3);
+      for (float& value : values) value = normal(rng_);
+      for (int64_t r = 0; r < rows && r < static_cast<int64_t>(drafts.size()); ++r) {
+        values[static_cast<size_t>(r * kRowVocab + drafts[static_cast<size_t>(r)])] += 12;
+      }
+      const MatrixView logits{values.data(), DType::kF32, rows, kRowVocab, kRowVocab};
+      SampleRows asked;
+      const int64_t count = by_rows.prepare(drafted, 0, asked);
+      ASSERT_GE(count, 1);
+      ASSERT_EQ(static_cast<size_t>(count), asked.rows.size());
+      std::vector<SampledRow> sampled;
+      for (const SampleRow& row : asked.rows) sampled.push_back(sample_as_told(logits, row));
+      const auto got = by_rows.finish(drafted, sampled);
+      Sampler sampler;
+      const auto want = by_logits.sample(drafted, logits, sampler);
+      ASSERT_TRUE(got.has_value());
+      ASSERT_TRUE(want.has_value());
+      EXPECT_EQ(got->token_ids, want->token_ids);
+      EXPECT_EQ(got->text, want->text);
+      EXPECT_EQ(got->num_accepted, want->num_accepted);
+      EXPECT_EQ(got->ended, want->ended);
+      accepted_ += want->num_accepted;
+      if (want->ended) return;
+    }
+  }
+
+  std::mt19937 rng_{5};
+  std::vector<int32_t> prompt_ = {0, 40, 41, 40};
+  std::vector<int64_t> eos_ = {1};
+  GuidedCache grammars_{
+      std::make_shared<const TokenTrie>(demo_tokenizer(), kRowVocab, std::vector<int32_t>{1})};
+  int64_t accepted_ = 0;
+};
+
+TEST_F(SequenceRows, SayAllRulesOfARequest) {
+  for (int i = 0; i < 24; ++i) {
+    SamplingParams params;
+    params.seed = i;
+    params.temperature = i % 2 == 0 ? 0 : 0.8;
+    params.top_p = i % 3 == 0 ? 0.9 : 1;
+    params.top_k = i % 5 == 0 ? 40 : 0;
+    params.min_p = i % 7 == 0 ? 0.1 : 0;
+    params.repetition_penalty = i % 4 == 0 ? 1.5 : 1;
+    params.presence_penalty = i % 4 == 1 ? 1 : 0;
+    params.frequency_penalty = i % 4 == 2 ? 0.5 : 0;
+    if (i % 3 == 1) params.logit_bias = {{50, 20}, {51, -100}};
+    if (i % 6 == 5) params.bad = {"the"};
+    params.min_tokens = i % 4;
+    compare(params, i % 2 == 0 ? std::vector<int32_t>{40, 41, 40} : std::vector<int32_t>{});
+  }
+  EXPECT_GT(accepted_, 20);
+}
+
+TEST_F(SequenceRows, SayAGrammarAndStopWhereADraftLeavesIt) {
+  SamplingParams params;
+  params.guided = Guided{Guided::Kind::kRegex, "[0-9]{8}", {}, true};
+  const int32_t seven = demo_tokenizer().encode("7").value().back();
+  for (int i = 0; i < 6; ++i) {
+    params.seed = i;
+    compare(params, {seven, i % 2 == 0 ? seven : 900, seven});
+  }
+}
+
+TEST_F(SequenceRows, SayRelaxedAcceptanceAndForcedTokens) {
+  prompt_.push_back(*demo_tokenizer().token_id("<think>"));
+  SamplingParams params;
+  for (int i = 0; i < 12; ++i) {
+    params.seed = i;
+    params.temperature = i % 2 == 0 ? 0 : 1;
+    params.thinking_budget = i % 3 == 0 ? std::optional<int64_t>(2) : std::nullopt;
+    compare(params, {60, 61}, {true, 3, 0.4});
+  }
+  EXPECT_GT(accepted_, 5);
+}
+
+TEST_F(SequenceRows, AreNotForLogprobsAndDrawnDrafts) {
+  SamplingContext context;
+  context.tokenizer = &demo_tokenizer();
+  context.vocab_size = kRowVocab;
+  context.eos_token_ids = eos_;
+  SamplingParams params;
+  params.logprobs = 1;
+  SampleRows asked;
+  auto with_logprobs = SequenceSampler::create(context, params, 0, prompt_, 10).value();
+  EXPECT_EQ(with_logprobs.prepare({}, 0, asked), 0);
+  Drafts drawn;
+  drawn.token_ids = {7};
+  drawn.distributions = {{{7, 1.0}}};
+  auto plain = SequenceSampler::create(context, {}, 0, prompt_, 10).value();
+  EXPECT_EQ(plain.prepare(drawn, 0, asked), 0);
+  EXPECT_TRUE(asked.rows.empty());
+}
+
+TEST_F(SequenceRows, AnUndecidedRowLeavesTheWindowToTheHost) {
+  SamplingContext context;
+  context.tokenizer = &demo_tokenizer();
+  context.vocab_size = kRowVocab;
+  context.eos_token_ids = eos_;
+  auto sampler = SequenceSampler::create(context, {}, 0, prompt_, 10).value();
+  Drafts drafts;
+  drafts.token_ids = {7};
+  const SampledRow token{SampledRow::kToken, 7, 0};
+  const SampledRow other{SampledRow::kToken, 8, 0};
+  EXPECT_FALSE(sampler.finish(drafts, std::vector<SampledRow>{SampledRow(), token}).has_value());
+  EXPECT_FALSE(sampler.finish(drafts, std::vector<SampledRow>{token, SampledRow()}).has_value());
+  // Behind a refused draft it does not matter.
+  const auto window = sampler.finish(drafts, std::vector<SampledRow>{other, SampledRow()});
+  ASSERT_TRUE(window.has_value());
+  EXPECT_EQ(window->token_ids, std::vector<int32_t>{8});
+}
+
+TEST(PaddedBatch, RepeatsItsLastTokenUpToARecordedSize) {
+  const std::vector<int32_t> table = {3, 4};
+  const std::vector<int32_t> ids = {10, 11, 12};
+  const std::vector<AttentionSegment> segments = {{0, 1, 5, table.data(), MlaForm::kAbsorbed, 0},
+                                                  {1, 2, 8, table.data(), MlaForm::kAbsorbed, 1}};
+  const Batch batch{ids, AttentionBatch{3, segments}};
+  const std::vector<int64_t> sizes = {1, 2, 5, 200};
+  EXPECT_EQ(recorded_size(batch, sizes), 5);
+  EXPECT_EQ(recorded_size(batch, std::vector<int64_t>{2}), 0);
+  EXPECT_EQ(recorded_size(batch, std::vector<int64_t>{200}), 0);  // another way of rounding
+  const PaddedBatch padded(batch, 5);
+  const Batch full = padded.batch();
+  EXPECT_EQ(std::vector<int32_t>(full.token_ids.begin(), full.token_ids.end()),
+            (std::vector<int32_t>{10, 11, 12, 12, 12}));
+  ASSERT_EQ(full.attention.segments.size(), 4U);
+  EXPECT_EQ(full.attention.num_tokens, 5);
+  for (size_t i = 2; i < 4; ++i) {
+    const AttentionSegment& copy = full.attention.segments[i];
+    EXPECT_EQ(copy.first_token, static_cast<int64_t>(i) + 1);
+    EXPECT_EQ(copy.num_tokens, 1);
+    EXPECT_EQ(copy.first_position, 9);
+    EXPECT_EQ(copy.slot_offset, 1);
+    EXPECT_EQ(copy.block_table, table.data());
+  }
+  std::vector<AttentionSegment> prompt = segments;
+  prompt[1].form = MlaForm::kExpanded;
+  EXPECT_EQ(recorded_size({ids, AttentionBatch{3, prompt}}, sizes), 0);
+}
+
+TEST(StepGraphSizes, HoldAFullStepAndWhatIsAskedFor) {
+  EXPECT_EQ(step_graph_sizes({}, 1, 0), (std::vector<int64_t>{1}));
+  EXPECT_EQ(step_graph_sizes({}, 5, 1), (std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 10}));
+  EXPECT_EQ(step_graph_sizes({}, 1000, 3).back(), 127);
+  EXPECT_EQ(step_graph_sizes(std::vector<int64_t>{4, 1}, 8, 2),
+            (std::vector<int64_t>{1, 3, 4, 12}));
+}
+
+}  // namespace
+}  // namespace nibble
