@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "nibble/export.h"
 #include "nibble/result.h"
@@ -48,8 +49,9 @@ struct LLMOptions {
   std::string model = {};
   std::string tokenizer = {};        // another directory with a tokenizer.json; empty: the model's
   std::string chat_template = {};    // a file or a built-in name; empty: the model's
-  std::string device = "auto";       // auto, cpu
-  std::string backend = "auto";      // auto, cpu, reference (plain loops); pytorch counts as auto
+  std::string device = "auto";       // auto, cpu, cuda (the first GPU that CUDA shows)
+  std::string backend = "auto";      // auto: as `device`, and then cpu; cpu, cuda, reference (plain
+                                     // loops); pytorch counts as auto
   int threads = 0;                   // 0: all processors that this process may use
   int64_t tensor_parallel_size = 1;  // only 1
   bool enable_attention_dp = false;  // with one rank the same as without: it has all sequences
@@ -67,6 +69,12 @@ struct LLMOptions {
   int64_t seed = 0;            // base of the seeds of requests without one
   bool w4a4 = false;           // activations in NVFP4 too; needs an NVFP4 checkpoint
   bool show_progress = false;  // on standard error, while loading
+  // On a GPU: the same bits for a token also in batches of 128 tokens and more.
+  bool cuda_batch_invariant = false;
+  // On a GPU: steps of decoding are recorded and replayed; the batch sizes in question are recorded
+  // when the model is loaded, without any as they come.
+  bool use_cuda_graph = true;
+  std::vector<int64_t> cuda_graph_batch_sizes = {};  // each 1..65536
 };
 
 // Options from a JSON object, for callers that have names at run time (Python, C, YAML). Knows all

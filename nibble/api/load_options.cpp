@@ -21,24 +21,30 @@ Status check_one_rank(std::string_view name, int64_t value) {
 }
 
 Result<std::string> backend_of(const api::LLMOptions& options) {
-  if (options.device != "auto" && options.device != "cpu") {
-    if (options.device == "cuda") {
-      return unsupported("device is 'cuda', but this build runs models on the CPU; 'cpu' works");
-    }
+  constexpr std::array kDevices = {"auto", "cpu", "cuda"};
+  if (std::find(kDevices.begin(), kDevices.end(), options.device) == kDevices.end()) {
     return invalid_argument(
         fmt::format("device is '{}', expected auto, cuda or cpu", options.device));
   }
-  constexpr std::array kOwn = {"auto", "cpu", "reference"};
-  if (std::find(kOwn.begin(), kOwn.end(), options.backend) != kOwn.end()) return options.backend;
+  constexpr std::array kOwn = {"auto", "cpu", "cuda", "reference"};
+  if (std::find(kOwn.begin(), kOwn.end(), options.backend) != kOwn.end()) {
+    if (options.backend == "auto") return options.device;
+    if (options.device != "auto" && (options.device == "cuda") != (options.backend == "cuda")) {
+      return invalid_argument(fmt::format("device is '{}' and backend is '{}': give one of them",
+                                          options.device, options.backend));
+    }
+    return options.backend;
+  }
   constexpr std::array kForeign = {"pytorch", "_torch", "tensorrt", "trt", "_autodeploy"};
   if (std::find(kForeign.begin(), kForeign.end(), options.backend) != kForeign.end()) {
     log_info(fmt::format("backend '{}' is accepted and means auto", options.backend));
-    return std::string("auto");
+    return options.device;
   }
-  return invalid_argument(fmt::format(
-      "backend is '{}', expected auto, cpu or reference (pytorch, tensorrt, trt and _autodeploy "
-      "are taken as auto)",
-      options.backend));
+  return invalid_argument(
+      fmt::format("backend is '{}', expected auto, cpu, cuda or reference (pytorch, tensorrt, trt "
+                  "and _autodeploy "
+                  "are taken as auto)",
+                  options.backend));
 }
 
 Status apply_speculation(const api::SpeculativeConfig& config, EngineOptions* options) {
@@ -139,6 +145,7 @@ Result<ModelOptions> model_options(const api::LLMOptions& options) {
   ModelOptions model;
   model.backend = NIBBLE_TRY(backend_of(options));
   model.threads = options.threads;
+  model.cuda.batch_invariant = options.cuda_batch_invariant;
   model.nvfp4_activation = options.w4a4 ? ActivationFormat::kNvfp4 : ActivationFormat::kUnquantized;
   model.load_mtp = options.speculative_config.has_value();
   model.max_seq_len = options.max_seq_len;
@@ -160,6 +167,8 @@ Result<EngineOptions> engine_options(const api::LLMOptions& options) {
         fmt::format("logprobs_mode is '{}', expected raw or processed", options.logprobs_mode));
   }
   engine.processed_logprobs = options.logprobs_mode == "processed";
+  engine.cuda_graphs = options.use_cuda_graph;
+  engine.cuda_graph_batch_sizes = options.cuda_graph_batch_sizes;
   return engine;
 }
 
@@ -176,7 +185,7 @@ Status limit_kv_tokens(const api::KvCacheConfig& config, const LoadedModel& mode
   const double block_bytes =
       static_cast<double>(KvCache::bytes_per_token(model.config, dtype, options->num_drafts > 0)) *
       static_cast<double>(options->block_size);
-  const auto of_memory = static_cast<int64_t>(options->kv_cache_free_gpu_memory_fraction *
+  const auto of_memory = static_cast<int64_t>(kv_cache_fraction(*options, model.kernels->device()) *
                                               static_cast<double>(memory.free_bytes) / block_bytes);
   options->num_blocks = std::clamp<int64_t>(*config.max_tokens / options->block_size, 1,
                                             std::max<int64_t>(of_memory, 1));

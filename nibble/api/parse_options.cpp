@@ -246,6 +246,15 @@ Fields speculative_fields(api::SpeculativeConfig* c) {
   return fields;
 }
 
+Fields graph_fields(api::LLMOptions* o) {
+  Fields fields;
+  fields["batch_sizes"] = set(&o->cuda_graph_batch_sizes);
+  for (const char* name : {"max_batch_size", "enable_padding"}) {
+    fields[name] = no_effect(fmt::format("cuda_graph_config.{}", name));
+  }
+  return fields;
+}
+
 // MoE backends of other engines mean our best kernel; the reference is chosen by `backend`.
 Setter moe_backend(std::string* backend) {
   return [backend](const JsonValue& value) -> Status {
@@ -303,6 +312,10 @@ Fields llm_fields(api::LLMOptions* o) {
   fields["seed"] = set(&o->seed);
   fields["w4a4"] = set(&o->w4a4);
   fields["show_progress"] = set(&o->show_progress);
+  fields["use_cuda_graph"] = set(&o->use_cuda_graph);
+  fields["cuda_graph_batch_sizes"] = set(&o->cuda_graph_batch_sizes);
+  fields["cuda_graph_config"] = nested(o, graph_fields, "member of cuda_graph_config");
+  fields["deterministic"] = fields["cuda_batch_invariant"] = set(&o->cuda_batch_invariant);
 
   fields["kv_cache_config"] =
       nested(&o->kv_cache_config, cache_fields, "member of kv_cache_config");
@@ -320,26 +333,12 @@ Fields llm_fields(api::LLMOptions* o) {
     fields[name] = only("1", "this build runs a model on one rank");
   }
   fields["max_beam_width"] = only("1", "there is no beam search");
-  for (const char* name : {"trust_remote_code",
-                           "cuda_graph_config",
-                           "use_cuda_graph",
-                           "cuda_graph_batch_sizes",
-                           "cuda_graph_max_batch_size",
-                           "cuda_graph_padding_enabled",
-                           "disable_overlap_scheduler",
-                           "enable_overlap_scheduler",
-                           "deterministic",
-                           "guided_decoding_backend",
-                           "attention_dp_config",
-                           "print_iter_log",
-                           "enable_iter_perf_stats",
-                           "return_perf_metrics",
-                           "torch_compile_config",
-                           "autotuner_enabled",
-                           "allreduce_strategy",
-                           "stream_interval",
-                           "load_format",
-                           "gpus_per_node"}) {
+  for (const char* name :
+       {"trust_remote_code", "cuda_graph_max_batch_size", "cuda_graph_padding_enabled",
+        "disable_overlap_scheduler", "enable_overlap_scheduler", "guided_decoding_backend",
+        "attention_dp_config", "print_iter_log", "enable_iter_perf_stats", "return_perf_metrics",
+        "torch_compile_config", "autotuner_enabled", "allreduce_strategy", "stream_interval",
+        "load_format", "gpus_per_node"}) {
     fields[name] = no_effect(name);
   }
   for (const char* name :

@@ -13,6 +13,7 @@
 #include "nibble/base/mapped_file.h"
 #include "nibble/base/progress.h"
 #include "nibble/checkpoint/model_path.h"
+#include "nibble/cli/backend_options.h"
 #include "nibble/cli/bench_command.h"
 #include "nibble/cli/cli_common.h"
 #include "nibble/engine/engine.h"
@@ -35,8 +36,7 @@ struct BenchOptions {
   double temperature = 0;
   int64_t max_num_tokens = 512;
   int64_t seed = 0;
-  std::string backend = "auto";
-  int threads = 0;
+  BackendOptions backend;
   bool w4a4 = false;
   bool json = false;
   bool quiet = false;
@@ -51,6 +51,8 @@ struct BenchRow {
   double total_tokens_per_second = 0;
   double acceptance_length = 1;
   int64_t num_preemptions = 0;
+  EngineStats stats;
+  MemoryReport memory;
 };
 
 Status check(std::string_view name, int64_t value, int64_t low, int64_t high) {
@@ -62,7 +64,7 @@ Status check_options(const BenchOptions& o) {
   NIBBLE_TRY(check("--num-requests", o.num_requests, 1, 1'000'000));
   NIBBLE_TRY(check("--input-len", o.input_len, 1, 1'000'000));
   NIBBLE_TRY(check("--output-len", o.output_len, 1, 1'000'000));
-  NIBBLE_TRY(check("--threads", o.threads, 0, 4096));
+  NIBBLE_TRY(validate(o.backend));
   for (const int64_t size : o.batch_sizes) NIBBLE_TRY(check("--batch-sizes", size, 1, 65536));
   return {};
 }
@@ -131,6 +133,7 @@ Result<std::vector<Request>> chat_requests(const BenchOptions& o, const LoadedMo
 Result<BenchRow> run_batch_size(const BenchOptions& o, LoadedModel& model,
                                 const std::vector<Request>& requests, int64_t batch_size) {
   EngineOptions options;
+  apply(o.backend, &options);
   options.max_batch_size = batch_size;
   options.max_num_tokens = std::max(o.max_num_tokens, batch_size * (1 + o.num_drafts));
   options.num_drafts = o.num_drafts;
@@ -165,6 +168,8 @@ Result<BenchRow> run_batch_size(const BenchOptions& o, LoadedModel& model,
   const EngineStats stats = engine->stats();
   row.acceptance_length = stats.acceptance_length();
   row.num_preemptions = stats.num_preemptions;
+  row.stats = stats;
+  row.memory = NIBBLE_TRY(engine->memory());
   return row;
 }
 
@@ -184,6 +189,11 @@ void print_table(const BenchOptions& o, const LoadedModel& model,
                       row.output_tokens_per_second / rows.front().output_tokens_per_second,
                       row.acceptance_length));
   }
+  if (rows.front().stats.num_device_windows == 0) return;
+  for (const BenchRow& row : rows) {
+    print(fmt::format("batch size {}: {}\n", row.batch_size, gpu_summary(row.stats)));
+  }
+  print(to_text(rows.back().memory) + "\n");
 }
 
 void print_json(const BenchOptions& o, const LoadedModel& model,
@@ -201,7 +211,14 @@ void print_json(const BenchOptions& o, const LoadedModel& model,
                             {"output_tokens_per_second", row.output_tokens_per_second},
                             {"total_tokens_per_second", row.total_tokens_per_second},
                             {"acceptance_length", row.acceptance_length},
-                            {"num_preemptions", row.num_preemptions}});
+                            {"num_preemptions", row.num_preemptions},
+                            {"num_steps", row.stats.num_steps},
+                            {"replayed", row.stats.graphs.num_replayed},
+                            {"replayed_device_seconds", row.stats.graphs.device_seconds},
+                            {"replayed_step_seconds", row.stats.replayed_step_seconds},
+                            {"host_windows", row.stats.num_host_windows},
+                            {"device_windows", row.stats.num_device_windows}});
+    for (const auto& [use, bytes] : row.memory.uses) json["rows"].back()["memory"][use] = bytes;
   }
   print(json.dump(2) + "\n");
 }
@@ -209,8 +226,7 @@ void print_json(const BenchOptions& o, const LoadedModel& model,
 Status run_offline(const BenchOptions& o) {
   NIBBLE_TRY(check_options(o));
   ModelOptions options;
-  options.backend = o.backend;
-  options.threads = o.threads;
+  apply(o.backend, &options);
   options.load_mtp = o.num_drafts > 0;
   options.nvfp4_activation = o.w4a4 ? ActivationFormat::kNvfp4 : ActivationFormat::kUnquantized;
   const auto directory = NIBBLE_TRY(resolve_model(o.model));
@@ -268,8 +284,7 @@ void add_bench_offline_command(CLI::App& bench, int* exit_code) {
   command->add_option("--max-num-tokens", o->max_num_tokens, "Tokens of a step [512]")
       ->type_name("N");
   command->add_option("--seed", o->seed, "Of the prompts [0]")->type_name("N");
-  command->add_option("--backend", o->backend, "auto, cpu or reference [auto]")->type_name("NAME");
-  command->add_option("--threads", o->threads, "Threads [all processors]")->type_name("N");
+  add_backend_options(*command, &o->backend);
   command->add_flag("--w4a4", o->w4a4, "Quantize activations to NVFP4 too");
   command->add_flag("--json", o->json, "Print JSON instead of a table");
   command->add_flag("-q,--quiet", o->quiet, "No progress on stderr");

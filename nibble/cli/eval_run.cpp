@@ -8,6 +8,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/output_file.h"
 #include "nibble/checkpoint/model_path.h"
+#include "nibble/cli/backend_options.h"
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/eval_command.h"
 #include "nibble/cli/eval_progress.h"
@@ -57,8 +58,7 @@ struct EvalRunOptions {
   Sampling sampling;
   int64_t concurrency = 0;
   std::string chat_template;
-  std::string backend = "auto";
-  int threads = 0;
+  BackendOptions backend;
   bool w4a4 = false;
   int64_t num_drafts = 0;
   bool relaxed = false;
@@ -288,8 +288,9 @@ Result<std::unique_ptr<CompletionTarget>> open_target(const EvalRunOptions& o,
   }
   EngineTargetOptions options;
   options.chat_template = o.chat_template;
-  options.model.backend = o.backend;
-  options.model.threads = o.threads;
+  NIBBLE_TRY(validate(o.backend));
+  apply(o.backend, &options.model);
+  apply(o.backend, &options.engine);
   options.model.load_mtp = o.num_drafts > 0;
   options.model.nvfp4_activation =
       o.w4a4 ? ActivationFormat::kNvfp4 : ActivationFormat::kUnquantized;
@@ -404,8 +405,7 @@ void add_target_options(CLI::App* command, EvalRunOptions* o) {
       ->type_name("S");
   command->add_option("--retries", o->retries, "Of a request to a server [5]")->type_name("N");
   command->add_option("--chat-template", o->chat_template, "A built-in name or a file");
-  command->add_option("--backend", o->backend, "auto, cpu, reference or cuda [auto]");
-  command->add_option("--threads", o->threads, "Threads [all processors]")->type_name("N");
+  add_backend_options(*command, &o->backend);
   command->add_flag("--w4a4", o->w4a4, "Quantize activations to NVFP4 too");
   command->add_option("--num-drafts", o->num_drafts, "Drafts of the MTP layer, 0..8 [0]")
       ->type_name("N");

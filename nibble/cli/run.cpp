@@ -105,6 +105,10 @@ Status Runner::load(bool with_chat_template) {
   model_ = NIBBLE_TRY(LoadedModel::load(directory, options));
   EngineOptions engine_options = NIBBLE_TRY(run_engine_options(options_));
   engine_ = NIBBLE_TRY(Engine::create(*model_, engine_options));
+  if (options_.verbose) {
+    const MemoryReport report = NIBBLE_TRY(engine_->memory());
+    std::fprintf(stderr, "[%s]\n", to_text(report).c_str());
+  }
   return {};
 }
 
@@ -234,6 +238,10 @@ void Runner::print_statistics(const Answer& answer) const {
   std::fprintf(stderr, "[%s; %s; %s]\n", line.c_str(),
                std::string(finish_reason_name(answer.finish_reason)).c_str(),
                std::string(model_->kernels->name()).c_str());
+  const EngineStats stats = engine_->stats();
+  if (options_.verbose && stats.num_device_windows > 0) {
+    std::fprintf(stderr, "[%s]\n", gpu_summary(stats).c_str());
+  }
 }
 
 void Runner::print_json(const std::string& prompt, const Answer& answer) const {
@@ -246,6 +254,11 @@ void Runner::print_json(const std::string& prompt, const Answer& answer) const {
                                  {"prefill_tokens_per_second", answer.prefill_rate()},
                                  {"decode_tokens_per_second", answer.decode_rate()},
                                  {"backend", model_->kernels->name()}};
+  if (const auto report = engine_->memory(); report && options_.verbose) {
+    for (const auto& [use, bytes] : report->uses) json["memory"][use] = bytes;
+    json["memory"]["free"] = report->free_bytes;
+    json["memory"]["total"] = report->total_bytes;
+  }
   if (!answer.thinking.empty()) json["reasoning_content"] = answer.thinking;
   if (const auto experts = engine_->stats().experts) {
     json["experts"] = {{"slots", experts->num_slots},

@@ -97,12 +97,7 @@ void add_run_options(CLI::App& command, RunOptions* o) {
       ->group(guided);
 
   const std::string engine = "Engine";
-  command.add_option("--backend", o->backend, "auto, cpu or reference [auto]")
-      ->type_name("NAME")
-      ->group(engine);
-  command.add_option("--threads", o->threads, "Threads [all processors]")
-      ->type_name("N")
-      ->group(engine);
+  add_backend_options(command, &o->backend, engine);
   command.add_flag("--w4a4", o->w4a4, "Quantize activations to NVFP4 too, as Blackwell does")
       ->group(engine);
   command
@@ -147,6 +142,8 @@ void add_run_options(CLI::App& command, RunOptions* o) {
   command.add_flag("--json", o->json, "One JSON object a prompt instead of streamed text")
       ->group(output);
   command.add_flag("-q,--quiet", o->quiet, "No progress and no statistics on stderr")
+      ->group(output);
+  command.add_flag("-v,--verbose", o->verbose, "Where the memory went, too, on stderr")
       ->group(output);
 }
 
@@ -197,10 +194,7 @@ Result<SamplingParams> sampling_params(const RunOptions& options,
 }
 
 Result<ModelOptions> model_options(const RunOptions& options) {
-  if (options.threads < 0 || options.threads > 1024) {  // what make_kernels takes
-    return invalid_argument(
-        fmt::format("--threads is {}, expected 1..1024, or 0 for all processors", options.threads));
-  }
+  NIBBLE_TRY(validate(options.backend));
   if (options.max_seq_len < 0) {
     return invalid_argument(
         fmt::format("--max-seq-len is {}, expected 1 or more", options.max_seq_len));
@@ -225,8 +219,7 @@ Result<ModelOptions> model_options(const RunOptions& options) {
   }
   if (options.kv_cache_dtype != "auto") NIBBLE_TRY(parse_kv_cache_dtype(options.kv_cache_dtype));
   ModelOptions model;
-  model.backend = options.backend;
-  model.threads = options.threads;
+  apply(options.backend, &model);
   model.nvfp4_activation = options.w4a4 ? ActivationFormat::kNvfp4 : ActivationFormat::kUnquantized;
   model.load_mtp = options.num_drafts > 0;
   model.max_seq_len = options.max_seq_len;
@@ -236,6 +229,7 @@ Result<ModelOptions> model_options(const RunOptions& options) {
 
 Result<EngineOptions> run_engine_options(const RunOptions& options) {
   EngineOptions engine;
+  apply(options.backend, &engine);
   engine.max_batch_size = 1;
   engine.max_num_tokens = std::max(options.chunk_size, 1 + options.num_drafts);
   engine.num_drafts = options.num_drafts;

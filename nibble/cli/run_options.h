@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "nibble/checkpoint/generation_config.h"
+#include "nibble/cli/backend_options.h"
 #include "nibble/cli/expert_arguments.h"
 #include "nibble/engine/engine.h"
 #include "nibble/engine/loaded_model.h"
@@ -49,8 +50,7 @@ struct RunOptions {
 
   ExpertArguments experts;
 
-  std::string backend = "auto";
-  int threads = 0;
+  BackendOptions backend;
   bool w4a4 = false;
   std::string kv_cache_dtype = "auto";
   int64_t max_seq_len = 0;
@@ -63,6 +63,7 @@ struct RunOptions {
 
   bool json = false;
   bool quiet = false;
+  bool verbose = false;
 };
 
 // Registers all of them on `command`.

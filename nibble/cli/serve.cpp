@@ -114,10 +114,13 @@ std::string Server::effective_configuration() const {
       {"api_keys", o.service.access.api_keys.size()},
       {"backend", o.model_options.backend},
       {"kernels", loaded_.model ? Json(loaded_.model->kernels->name()) : Json(nullptr)},
+      {"cuda_graphs", o.engine.cuda_graphs},
+      {"cuda_batch_invariant", o.model_options.cuda.batch_invariant},
       {"max_batch_size", o.engine.max_batch_size},
       {"max_num_tokens", o.engine.max_num_tokens},
       {"max_seq_len", o.model_options.max_seq_len},
-      {"kv_cache_free_gpu_memory_fraction", o.engine.kv_cache_free_gpu_memory_fraction},
+      {"kv_cache_free_gpu_memory_fraction", o.engine.kv_cache_free_gpu_memory_fraction.value_or(
+                                                o.model_options.backend == "cuda" ? 0.9 : 0.3)},
       {"tokens_per_block", o.engine.block_size},
       {"num_blocks", o.engine.num_blocks},
       {"enable_block_reuse", o.engine.enable_block_reuse},
@@ -221,6 +224,7 @@ void Server::take_over(Result<Loaded> result) {
       "KV cache: {} tokens in {} blocks; context {} tokens",
       format_count(static_cast<uint64_t>(stats.num_blocks * options_.engine.block_size)),
       format_count(static_cast<uint64_t>(stats.num_blocks)), loaded_.engine->max_seq_len()));
+  if (const auto memory = loaded_.engine->memory()) log_info("memory: " + to_text(*memory));
   if (loaded_.served.chat_template) {
     log_info("chat template: " + loaded_.served.chat_template->origin());
   } else {

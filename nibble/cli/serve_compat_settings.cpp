@@ -19,21 +19,60 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                {},
                {},
                kCompat,
-               "pytorch, tensorrt, trt, _autodeploy: no effect; cpu, reference, auto",
+               "auto, cpu, cuda, reference; pytorch, tensorrt, trt, _autodeploy: no effect [auto]",
                "NAME",
                [](ServeOptions& o, const std::string& v) -> Status {
-                 if (v == "auto" || v == "cpu" || v == "reference") {
+                 if (v == "auto" || v == "cpu" || v == "cuda" || v == "reference") {
                    o.model_options.backend = v;
                    return {};
                  }
                  if (v != "pytorch" && v != "tensorrt" && v != "trt" && v != "_autodeploy") {
                    return invalid_argument(fmt::format(
-                       "'{}' is not one of auto, cpu, reference, pytorch, tensorrt, trt", v));
+                       "'{}' is not one of auto, cpu, cuda, reference, pytorch, tensorrt, trt", v));
                  }
                  o.notes.push_back(
                      fmt::format("backend {}: accepted without effect (nibble is the engine)", v));
                  return {};
                }});
+  s.push_back({"use_cuda_graph",
+               {},
+               {},
+               kCompat,
+               "On cuda: record and replay the steps of decoding [true]",
+               "",
+               [](ServeOptions& o, const std::string& v) -> Status {
+                 o.engine.cuda_graphs = NIBBLE_TRY(parse_boolean(v));
+                 o.notes.push_back(fmt::format("use_cuda_graph {}: of the cuda backend alone", v));
+                 return {};
+               }});
+  s.push_back({"disable_cuda_graphs",
+               {"no_graphs"},
+               {},
+               kCompat,
+               "The same as --no-use_cuda_graph",
+               "",
+               boolean([](ServeOptions& o, bool v) { o.engine.cuda_graphs = !v; })});
+  s.push_back({"cuda_graph_batch_sizes",
+               {},
+               {"cuda_graph_config.batch_sizes"},
+               kCompat,
+               "On cuda: batch sizes recorded at the start [as they come]",
+               "N,N,...",
+               [](ServeOptions& o, const std::string& v) -> Status {
+                 o.engine.cuda_graph_batch_sizes.clear();
+                 for (const std::string& size : split_list(v)) {
+                   o.engine.cuda_graph_batch_sizes.push_back(
+                       NIBBLE_TRY(parse_integer(size, 1, 65536)));
+                 }
+                 return {};
+               }});
+  s.push_back({"cuda_batch_invariant",
+               {"deterministic"},
+               {},
+               kCompat,
+               "On cuda: the same bits in batches of 128 tokens and more",
+               "",
+               boolean([](ServeOptions& o, bool v) { o.model_options.cuda.batch_invariant = v; })});
   s.push_back({"tp_size",
                {"tensor_parallel_size", "tp"},
                {},
@@ -156,20 +195,6 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                noted("fail_fast_on_attention_window_too_large",
                      "requests beyond the cache are "
                      "refused one by one")});
-  s.push_back({"deterministic",
-               {},
-               {},
-               kCompat,
-               "Always so",
-               "",
-               noted("deterministic", "results never depend on the batch here")});
-  s.push_back({"no_graphs",
-               {},
-               {},
-               kCompat,
-               "No effect",
-               "",
-               noted("no_graphs", "there are no CUDA graphs on the CPU")});
   s.push_back(
       {"guided_decoding_backend",
        {},
@@ -202,10 +227,9 @@ void add_yaml_settings(std::vector<ServeSetting>& s) {
     return {};
   });
   for (const char* path :
-       {"use_cuda_graph", "cuda_graph_batch_sizes", "cuda_graph_max_batch_size",
-        "cuda_graph_padding_enabled", "cuda_graph_config", "cuda_graph_config.batch_sizes",
+       {"cuda_graph_max_batch_size", "cuda_graph_padding_enabled", "cuda_graph_config",
         "cuda_graph_config.max_batch_size", "cuda_graph_config.enable_padding"}) {
-    add({path}, noted(path, "there are no CUDA graphs on the CPU"));
+    add({path}, noted(path, "batch sizes are recorded as they come, or as listed"));
   }
   for (const char* path : {"print_iter_log",
                            "enable_iter_perf_stats",

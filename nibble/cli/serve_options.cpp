@@ -230,7 +230,7 @@ void add_engine_settings(std::vector<ServeSetting>& s) {
                {"free_gpu_memory_fraction", "kv_fraction"},
                {"kv_cache_config.free_gpu_memory_fraction"},
                kEngine,
-               "Share of the free memory for the KV cache [0.3]",
+               "Share of the free memory for the KV cache [0.9 of a GPU's, 0.3]",
                "X",
                number(0.001, 1, [](Options& o, double v) {
                  o.engine.kv_cache_free_gpu_memory_fraction = v;

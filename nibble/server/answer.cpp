@@ -35,10 +35,7 @@ void join(std::vector<ReplyEvent>& events) {
 
 Answer::Answer(const GenerationRequest& request, const ServedModel& model, size_t prompt,
                int choice_of_prompt)
-    : request_(request),
-      model_(model),
-      prompt_(prompt),
-      choice_of_prompt_(choice_of_prompt) {
+    : request_(request), model_(model), prompt_(prompt), choice_of_prompt_(choice_of_prompt) {
   if (!request_.parse_reply) return;
   ReplyParserOptions options = request_.parser;
   const Tokenizer* tokenizer = model_.tokenizer;

@@ -293,6 +293,16 @@ std::string ServerMetrics::print(const EngineStats& stats, const ServerFacts& fa
   };
   memory("weights", facts.weight_bytes);
   memory("kv_cache", facts.kv_cache_bytes);
+  if (facts.memory) {
+    page.family("nibble_device_memory_bytes", "gauge", "Memory of the device, by use.");
+    for (const auto& [use, bytes] : facts.memory->uses) {
+      page.value("nibble_device_memory_bytes", bytes, fmt::format("use=\"{}\"", use));
+    }
+    page.value("nibble_device_memory_bytes", facts.memory->free_bytes, "use=\"free\"");
+  }
+  page.family("nibble_graph_passes_total", "counter", "Passes over the model, on a GPU.");
+  page.value("nibble_graph_passes_total", stats.graphs.num_recorded, "what=\"recorded\"");
+  page.value("nibble_graph_passes_total", stats.graphs.num_replayed, "what=\"replayed\"");
   page.family("nibble_build_info", "gauge", "1, with the version.");
   page.value(
       "nibble_build_info", 1,

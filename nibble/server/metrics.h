@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -55,6 +56,7 @@ struct ServerFacts {
   int64_t block_size = 0;     // tokens of a KV block
   uint64_t weight_bytes = 0;  // in the device's memory
   uint64_t kv_cache_bytes = 0;
+  std::optional<MemoryReport> memory;  // of the device, by use
 };
 
 // Used by the server's thread alone.

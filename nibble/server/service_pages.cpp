@@ -71,6 +71,9 @@ void Service::metrics_page(const Call& call) {
   HttpResponse response;
   response.content_type = "text/plain; version=0.0.4; charset=utf-8";
   ServerFacts facts;
+  if (shared_.engine != nullptr) {
+    if (auto report = shared_.engine->memory()) facts.memory = *std::move(report);
+  }
   if (!served_.model.names.empty()) facts.model_name = served_.model.names.front();
   facts.state = state();
   facts.version = options_.version;
@@ -111,9 +114,8 @@ void Service::models(const Call& call) {
     name.replace(at, 3, "/");
   }
   if (!served_.model.serves(name)) {
-    ApiError error =
-        not_found_error(fmt::format("the model '{}' is not served here", printable_path(name)),
-                        "model_not_found");
+    ApiError error = not_found_error(
+        fmt::format("the model '{}' is not served here", printable_path(name)), "model_not_found");
     error.param = "model";
     return refuse(call, error);
   }
@@ -125,9 +127,8 @@ void Service::tokenize(const Call& call) {
   if (!body) return refuse(call, body.error());
   auto ids = read_prompt_ids(*body, served_.model);
   if (!ids) return refuse(call, std::move(ids).error());
-  Json json = {{"count", ids->size()},
-               {"max_model_len", served_.model.max_seq_len},
-               {"tokens", *ids}};
+  Json json = {
+      {"count", ids->size()}, {"max_model_len", served_.model.max_seq_len}, {"tokens", *ids}};
   json["token_strs"] = nullptr;
   const auto strings = body->find("return_token_strs");
   if (strings != body->end() && *strings == true) {

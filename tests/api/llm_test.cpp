@@ -311,7 +311,12 @@ TEST(Llm, LoadingTellsWhatIsWrong) {
   };
   const std::string demo = testing::demo_directory();
   EXPECT_THAT(message({.model = "/no/such/model"}), HasSubstr("/no/such/model"));
-  EXPECT_THAT(message({.model = demo, .device = "cuda"}), HasSubstr("'cpu' works"));
+  EXPECT_THAT(message({.model = demo, .device = "cuda", .backend = "cpu"}),
+              HasSubstr("device is 'cuda' and backend is 'cpu'"));
+  // Without CUDA in the build, without a GPU, and with one.
+  EXPECT_THAT(message({.model = demo, .device = "cuda"}),
+              AnyOf(HasSubstr("which has cpu and reference"), HasSubstr("--backend cpu needs no"),
+                    HasSubstr("no error")));
   EXPECT_THAT(message({.model = demo, .backend = "fast"}), HasSubstr("backend is 'fast'"));
   EXPECT_THAT(message({.model = demo, .tensor_parallel_size = 8}),
               HasSubstr("tensor_parallel_size is 8, but this build runs a model on one rank; "
