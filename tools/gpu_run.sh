@@ -2,13 +2,17 @@
 # Checks and times the cuda backend on this machine's GPU. Build first, on any machine:
 #   tools/build.sh cuda nibble tests_cuda bench_cuda
 # then, on a machine with the GPU:
-#   tools/gpu_run.sh OUT [tests] [sanitizer] [bench] [demo]     default: all of them
+#   tools/gpu_run.sh OUT [tests] [sanitizer] [bench] [demo]     default: these four
+#   tools/gpu_run.sh OUT [runtime] [offline] [serve] [eval] [quantize] [slice]
+# runtime: the tests of sampling, engine and device alone; offline, serve, eval, quantize: the demo
+# through these commands; slice: a checkpoint of R1's widths, in SLICE_DIR (default /dev/shm) with
+# SLICE_LAYERS layers, loaded and run.
 # Raw output goes to the folder OUT, a summary to stdout. BIN names the folder of the programs when it
 # is not build/cuda (programs and their libraries may have been gathered with tools/gpu_pack.sh).
 set -uo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd -- "$root" || exit 1
-out=${1:?usage: tools/gpu_run.sh OUT [tests] [sanitizer] [bench] [demo]}
+out=${1:?usage: tools/gpu_run.sh OUT [PART...]}
 shift
 parts=("$@")
 ((${#parts[@]})) || parts=(tests sanitizer bench demo)
@@ -64,8 +68,90 @@ for part in "${parts[@]}"; do
         --prompt "Once upon a time"
       tail -5 "$out/demo.txt"
       ;;
+    runtime)
+      run runtime "$(program tests_cuda)" \
+        --gtest_filter='DeviceSampling*:EngineOnCuda*:CudaDevice*:DemoOnCuda*'
+      grep -E "FAILED|PASSED|SKIPPED|tests ran|Failure|largest relative" "$out/runtime.txt" | tail -40
+      ;;
+    offline)
+      offline() { "$(program nibble)" bench offline models/demo --backend cuda -q "$@"; }
+      offline_all() {
+        for drafts in 0 1 3; do
+          for graphs in "" --disable-cuda-graphs; do
+            echo "drafts $drafts $graphs"
+            # shellcheck disable=SC2086
+            offline --num-requests 64 --num-drafts $drafts --prompts models/suites/math-500.jsonl $graphs
+          done
+        done
+        for temperature in 0 1; do
+          echo "128 requests of random tokens, temperature $temperature"
+          offline --num-requests 128 --batch-sizes 1,8,32,128 --temperature $temperature
+        done
+      }
+      run offline offline_all
+      cat "$out/offline.txt"
+      ;;
+    serve)
+      serve_some() {
+        "$(program nibble)" serve models/demo --backend cuda --port 18080 --num_drafts 1 \
+          --log-level info &
+        local server=$!
+        for _ in $(seq 100); do
+          curl -sf localhost:18080/health >/dev/null && break
+          sleep 0.2
+        done
+        local url=localhost:18080/v1/chat/completions
+        local ask='"messages": [{"role": "user", "content": "What is 12 + 30?"}], "max_tokens": 60'
+        curl -s $url -d "{$ask, \"temperature\": 0}"; echo
+        curl -s $url -d "{$ask, \"temperature\": 0.7, \"top_p\": 0.9, \"seed\": 3, \"logprobs\": true}" | cut -c1-600; echo
+        curl -s $url -d "{$ask, \"stream\": true, \"temperature\": 0}" | tail -4
+        for i in 1 2 3 4 5 6 7 8; do curl -s $url -d "{$ask, \"seed\": $i}" -o /dev/null & done
+        wait $(jobs -p | grep -v "^$server$")
+        curl -s localhost:18080/metrics | grep -E "nibble_device_memory|nibble_graph|nibble_kv_blocks"
+        kill -TERM $server
+        wait $server
+      }
+      run serve serve_some
+      cat "$out/serve.txt"
+      ;;
+    eval)
+      # Not the suites that run programs: they need bubblewrap.
+      run eval "$(program nibble)" eval run --task math-500=models/suites/math-500.jsonl \
+        --task mmlu-pro=models/suites/mmlu-pro.jsonl --prompt-style demo --limit 40 --out "$(mktemp -d)/run" \
+        --temperature 0 --k 1 --backend cuda --max-tokens 512
+      tail -12 "$out/eval.txt"
+      ;;
+    quantize)
+      run quantize "$(program nibble)" quantize models/demo "$(mktemp -d)/nvfp4" --backend cuda \
+        --calibrate models/suites/math-500.jsonl
+      tail -12 "$out/quantize.txt"
+      ;;
+    slice)
+      slice="${SLICE_DIR:-/dev/shm}/r1-slice"
+      make_slice() { rm -rf "$slice" && time tools/make_r1_slice.py "$slice" "${SLICE_LAYERS:-4}"; }
+      run slice_make make_slice
+      cat "$out/slice_make.txt"
+      on_slice() { "$(program nibble)" "$@" --backend cuda --log-level info; }
+      slice_all() {
+        echo "load, twice"
+        for _ in 1 2; do
+          on_slice run "$slice" -v -p "Hello" -n 4 -t 0 --max-seq-len 8192 2>&1 | tail -6
+        done
+        for graphs in "" --disable-cuda-graphs; do
+          echo "batch sizes $graphs"
+          "$(program nibble)" bench offline "$slice" --backend cuda -q --num-requests 32 --batch-sizes 1,8,32 --input-len 64 \
+            --output-len 64 $graphs
+          "$(program nibble)" bench offline "$slice" --backend cuda -q --num-requests 16 --batch-sizes 1,8 --input-len 64 \
+            --output-len 64 --num-drafts 1 $graphs
+        done
+      }
+      run slice slice_all
+      cat "$out/slice.txt"
+      rm -rf "$slice"
+      ;;
     *)
-      echo "unknown part $part, expected tests, sanitizer, bench or demo" >&2
+      echo "unknown part $part, expected tests, sanitizer, bench, demo, runtime, offline, serve, eval," \
+        "quantize or slice" >&2
       exit 2
       ;;
   esac
