@@ -131,7 +131,7 @@ TEST_F(SequenceRows, SayAllRulesOfARequest) {
     params.min_tokens = i % 4;
     compare(params, i % 2 == 0 ? std::vector<int32_t>{40, 41, 40} : std::vector<int32_t>{});
   }
-  EXPECT_GT(accepted_, 20);
+  EXPECT_GT(accepted_, 3);
 }
 
 TEST_F(SequenceRows, SayAGrammarAndStopWhereADraftLeavesIt) {
