@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "nibble/engine/engine.h"
+#include "nibble/engine/kv_cache.h"
 #include "nibble/plan/calibration.h"
 #include "nibble/plan/device_memory.h"
 #include "nibble/plan/model_source.h"
