@@ -100,8 +100,8 @@ struct EngineStats {
   int64_t num_used_blocks = 0;
   int64_t num_cached_blocks = 0;
   std::optional<ExpertStoreStats> experts;  // where they come from a store
-  StepCount prefill_steps;  // prompts alone
-  StepCount decode_steps;   // one window of each sequence
+  StepCount prefill_steps;                  // prompts alone
+  StepCount decode_steps;                   // one window of each sequence
   StepCount mixed_steps;
   DraftCount drafts[2][2];         // [DraftRule::thinking][DraftRule::relaxed]
   int64_t num_guided = 0;          // requests with guided output

@@ -16,8 +16,8 @@ namespace nibble {
 // What is written for the model in between counts as its output.
 class Answer {
  public:
-  // `request` and `model` outlive this. `prompt`: index among the request's prompts; `choice_of_prompt`:
-  // index among the answers to it.
+  // `request` and `model` outlive this. `prompt`: index among the request's prompts;
+  // `choice_of_prompt`: index among the answers to it.
   Answer(const GenerationRequest& request, const ServedModel& model, size_t prompt,
          int choice_of_prompt);
 
