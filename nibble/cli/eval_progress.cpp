@@ -86,8 +86,6 @@ EvalProgress::EvalProgress(const std::string& mode)
     : is_tty_(mode == "tty" || (mode == "auto" && ::isatty(STDERR_FILENO) != 0)),
       is_off_(mode == "none") {}
 
-EvalProgress::~EvalProgress() = default;
-
 bool EvalProgress::is_due() {
   if (is_off_) return false;
   const auto now = std::chrono::steady_clock::now();

@@ -13,7 +13,7 @@ class EvalProgress {
  public:
   // `mode`: auto (a terminal or not), tty, plain (a line every 30 seconds) or none.
   explicit EvalProgress(const std::string& mode);
-  ~EvalProgress();
+  ~EvalProgress() = default;
   EvalProgress(const EvalProgress&) = delete;
   EvalProgress& operator=(const EvalProgress&) = delete;
 

@@ -205,18 +205,30 @@ void add_recipe_options(CLI::App& command, QuantizeArguments& arguments) {
       ->type_name("NAME");
 }
 
+// Looks at the text of a size before it is read: "-5" would wrap.
+CLI::Validator not_negative() {
+  return {[](std::string& text) {
+            return text.starts_with('-') ? "expected a size of at least 0" : std::string();
+          },
+          ""};
+}
+
 void add_verify_options(CLI::App& command, QuantizeArguments& arguments) {
   command.add_flag("--verify", arguments.verify,
                    "Compare the checkpoint OUT with the one it was made from, IN");
   command
       .add_option("--text", arguments.verify_options.text,
                   "With --verify: text to compare the two models' logits over")
+      ->needs("--verify")
       ->type_name("FILE");
-  command.add_flag("--w4a4", arguments.verify_options.w4a4,
-                   "With --verify: quantize activations as Blackwell does");
+  command
+      .add_flag("--w4a4", arguments.verify_options.w4a4,
+                "With --verify: quantize activations as Blackwell does")
+      ->needs("--verify");
   command
       .add_option("--tokens", arguments.verify_options.tokens,
                   "With --verify: tokens of the text to take [all]")
+      ->needs("--verify")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40).description(""))
       ->type_name("N");
 }
@@ -259,12 +271,14 @@ void add_quantize_command(CLI::App& app, int* exit_code) {
   add_verify_options(*command, *arguments);
   command->add_option("--shard-size", options.shard_bytes, "Tensor bytes of one file [5GB]")
       ->transform(CLI::AsSizeValue(true).description(""))
+      ->transform(not_negative())
       ->type_name("SIZE");
   command->add_option("--threads", options.threads, "Threads to use [all processors]")
       ->check(CLI::Range(1, 4096).description(""))
       ->type_name("N");
   command->add_option("--max-memory", options.max_memory, "Memory to work with [what is free]")
       ->transform(CLI::AsSizeValue(true).description(""))
+      ->transform(not_negative())
       ->type_name("SIZE");
   command->add_flag("--resume,!--no-resume", options.resume,
                     "Go on with what an interrupted run has left [on]");

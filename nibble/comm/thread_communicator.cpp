@@ -173,6 +173,7 @@ std::vector<std::unique_ptr<Communicator>> thread_communicators(int size) {
   NIBBLE_CHECK(size >= 1);
   auto group = std::make_shared<ThreadGroup>(size);
   std::vector<std::unique_ptr<Communicator>> ranks;
+  ranks.reserve(static_cast<size_t>(size));
   for (int r = 0; r < size; ++r) {
     ranks.push_back(std::make_unique<ThreadCommunicator>(r, size, group));
   }

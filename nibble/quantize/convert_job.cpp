@@ -209,12 +209,13 @@ Status convert_to_bf16(const ConversionContext& context, const LinearSpec& spec,
 
 Status copy_tensor(const ConversionContext& context, const std::string& name, JobOutput* output) {
   const auto view = NIBBLE_TRY(context.source.read(name));
-  // Norms and biases; loading would refuse them.
-  if (view.shape.rank() == 1) NIBBLE_TRY(check_finite(*context.source.find(name), view));
-  const auto step = static_cast<size_t>(context.chunk_bytes);
+  const TensorInfo& info = *context.source.find(name);
+  // Whole elements at a time, whatever the memory allows.
+  const size_t step = std::max<size_t>(4, static_cast<size_t>(context.chunk_bytes) / 4 * 4);
   for (size_t at = 0; at < view.bytes.size(); at += step) {
     NIBBLE_TRY(check_stop(context));
     const auto part = view.bytes.subspan(at, std::min(step, view.bytes.size() - at));
+    NIBBLE_TRY(check_finite_part(info, part, at));
     NIBBLE_TRY(output->append(name, part));
     context.source.release_part(name, at, part.size());
   }

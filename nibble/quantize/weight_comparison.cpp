@@ -61,6 +61,7 @@ Result<LinearComparison> compare(const CheckpointSource& a, const CheckpointSour
 }  // namespace
 
 double LinearComparison::sqnr_db() const {
+  if (std::isnan(error)) return -INFINITY;
   return error > 0 ? 10 * std::log10(signal / error) : INFINITY;
 }
 
@@ -72,9 +73,7 @@ Result<std::vector<LinearComparison>> compare_weights(const CheckpointSource& a,
     if (!tensor.is_linear || a.find(tensor.name) == nullptr || b.find(tensor.name) == nullptr) {
       continue;
     }
-    const auto before = NIBBLE_TRY(find_weight_format(a, tensor.module()));
-    const auto after = NIBBLE_TRY(find_weight_format(b, tensor.module()));
-    if (before != after) tensors.push_back(std::move(tensor));
+    tensors.push_back(std::move(tensor));
   }
   std::vector<Result<LinearComparison>> results(tensors.size());
   ThreadPool pool(std::max(threads, 1));
@@ -86,7 +85,12 @@ Result<std::vector<LinearComparison>> compare_weights(const CheckpointSource& a,
   NIBBLE_TRY(check_interrupt());
   std::vector<LinearComparison> comparisons;
   comparisons.reserve(results.size());
-  for (auto& result : results) comparisons.push_back(NIBBLE_TRY(std::move(result)));
+  for (size_t i = 0; i < results.size(); ++i) {
+    LinearComparison comparison = NIBBLE_TRY(std::move(results[i]));
+    const auto before = NIBBLE_TRY(find_weight_format(a, tensors[i].module()));
+    const auto after = NIBBLE_TRY(find_weight_format(b, tensors[i].module()));
+    if (before != after || comparison.error != 0) comparisons.push_back(std::move(comparison));
+  }
   return comparisons;
 }
 

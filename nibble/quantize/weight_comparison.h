@@ -25,8 +25,8 @@ struct LinearComparison {
   double sqnr_db() const;
 };
 
-// Every linear layer of the model that is stored in another format in b than in a, in the order of
-// the model. Errors: those of SourceRows for either; kCancelled.
+// Every linear layer of the model that is stored in another format in b than in a, or has other
+// values, in the order of the model. Errors: those of SourceRows for either; kCancelled.
 Result<std::vector<LinearComparison>> compare_weights(const CheckpointSource& a,
                                                       const CheckpointSource& b,
                                                       const ModelConfig& config, int threads);

@@ -131,6 +131,15 @@ TEST(QuantizeRefuses, NanWeights) {
               AllOf(HasSubstr(kQuantizedWeight), HasSubstr("row 1"), HasSubstr("nan")));
 }
 
+TEST(QuantizeRefuses, CopiedMatricesThatAreNotFinite) {
+  for (const char* name :
+       {"model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.gate.weight"}) {
+    TestCheckpoint checkpoint = tiny_checkpoint();
+    checkpoint.tensors.at(name).data<uint16_t>()[21] = 0xff80;
+    EXPECT_THAT(refusal(checkpoint).message, AllOf(HasSubstr(name), HasSubstr("-inf at 21")));
+  }
+}
+
 TEST(QuantizeRefuses, NormsAndRouterBiasesThatAreNotFinite) {
   constexpr const char* kNorm = "model.layers.0.input_layernorm.weight";
   TestCheckpoint checkpoint = tiny_checkpoint();
