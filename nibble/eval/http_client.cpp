@@ -78,7 +78,7 @@ struct HttpClient::Connection {
     error = asio::error::would_block;
     asio::async_connect(socket(), addresses,
                         [&](SystemError result, const Tcp::endpoint&) { error = result; });
-    const Status connected = finish(error, "connect");
+    Status connected = finish(error, "connect");
     if (!connected) {
       if (connected.error().code == ErrorCode::kCancelled) return connected;
       return unavailable(fmt::format("{}:{}: {}", url.host, url.port, connected.error().message));
@@ -101,7 +101,7 @@ struct HttpClient::Connection {
     error = asio::error::would_block;
     stream->async_handshake(asio::ssl::stream_base::client,
                             [&](SystemError result) { error = result; });
-    const Status done = finish(error, "TLS handshake");
+    Status done = finish(error, "TLS handshake");
     if (done || done.error().code == ErrorCode::kCancelled) return done;
     return unavailable(fmt::format("{}:{}: {}", url.host, url.port, done.error().message));
   }
