@@ -248,9 +248,10 @@ std::vector<RequestUpdate> Engine::step() {
   const std::vector<ScheduledRun> runs = scheduler_.schedule();
   if (runs.empty()) return updates;
   StepCount& count = count_of(runs);
+  int64_t num_tokens = 0;
   for (const ScheduledRun& run : runs) {
     if (!run.sequence->first_run) run.sequence->first_run = start;
-    count.tokens += run.num_tokens;
+    num_tokens += run.num_tokens;
   }
   const size_t before = updates.size();
   try {
@@ -263,9 +264,9 @@ std::vector<RequestUpdate> Engine::step() {
     fail_all({ErrorCode::kUnavailable, failure.what()}, updates);
   }
   ++stats_.num_steps;
-  ++count.steps;
-  count.sequences += static_cast<int64_t>(runs.size());
-  count.seconds += seconds(Sequence::Clock::now() - start);
+  const auto end = Sequence::Clock::now();
+  count.add(seconds(end - start), num_tokens, static_cast<int64_t>(runs.size()));
+  for (RequestUpdate& update : updates) update.step_end = end;
   stats_.last_step_timestamp = seconds(std::chrono::system_clock::now().time_since_epoch());
   return updates;
 }

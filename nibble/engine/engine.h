@@ -1,6 +1,7 @@
 // Many requests at once on one model: continuous batching over a paged cache, with MTP drafts.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "nibble/engine/model_passes.h"
 #include "nibble/engine/scheduler.h"
 #include "nibble/engine/step_batch.h"
+#include "nibble/engine/step_count.h"
 #include "nibble/engine/step_sampler.h"
 
 namespace nibble {
@@ -66,15 +68,8 @@ struct RequestUpdate {
   int64_t num_cached_tokens = 0;  // of the prompt, not computed
   int64_t num_draft_tokens = 0;   // that this step judged, windows cut by the end left out
   int64_t num_accepted_tokens = 0;
-  double queue_seconds = 0;  // from add() until a step took it
-};
-
-// Steps of one kind.
-struct StepCount {
-  int64_t steps = 0;
-  double seconds = 0;
-  int64_t tokens = 0;
-  int64_t sequences = 0;
+  double queue_seconds = 0;                        // from add() until a step took it
+  std::chrono::steady_clock::time_point step_end;  // of the step that brought it
 };
 
 // Windows of drafts judged under one rule.

@@ -1,5 +1,7 @@
 #include "nibble/server/generation.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <random>
 
@@ -87,10 +89,10 @@ void Generation::ask(size_t index) {
   if (!request) return fail(from_error(request.error()));
   auto ticket = shared_.engine->submit(
       *std::move(request), [self = shared_from_this(), index](const RequestUpdate& update) {
-        self->shared_.post([self, index, update, made = Clock::now()] {
+        self->shared_.updates.push([self, index, update] {
           self->on_update(index, update);
           if (!update.token_ids.empty()) {
-            self->shared_.metrics->token_delay(seconds(Clock::now() - made));
+            self->shared_.metrics->token_delay(seconds(Clock::now() - update.step_end));
           }
         });
       });
@@ -131,7 +133,7 @@ void Generation::on_update(size_t index, const RequestUpdate& update) {
   const bool nothing = delta.token_ids.empty() && delta.events.empty() && !delta.finished;
   if (request_.stream && !nothing) {
     delta.first = !std::exchange(part.begun, true);
-    send_delta(delta);
+    send_delta(delta, update.step_end);
   }
   if (ended_) return;
   if (next == Answer::Next::kAsk) return ask(index);
@@ -176,10 +178,13 @@ void Generation::begin_stream() {
   if (!first.empty()) reply_->write(first);
 }
 
-void Generation::send_delta(const ReplyDelta& delta) {
+void Generation::send_delta(const ReplyDelta& delta, Clock::time_point step_end) {
   begin_stream();
   std::string text = writer_->step(delta, usage_);
   if (text.empty()) return;
+  if (origin_.tell_step_time) {
+    text.insert(0, fmt::format(": step {:.6f}\n", seconds(step_end.time_since_epoch())));
+  }
   last_sent_ = Clock::now();
   reply_->write(std::move(text));
   if (reply_->unsent_bytes() > kMaxUnsentBytes) {  // a client that does not read

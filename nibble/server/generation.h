@@ -14,6 +14,7 @@
 #include "nibble/server/http.h"
 #include "nibble/server/metrics.h"
 #include "nibble/server/reply_writer.h"
+#include "nibble/server/update_queue.h"
 
 namespace nibble {
 
@@ -22,7 +23,7 @@ struct GenerationShared {
   EngineThread* engine = nullptr;
   const ServedModel* model = nullptr;
   ServerMetrics* metrics = nullptr;
-  std::function<void(std::function<void()>)> post;  // to the server's thread
+  UpdateQueue updates;  // to the server's thread
   std::chrono::milliseconds keepalive_interval = std::chrono::seconds(5);
   std::chrono::milliseconds queue_timeout = std::chrono::seconds(600);  // 0: none
   std::string fingerprint;
@@ -38,6 +39,9 @@ struct GenerationOrigin {
   std::string trace_id;  // of the client's trace, or ""
   HttpHeaders headers;   // of the reply
   std::optional<std::chrono::milliseconds> timeout;
+  // Each write of a stream begins with the comment ": step SECONDS", when the step ended that made
+  // its tokens, on the host's monotonic clock: a client on the same host sees what came on top.
+  bool tell_step_time = false;
 };
 
 // All on the server's thread. Kept alive by the engine's sinks and by its owner.
@@ -81,7 +85,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void on_update(size_t index, const RequestUpdate& update);
   void count(const RequestUpdate& update, const ReplyDelta& delta, int64_t new_reasoning_tokens);
   void answer_is_done(Part& part);
-  void send_delta(const ReplyDelta& delta);
+  void send_delta(const ReplyDelta& delta, Clock::time_point step_end);
   void begin_stream();
   void finish();
   void end(int status, std::string_view finish);

@@ -90,6 +90,8 @@ Connection::Connection(Socket socket, std::string client, asio::io_context& io,
     tls_.emplace(std::move(socket), *tls);
   } else {
     plain_.emplace(std::move(socket));
+    SystemError ignored;
+    plain_->non_blocking(true, ignored);  // write_at_once() never waits
   }
   ++shared_->num_connections;
   join(shared_->fresh);
@@ -347,8 +349,7 @@ void Connection::finish_reply() {
 bool Connection::write_at_once() {
   if (tls_) return false;
   SystemError error;
-  plain_->non_blocking(true, error);
-  const size_t written = error ? 0 : plain_->write_some(asio::buffer(sending_), error);
+  const size_t written = plain_->write_some(asio::buffer(sending_), error);
   if (error == asio::error::would_block || error == asio::error::try_again) return false;
   if (error) {
     // Not here: the caller is at work on the reply whose end this would be.

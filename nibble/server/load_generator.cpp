@@ -12,6 +12,7 @@
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -34,6 +35,7 @@ std::string header_text(const LoadTarget& target, std::string_view method, std::
   std::string text = fmt::format("{} {} HTTP/1.1\r\nHost: {}:{}\r\nConnection: close\r\n", method,
                                  path, target.host, target.port);
   if (!target.api_key.empty()) text += fmt::format("Authorization: Bearer {}\r\n", target.api_key);
+  if (target.ask_step_time) text += "X-Nibble-Step-Time: 1\r\n";
   if (length > 0) {
     text += fmt::format("Content-Type: application/json\r\nContent-Length: {}\r\n", length);
   }
@@ -82,6 +84,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   void read() {
     http::async_read_some(socket_, buffer_, parser_,
                           [self = shared_from_this()](SystemError error, size_t) {
+                            self->read_ = Clock::now();
                             self->take_events();
                             if (self->parser_.is_done()) return self->end("");
                             if (error) return self->end("cut off: " + error.message());
@@ -92,6 +95,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   void take_events() {
     std::string& body = parser_.get().body();
     if (parser_.is_header_done() && parser_.get().result_int() != 200) return;
+    std::erase(body, '\r');  // some servers end lines with both
     size_t at = 0;
     for (size_t end = body.find("\n\n"); end != std::string::npos; end = body.find("\n\n", at)) {
       take_event(std::string_view(body).substr(at, end - at));
@@ -100,9 +104,23 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
     body.erase(0, at);
   }
 
+  // Lines: comments, a name, data.
   void take_event(std::string_view event) {
-    if (!event.starts_with("data: ") || event == "data: [DONE]") return;
-    const auto json = nlohmann::json::parse(event.substr(6), nullptr, false);
+    constexpr std::string_view kStep = ": step ";
+    while (!event.empty()) {
+      const std::string_view line = event.substr(0, event.find('\n'));
+      event.remove_prefix(std::min(line.size() + 1, event.size()));
+      if (line.starts_with(kStep)) {
+        const double step = std::strtod(std::string(line.substr(kStep.size())).c_str(), nullptr);
+        result_->delays.push_back(seconds(read_.time_since_epoch()) - step);
+      }
+      if (line.starts_with("data: ")) take_data(line.substr(6));
+    }
+  }
+
+  void take_data(std::string_view data) {
+    if (data == "[DONE]") return;
+    const auto json = nlohmann::json::parse(data, nullptr, false);
     if (!json.is_object()) {
       error_ = "an event is no JSON";
       return;
@@ -131,13 +149,12 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
                  has_text(*delta, "reasoning") || has_text(*delta, "tool_calls");
     }
     if (!is_token) return;
-    const auto now = Clock::now();
     if (!std::exchange(has_token_, true)) {
-      result_->time_to_first_token = seconds(now - start_);
+      result_->time_to_first_token = seconds(read_ - start_);
     } else {
-      result_->gaps.push_back(seconds(now - last_));
+      result_->gaps.push_back(seconds(read_ - last_));
     }
-    last_ = now;
+    last_ = read_;
   }
 
   void end(std::string problem) {
@@ -162,6 +179,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   http::response_parser<http::string_body> parser_;
   Clock::time_point start_;
   Clock::time_point last_;
+  Clock::time_point read_;  // when the bytes at hand came
   bool has_token_ = false;
   std::string error_;
 };

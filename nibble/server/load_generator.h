@@ -14,8 +14,9 @@ namespace nibble {
 struct LoadTarget {
   std::string host;
   std::string port;
-  std::string path;     // "/v1/completions" or "/v1/chat/completions"
-  std::string api_key;  // "" : none
+  std::string path;            // "/v1/completions" or "/v1/chat/completions"
+  std::string api_key;         // "" : none
+  bool ask_step_time = false;  // of nibble serve on this host
 };
 
 struct LoadRequest {
@@ -31,6 +32,7 @@ struct LoadResult {
   double time_to_first_token = 0;  // first event with text, reasoning or a call
   double latency = 0;              // to the end of the answer
   std::vector<double> gaps;        // between events with tokens
+  std::vector<double> delays;      // from the end of a step until what it made was read here
   int64_t prompt_tokens = 0;       // as the server says
   int64_t output_tokens = 0;
 };

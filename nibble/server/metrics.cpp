@@ -33,6 +33,22 @@ std::string escaped(std::string_view text) {
   return out;
 }
 
+// NAME_bucket, NAME_sum and NAME_count; `labels` without braces. `counts`: of each bound, and of
+// what is above all.
+void print_buckets(std::string_view name, const std::string& labels, std::span<const double> bounds,
+                   std::span<const int64_t> counts, double sum, std::string* out) {
+  auto end = std::back_inserter(*out);
+  int64_t total = 0;
+  for (size_t i = 0; i < bounds.size(); ++i) {
+    total += counts[i];
+    fmt::format_to(end, "{}_bucket{{{},le=\"{}\"}} {}\n", name, labels, bounds[i], total);
+  }
+  total += counts.back();
+  fmt::format_to(end, "{}_bucket{{{},le=\"+Inf\"}} {}\n", name, labels, total);
+  fmt::format_to(end, "{}_sum{{{}}} {}\n{}_count{{{}}} {}\n", name, labels, sum, name, labels,
+                 total);
+}
+
 class Page {
  public:
   explicit Page(const std::string& model_name)
@@ -52,6 +68,11 @@ class Page {
   }
   void histogram(std::string_view name, std::string_view help, const Histogram& histogram) {
     histogram.print(name, help, labels_, &text_);
+  }
+  // One series of a histogram whose family() was told.
+  void buckets(std::string_view name, const std::string& more, std::span<const double> bounds,
+               std::span<const int64_t> counts, double sum) {
+    print_buckets(name, labels_ + "," + more, bounds, counts, sum, &text_);
   }
   std::string text() && { return std::move(text_); }
 
@@ -122,17 +143,20 @@ void print_steps(const EngineStats& stats, Page* page) {
   const std::pair<std::string_view, const StepCount*> kinds[] = {{"prefill", &stats.prefill_steps},
                                                                  {"decode", &stats.decode_steps},
                                                                  {"mixed", &stats.mixed_steps}};
-  const auto summary = [&](std::string_view name, std::string_view help, auto field) {
-    page->family(name, "summary", help);
+  const auto each = [&](std::string_view name, std::string_view help, const auto& bounds,
+                        auto by_size, auto sum) {
+    page->family(name, "histogram", help);
     for (const auto& [kind, count] : kinds) {
-      const std::string label = fmt::format("kind=\"{}\"", kind);
-      page->value(fmt::format("{}_sum", name), count->*field, label);
-      page->value(fmt::format("{}_count", name), count->steps, label);
+      page->buckets(name, fmt::format("kind=\"{}\"", kind), bounds, (count->*by_size).counts,
+                    static_cast<double>(count->*sum));
     }
   };
-  summary("nibble_step_seconds", "Seconds of a step.", &StepCount::seconds);
-  summary("nibble_batch_tokens", "Tokens of a step.", &StepCount::tokens);
-  summary("nibble_batch_sequences", "Sequences of a step.", &StepCount::sequences);
+  each("nibble_step_seconds", "Seconds of a step.", kStepSecondsBounds, &StepCount::by_seconds,
+       &StepCount::seconds);
+  each("nibble_batch_tokens", "Tokens of a step.", kStepSizeBounds, &StepCount::by_tokens,
+       &StepCount::tokens);
+  each("nibble_batch_sequences", "Sequences of a step.", kStepSizeBounds, &StepCount::by_sequences,
+       &StepCount::sequences);
   page->family("nibble_grammar_compile_seconds", "summary",
                "What a grammar took before its request began, those that were found included.");
   page->value("nibble_grammar_compile_seconds_sum", stats.guided_seconds);
@@ -151,17 +175,8 @@ void Histogram::observe(double value, int64_t times) {
 
 void Histogram::print(std::string_view name, std::string_view help, const std::string& labels,
                       std::string* out) const {
-  auto end = std::back_inserter(*out);
-  fmt::format_to(end, "# HELP {} {}\n# TYPE {} histogram\n", name, help, name);
-  int64_t total = 0;
-  for (size_t i = 0; i < bounds_.size(); ++i) {
-    total += counts_[i];
-    fmt::format_to(end, "{}_bucket{{{},le=\"{}\"}} {}\n", name, labels, bounds_[i], total);
-  }
-  total += counts_.back();
-  fmt::format_to(end, "{}_bucket{{{},le=\"+Inf\"}} {}\n", name, labels, total);
-  fmt::format_to(end, "{}_sum{{{}}} {}\n{}_count{{{}}} {}\n", name, labels, sum_, name, labels,
-                 total);
+  fmt::format_to(std::back_inserter(*out), "# HELP {} {}\n# TYPE {} histogram\n", name, help, name);
+  print_buckets(name, labels, bounds_, counts_, sum_, out);
 }
 
 ServerMetrics::ServerMetrics()

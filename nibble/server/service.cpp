@@ -49,7 +49,7 @@ Service::~Service() = default;
 
 void Service::attach(HttpServer& server) {
   server_ = &server;
-  shared_.post = [&server](std::function<void()> task) { server.post(std::move(task)); };
+  shared_.updates.set_post([&server](UpdateQueue::Task task) { server.post(std::move(task)); });
 }
 
 void Service::become_ready(ServedEngine served) {
@@ -98,6 +98,7 @@ HttpResponse Service::refusal(int status, std::string_view message) {
 }
 
 void Service::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
+  shared_.updates.drain();
   Call call;
   const std::string_view given = request.header("X-Request-Id");
   call.request_id = is_request_id(given) ? std::string(given) : random_id("req-");
@@ -288,6 +289,7 @@ void Service::start_generation(const Call& call, GenerationRequest request) {
       if (!origin.timeout || asked < *origin.timeout) origin.timeout = asked;
     }
   }
+  origin.tell_step_time = call.request.header("X-Nibble-Step-Time") == "1";
   if (!request.ignored_fields.empty()) {
     std::string names;
     for (const std::string& name : request.ignored_fields) {
