@@ -1,9 +1,15 @@
-// Kernels::linear at DeepSeek-R1's expert shape, 7168 -> 2048: packed GB/s and GFLOP/s beside the
-// machine's limits, measured before and after each row. Weights are rotated over 400 MB, so that
-// every product reads its weights from memory.
+// Kernels::linear on DeepSeek-R1's shapes: packed GB/s and GOP/s beside the machine's limits,
+// measured before and after each row. Weights are rotated over 400 MB, so that every product reads
+// its weights from memory.
+//
+//   bench_linear --benchmark_filter='nvfp4/avx512vnni/2048x7168/threads:1'
+//
+// of_read is the share of the read bandwidth, of_peak that of the instruction that multiplies
+// (16-bit products for NVFP4 weights, 8-bit ones when activations are quantized, else FMAs).
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -14,14 +20,18 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kRows = 2048;
-constexpr int64_t kCols = 7168;
 constexpr size_t kWeightBytes = size_t{400} << 20;
 
 struct Format {
   const char* name;
   LinearFormat format;
   ActivationFormat activation;
+  double MachineLimits::*peak;
+};
+
+struct Shape {
+  int64_t rows;
+  int64_t cols;
 };
 
 struct Source {
@@ -30,32 +40,34 @@ struct Source {
   HostLinear host;
 };
 
-Source random_source(LinearFormat format) {
+Source random_source(LinearFormat format, Shape shape) {
   Source source;
-  std::mt19937 rng(1);
-  const auto count = static_cast<size_t>(kRows * kCols);
+  std::mt19937_64 rng(1);
+  const auto count = static_cast<size_t>(shape.rows * shape.cols);
   size_t bytes = count / 2;
   if (format == LinearFormat::kFp8Block) bytes = count;
   if (format == LinearFormat::kBf16) bytes = 2 * count;
-  for (size_t i = 0; i < bytes; ++i) {
-    auto byte = static_cast<uint8_t>(rng());
-    if (format == LinearFormat::kFp8Block && (byte & 0x7f) == 0x7f) byte = 0;
+  source.data.resize(bytes);
+  for (size_t i = 0; i + 8 <= bytes; i += 8) {
+    uint64_t word = rng();
+    // No NaN: neither exponent nor fraction is all ones.
+    if (format == LinearFormat::kFp8Block) word &= 0xbfbfbfbfbfbfbfbf;
     // Exponents near 1: no infinities, no subnormals.
-    if (format == LinearFormat::kBf16 && i % 2 == 1)
-      byte = static_cast<uint8_t>(0x3e | (byte & 0x80));
-    source.data.push_back(byte);
+    if (format == LinearFormat::kBf16) word = (word & 0x80ff80ff80ff80ff) | 0x3e003e003e003e00;
+    std::memcpy(&source.data[i], &word, sizeof(word));
   }
   if (format == LinearFormat::kNvfp4) {
-    for (size_t i = 0; i < count / 16; ++i)
-      source.scales.push_back(static_cast<uint8_t>(rng() % 0x7f));
+    source.scales.resize(count / 16);
+    for (uint8_t& scale : source.scales) scale = static_cast<uint8_t>(rng() % 0x7f);
   } else if (format == LinearFormat::kFp8Block) {
-    const std::vector<float> ones(count / 128 / 128, 1.0f);
+    const std::vector<float> ones(
+        static_cast<size_t>((shape.rows + 127) / 128 * (shape.cols / 128)), 1.0f);
     const auto* first = reinterpret_cast<const uint8_t*>(ones.data());
     source.scales.assign(first, first + ones.size() * sizeof(float));
   }
   source.host.format = format;
-  source.host.rows = kRows;
-  source.host.cols = kCols;
+  source.host.rows = shape.rows;
+  source.host.cols = shape.cols;
   source.host.data = source.data.data();
   source.host.scales = source.scales.data();
   source.host.global_scale = 1e-3f;
@@ -63,42 +75,52 @@ Source random_source(LinearFormat format) {
   return source;
 }
 
-void report_limits(benchmark::State& state, int threads, const MachineLimits& before, double bytes,
-                   double flops) {
+void report_limits(benchmark::State& state, int threads, double MachineLimits::*peak_of,
+                   const MachineLimits& before, double bytes, double operations) {
   const MachineLimits after = measure_limits(threads);
   const double read = (before.read_gb_per_s + after.read_gb_per_s) / 2;
-  const double peak = (before.gflops + after.gflops) / 2;
+  const double peak = (before.*peak_of + after.*peak_of) / 2;
   using benchmark::Counter;
   state.counters["GB/s"] = Counter(bytes / 1e9, Counter::kIsIterationInvariantRate);
   state.counters["of_read"] = Counter(bytes / 1e9 / read, Counter::kIsIterationInvariantRate);
-  state.counters["GFLOP/s"] = Counter(flops / 1e9, Counter::kIsIterationInvariantRate);
-  state.counters["of_fma"] = Counter(flops / 1e9 / peak, Counter::kIsIterationInvariantRate);
+  state.counters["GOP/s"] = Counter(operations / 1e9, Counter::kIsIterationInvariantRate);
+  state.counters["of_peak"] = Counter(operations / 1e9 / peak, Counter::kIsIterationInvariantRate);
   state.counters["read"] = read;
-  state.counters["fma"] = peak;
+  state.counters["peak"] = peak;
 }
 
-void bench_linear(benchmark::State& state, Format format, Isa isa, int threads) {
+void bench_linear(benchmark::State& state, Format format, Shape shape, Isa isa, int threads) {
   const int64_t tokens = state.range(0);
   KernelOptions options;
   options.isa = isa;
   options.threads = threads;
   auto kernels = make_kernels("cpu", options).value();
-  const Source source = random_source(format.format);
-  const size_t bytes = kernels->packed_bytes(format.format, kRows, kCols);
+  const Source source = random_source(format.format, shape);
+  const size_t bytes = kernels->packed_bytes(format.format, shape.rows, shape.cols);
   const size_t stride = (bytes + 4095) / 4096 * 4096;
   const size_t copies = (kWeightBytes + stride - 1) / stride;
   Buffer memory = kernels->device().allocate(copies * stride).value();
   std::vector<LinearWeight> weights;
   for (size_t i = 0; i < copies; ++i) {
-    weights.push_back(
-        kernels->pack(source.host, format.activation, memory.as<char>() + i * stride).value());
+    char* const place = memory.as<char>() + i * stride;
+    if (i == 0) {
+      weights.push_back(kernels->pack(source.host, format.activation, place).value());
+      continue;
+    }
+    std::memcpy(place, memory.data(), bytes);
+    weights.push_back(weights[0]);
+    weights.back().data = place;
+    if (weights[0].scales != nullptr) {
+      weights.back().scales =
+          place + (static_cast<const char*>(weights[0].scales) - memory.as<char>());
+    }
   }
-  std::vector<float> x(static_cast<size_t>(tokens * kCols));
+  std::vector<float> x(static_cast<size_t>(tokens * shape.cols));
   std::mt19937 rng(2);
   for (float& v : x) v = static_cast<float>(rng() % 2001) / 1000 - 1;
-  std::vector<float> out(static_cast<size_t>(tokens * kRows));
-  const MatrixView x_view{x.data(), DType::kF32, tokens, kCols, kCols};
-  const MatrixView out_view{out.data(), DType::kF32, tokens, kRows, kRows};
+  std::vector<float> out(static_cast<size_t>(tokens * shape.rows));
+  const MatrixView x_view{x.data(), DType::kF32, tokens, shape.cols, shape.cols};
+  const MatrixView out_view{out.data(), DType::kF32, tokens, shape.rows, shape.rows};
 
   const MachineLimits before = measure_limits(threads);
   size_t next = 0;
@@ -107,14 +129,14 @@ void bench_linear(benchmark::State& state, Format format, Isa isa, int threads) 
     kernels->linear(x_view, weights[next], out_view);
     next = (next + 1) % copies;
   }
-  report_limits(state, threads, before, static_cast<double>(bytes),
-                2.0 * static_cast<double>(tokens * kRows * kCols));
+  report_limits(state, threads, format.peak, before, static_cast<double>(bytes),
+                2.0 * static_cast<double>(tokens * shape.rows * shape.cols));
 }
 
 void bench_pack(benchmark::State& state, Format format) {
   auto kernels = make_kernels("cpu").value();
-  const Source source = random_source(format.format);
-  const size_t bytes = kernels->packed_bytes(format.format, kRows, kCols);
+  const Source source = random_source(format.format, {2048, 7168});
+  const size_t bytes = kernels->packed_bytes(format.format, 2048, 7168);
   Buffer memory = kernels->device().allocate(bytes).value();
   for (auto _ : state) {
     benchmark::DoNotOptimize(kernels->pack(source.host, format.activation, memory.data()).value());
@@ -128,25 +150,37 @@ void bench_pack(benchmark::State& state, Format format) {
 int main(int argc, char** argv) {
   using namespace nibble;  // NOLINT(google-build-using-namespace): this file's own names
   benchmark::Initialize(&argc, argv);
+  const bool integers = measure_limits(1).int16_gops > 0;
+  double MachineLimits::*const int16 =
+      integers ? &MachineLimits::int16_gops : &MachineLimits::fma_gflops;
+  double MachineLimits::*const int8 =
+      integers ? &MachineLimits::int8_gops : &MachineLimits::fma_gflops;
   const Format formats[] = {
-      {"nvfp4", LinearFormat::kNvfp4, ActivationFormat::kUnquantized},
-      {"nvfp4_w4a4", LinearFormat::kNvfp4, ActivationFormat::kNvfp4},
-      {"fp8", LinearFormat::kFp8Block, ActivationFormat::kUnquantized},
-      {"bf16", LinearFormat::kBf16, ActivationFormat::kUnquantized},
+      {"nvfp4", LinearFormat::kNvfp4, ActivationFormat::kUnquantized, int16},
+      {"nvfp4_w4a4", LinearFormat::kNvfp4, ActivationFormat::kNvfp4, int8},
+      {"fp8", LinearFormat::kFp8Block, ActivationFormat::kUnquantized, &MachineLimits::fma_gflops},
+      {"bf16", LinearFormat::kBf16, ActivationFormat::kUnquantized, &MachineLimits::fma_gflops},
   };
+  // An expert gate and down, q_b_proj, o_proj, dense gate and down, lm_head.
+  const Shape shapes[] = {{2048, 7168},  {7168, 2048},  {24576, 1536}, {7168, 16384},
+                          {18432, 7168}, {7168, 18432}, {129280, 7168}};
   std::vector<int> thread_counts = {1};
   if (available_processors() > 1) thread_counts.push_back(available_processors());
-  for (const Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kPortable}) {
+  for (const Isa isa : kAllIsas) {
     if (isa > detected_isa()) continue;
     for (const Format& format : formats) {
-      for (const int threads : thread_counts) {
-        const std::string name = std::string("linear/") + format.name + "/" +
-                                 std::string(isa_name(isa)) + "/threads:" + std::to_string(threads);
-        auto* const registered =
-            benchmark::RegisterBenchmark(name.c_str(), bench_linear, format, isa, threads);
-        registered->Unit(benchmark::kMillisecond);
-        for (const int tokens : {1, 8, 64, 256}) registered->Arg(tokens);
-        if (threads > 1) registered->UseRealTime();
+      for (const Shape& shape : shapes) {
+        for (const int threads : thread_counts) {
+          const std::string name = std::string(format.name) + "/" + std::string(isa_name(isa)) +
+                                   "/" + std::to_string(shape.rows) + "x" +
+                                   std::to_string(shape.cols) +
+                                   "/threads:" + std::to_string(threads);
+          auto* const registered =
+              benchmark::RegisterBenchmark(name.c_str(), bench_linear, format, shape, isa, threads);
+          registered->Unit(benchmark::kMillisecond);
+          for (const int tokens : {1, 2, 4, 8, 16, 64, 256, 1024}) registered->Arg(tokens);
+          if (threads > 1) registered->UseRealTime();
+        }
       }
     }
   }

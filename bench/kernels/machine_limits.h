@@ -4,11 +4,15 @@
 namespace nibble {
 
 struct MachineLimits {
-  double read_gb_per_s;  // sequential reads from memory, four streams a thread
-  double gflops;         // binary32 FMAs from registers, 2 operations each
+  double read_gb_per_s;  // reads from memory, the better of one sequential stream a thread and four
+  // Products and sums from registers, 2 operations each; 0 where the machine lacks the instruction.
+  double fma_gflops;   // binary32 FMA
+  double int16_gops;   // vpdpwssd, or vpmaddwd and vpaddd
+  double int8_gops;    // vpdpbusd
+  double bf16_gflops;  // vdpbf16ps
 };
 
-// Takes about 0.2 s. The widest vectors that the machine has, `threads` threads.
+// Takes about 0.3 s. The widest vectors that the machine has, `threads` threads.
 MachineLimits measure_limits(int threads);
 
 }  // namespace nibble

@@ -53,7 +53,7 @@ Isa detected_isa() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return Isa::kAvx512;
+    return __builtin_cpu_supports("avx512vnni") ? Isa::kAvx512Vnni : Isa::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
 #endif
@@ -64,7 +64,7 @@ Result<Isa> selected_isa() {
   const Isa detected = detected_isa();
   const char* name = std::getenv("NIBBLE_ISA");
   if (name == nullptr || *name == '\0') return detected;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kAllIsas) {
     if (isa_name(isa) != name) continue;
     if (isa > detected) {
       return unsupported(fmt::format("NIBBLE_ISA is {}, but this processor has only {}", name,
@@ -73,7 +73,7 @@ Result<Isa> selected_isa() {
     return isa;
   }
   return invalid_argument(
-      fmt::format("NIBBLE_ISA is '{}', expected portable, avx2 or avx512", name));
+      fmt::format("NIBBLE_ISA is '{}', expected portable, avx2, avx512 or avx512vnni", name));
 }
 
 std::string_view isa_name(Isa isa) {
@@ -84,6 +84,8 @@ std::string_view isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512vnni";
   }
   return "unknown";
 }

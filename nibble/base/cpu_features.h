@@ -10,7 +10,10 @@
 namespace nibble {
 
 // Levels of instruction sets, each containing the one before. kAvx512 means F, BW, DQ and VL.
-enum class Isa { kPortable, kAvx2, kAvx512 };
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Vnni };
+
+// All of them, the lowest first.
+inline constexpr Isa kAllIsas[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni};
 
 // The highest level that the processor and the operating system (XCR0) both support.
 Isa detected_isa();
@@ -19,7 +22,7 @@ Isa detected_isa();
 // Errors: kInvalidArgument for an unknown name, kUnsupported for a level this machine lacks.
 Result<Isa> selected_isa();
 
-// "portable", "avx2", "avx512".
+// "portable", "avx2", "avx512", "avx512vnni".
 std::string_view isa_name(Isa isa);
 
 // Physical memory and what is free of it now, in bytes; a cgroup's limit counts where it is lower.

@@ -130,7 +130,10 @@ class Kernels {
   // Weight-only formats multiply the dequantized weight (spec nvfp4 section 2; FP8: e4m3 * scale)
   // by x as it is. With ActivationFormat::kNvfp4 x is first quantized to NVFP4 blocks with the
   // static input_scale: out = (input_scale * global_scale) * sum_k (a_code a_scale)(w_code
-  // w_scale); the reference adds exactly, in integers. Bound: normalised mean squared error 1e-10.
+  // w_scale); the reference adds exactly, in integers. Bound: normalised mean squared error 1e-10;
+  // 1e-8 for NVFP4 weights with unquantized activations, which a backend may round to 16-bit
+  // integers with a step of a power of two for each block of 16 (half a step is at most 2^-15 of
+  // the block's largest: 7e-10 on normal data; rounding to BF16, as GPUs do, gives 3e-6).
   virtual void linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) = 0;
 
   // x[t, i] += y[t, i]
@@ -165,7 +168,8 @@ class Kernels {
                              const MatrixView& out) = 0;
 
   // out = down(silu(gate x) * (up x)), silu(v) = v / (1 + exp(-v)). The product is an activation:
-  // where down_proj asks for NVFP4 activations it is quantized in turn. Bound: nmse 1e-9.
+  // where down_proj asks for NVFP4 activations it is quantized in turn. Bound: nmse 1e-9, 1.5e-8
+  // for NVFP4 weights.
   virtual void mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) = 0;
 
   // noaux_tc routing, per token (spec kernels section 1.4):
@@ -182,7 +186,7 @@ class Kernels {
 
   // out[t] = sum_j weights[t, j] * mlp(x[t], experts[expert_ids[t, j]]) + mlp(x[t], shared)
   // added in that order in binary32. Expert outputs are multiplied, not inputs. Experts of other
-  // ranks add nothing.
+  // ranks add nothing. Bound: nmse 1e-9, 1.5e-8 for NVFP4 weights.
   //
   //   experts     shape.local_experts() of them
   //   expert_ids  among all of the model's

@@ -40,6 +40,7 @@ class IsaVariable {
 TEST(Isa, LevelsContainTheOnesBefore) {
   EXPECT_LT(Isa::kPortable, Isa::kAvx2);
   EXPECT_LT(Isa::kAvx2, Isa::kAvx512);
+  EXPECT_LT(Isa::kAvx512, Isa::kAvx512Vnni);
 }
 
 // The kernel's own list of flags is the independent source.
@@ -57,7 +58,8 @@ TEST(DetectedIsa, AgreesWithTheFlagsThatTheKernelLists) {
   const bool avx2 = has("avx2") && has("fma");
   const bool avx512 =
       avx2 && has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl");
-  EXPECT_EQ(detected_isa(), avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kPortable);
+  const Isa widest = has("avx512_vnni") ? Isa::kAvx512Vnni : Isa::kAvx512;
+  EXPECT_EQ(detected_isa(), avx512 ? widest : avx2 ? Isa::kAvx2 : Isa::kPortable);
 }
 
 TEST(SelectedIsa, IsTheDetectedOneWithoutTheVariable) {
@@ -66,7 +68,7 @@ TEST(SelectedIsa, IsTheDetectedOneWithoutTheVariable) {
 }
 
 TEST(SelectedIsa, TakesEveryLevelThatTheMachineHasAndRefusesTheOthers) {
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kAllIsas) {
     const std::string name(isa_name(isa));
     SCOPED_TRACE(name);
     const IsaVariable variable(name.c_str());
@@ -87,7 +89,7 @@ TEST(SelectedIsa, NamesTheLevelsWhenTheNameIsUnknown) {
   ASSERT_FALSE(selected);
   EXPECT_EQ(selected.error().code, ErrorCode::kInvalidArgument);
   EXPECT_THAT(selected.error().message,
-              HasSubstr("NIBBLE_ISA is 'sse9', expected portable, avx2 or avx512"));
+              HasSubstr("NIBBLE_ISA is 'sse9', expected portable, avx2, avx512 or avx512vnni"));
 }
 
 // A copy of the files that the kernel shows, with numbers of our own.

@@ -7,7 +7,7 @@ namespace nibble {
 
 std::vector<TestBackend> cpu_backends(int threads) {
   std::vector<TestBackend> backends;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kAllIsas) {
     if (isa > detected_isa()) continue;
     KernelOptions options;
     options.isa = isa;

@@ -51,7 +51,8 @@ TEST(Mlp, EveryBackendAgreesWithTheReference) {
           TestMatrix nan(tokens, hidden);
           mlp_of(*kernels, nan, packed);  // leaves NaN in scratch
           const TestMatrix got = mlp_of(*kernels, x, packed);
-          EXPECT_LE(nmse(got.values(), want.values()), 1e-11);
+          EXPECT_LE(nmse(got.values(), want.values()),
+                    format == LinearFormat::kNvfp4 && name != "cuda" ? 1.5e-8 : 1e-11);
           EXPECT_TRUE(got.padding_intact());
         }
       }
@@ -95,7 +96,7 @@ TEST(Mlp, GateAndUpMayQuantizeTheirInputDifferently) {
   for (const auto& [name, kernels] : available_backends()) {
     SCOPED_TRACE(name);
     const PackedMlp packed = pack(*kernels);
-    EXPECT_LE(nmse(mlp_of(*kernels, x, packed).values(), want.values()), 1e-11);
+    EXPECT_LE(nmse(mlp_of(*kernels, x, packed).values(), want.values()), 1.5e-8);
   }
 }
 

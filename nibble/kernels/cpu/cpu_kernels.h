@@ -1,7 +1,8 @@
 // The cpu backend: all cores, vectors chosen at run time (panel_isa.h).
 //
-// Activations and accumulation are binary32. Weights are packed at load into panels of 16 rows and
-// stay quantized; they are dequantized in registers (few tokens) or slice by slice into a buffer
+// Activations and accumulation are binary32, but NVFP4 weights meet activations as 16-bit integers
+// with a step for each block of 16 (block_isa.h). Weights are packed at load into panels of 16 rows
+// and stay quantized; they are decoded in registers (few tokens) or slice by slice into a buffer
 // that fits the cache (many). Both ways add in the same order, so an output has the same bits in
 // any batch and with any number of threads; between instruction sets bits may differ.
 #pragma once
@@ -12,6 +13,7 @@
 
 #include "nibble/base/cpu_features.h"
 #include "nibble/base/thread_pool.h"
+#include "nibble/kernels/cpu/block_isa.h"
 #include "nibble/kernels/cpu/panel_isa.h"
 #include "nibble/kernels/cpu/panel_layout.h"
 #include "nibble/kernels/cpu/scratch.h"
@@ -35,7 +37,7 @@ class CpuKernels final : public Kernels {
   DType activation_dtype() const override { return DType::kF32; }
   Device& device() override { return *device_; }
 
-  std::string_view packed_layout() const override { return "cpu panels of 16 rows, 1"; }
+  std::string_view packed_layout() const override { return "cpu panels of 16 rows, 2"; }
   size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const override;
   // Errors, also of pack_mla_up: kCorrupt for an FP8 weight that is NaN, and for an NVFP4 block
   // scale that is negative or NaN; both with their place.
@@ -86,10 +88,17 @@ class CpuKernels final : public Kernels {
   };
 
   // c[t, p] = sum over all columns, for up to kGroupPanels panels; scales not yet applied.
-  //   a  sliced [slices, tokens, 128];  weights  kGroupFloats of scratch
+  //   a  [slices, tokens] rows in the matrix's row format;  weights  kGroupFloats of scratch
   void multiply_panels(const PanelMatrix& matrix, int64_t first_panel, int64_t panels,
                        const float* a, int64_t tokens, float* c, int64_t c_row, int64_t c_panel,
                        float* weights) const;
+
+  // Writes row `row` of `rows` from x [weight.cols] in the weight's row format: [slices, rows].
+  // What lies past cols in the last slice is not written.
+  void copy_to_slices(const float* x, const LinearWeight& weight, int64_t row, int64_t rows,
+                      float* slices) const;
+  // One slice of it, `count` <= 128 columns, to `out`; x may be `out` only for floats.
+  void copy_slice(const float* x, int64_t count, const LinearWeight& weight, float* out) const;
 
   // Performs runs_ on rows_ (one pointer for each row, in the order of the runs).
   void perform_runs();
@@ -111,6 +120,7 @@ class CpuKernels final : public Kernels {
   }
 
   const PanelIsa* isa_;
+  const BlockIsa* blocks_;
   int64_t moe_scratch_floats_;
   std::string name_;
   std::unique_ptr<Device> device_;

@@ -50,7 +50,7 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
   if (segments_.empty()) return;
 
   const MlaPanels panels(shape);
-  const PanelMatrix matrix = panel_matrix(weight.kv_b_proj);
+  const PanelMatrix matrix = panel_matrix(weight.kv_b_proj, RowFormat::kFloat);
   const float alpha = output_scale(weight.kv_b_proj);
   const int64_t latent_floats = slices_of(shape.kv_lora_rank) * kSliceCols * kContextBlock;
   const int64_t key_floats = slices_of(shape.qk_head_dim()) * kGroupFloats;

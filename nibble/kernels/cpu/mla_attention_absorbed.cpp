@@ -52,7 +52,7 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
                                         const MlaShape& shape, const KvCacheView& cache,
                                         int64_t tokens, const MatrixView& out) {
   const MlaPanels panels(shape);
-  const PanelMatrix up = panel_matrix(weight.kv_b_proj);
+  const PanelMatrix up = panel_matrix(weight.kv_b_proj, RowFormat::kFloat);
   const PanelMatrix trans = panel_matrix(weight.kv_b_k_trans);
   const int64_t heads = shape.num_heads;
   const int64_t latent = panels.latent * kPanelRows;    // kv_lora_rank, padded
@@ -91,7 +91,7 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
       for (int64_t i = 0; i < tokens; ++i) {
         const float* const row =
             q.row<float>(batch_rows_[static_cast<size_t>(i)]) + head * shape.qk_head_dim();
-        copy_to_slices(row, weight.kv_b_k_trans, i, tokens, slices);
+        copy_floats_to_slices(row, shape.qk_nope_head_dim, i, tokens, slices);
       }
       for (int64_t p = 0; p < panels.latent; p += kGroupPanels) {
         multiply_panels(trans, head * panels.latent + p,
@@ -192,7 +192,8 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
       float* const values = scratch.take(value_floats);
       const int64_t stride = panels.value * kPanelRows;
       for (int64_t i = 0; i < tokens; ++i) {
-        copy_to_slices(latents + (i * heads + head) * latent, weight.kv_b_proj, i, tokens, slices);
+        copy_floats_to_slices(latents + (i * heads + head) * latent, shape.kv_lora_rank, i, tokens,
+                              slices);
       }
       for (int64_t p = 0; p < panels.value; p += kGroupPanels) {
         multiply_panels(up, head * panels.head() + panels.nope + p,

@@ -68,13 +68,12 @@ void CpuKernels::perform_runs() {
       const float gate_scale = output_scale(weight.gate_proj);
       const float up_scale = output_scale(weight.up_proj);
       const int64_t cols = std::min(kGroupCols, intermediate - task.group * kGroupCols);
-      float* const product = run.product + task.group * run.tokens * kSliceCols;
+      const int64_t row_floats = row_slice_floats(row_format(weight.down_proj));
+      float* const product = run.product + task.group * run.tokens * row_floats;
       for (int64_t t = 0; t < run.tokens; ++t) {
-        float* const row = product + t * kSliceCols;
-        isa_->swiglu(gate + t * kGroupCols, gate_scale, up + t * kGroupCols, up_scale, cols, row);
-        if (weight.down_proj.activation == ActivationFormat::kNvfp4) {
-          quantize_activations(row, cols, weight.down_proj.input_scale, row);
-        }
+        float* const row = gate + t * kGroupCols;
+        isa_->swiglu(row, gate_scale, up + t * kGroupCols, up_scale, cols, row);
+        copy_slice(row, cols, weight.down_proj, product + t * row_floats);
       }
     }
   };

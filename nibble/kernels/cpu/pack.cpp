@@ -33,6 +33,15 @@ void transpose_panel(const T* const* rows, int64_t cols, T* out) {
   }
 }
 
+// E5M3: exponents are 8 higher than E4M3's, so that its subnormals m * 2^-9 are normal.
+constexpr uint8_t kScaleOne = (7 + 8) << 3;
+uint8_t e5m3_from_e4m3(uint8_t code) {
+  if (code >= 8) return static_cast<uint8_t>(code + (8 << 3));
+  const int exponent = code >= 4 ? 2 : code >= 2 ? 1 : 0;  // of the fraction m = 1 .. 7
+  const int fraction = (code << (3 - exponent)) & 7;
+  return static_cast<uint8_t>((exponent - 9 + 7 + 8) << 3 | fraction);
+}
+
 // One panel from 16 source rows; a negative row is padding.
 void pack_panel(const HostLinear& source, const int64_t* rows, uint8_t* out, float* scales) {
   const int64_t cols = source.cols;
@@ -69,13 +78,21 @@ void pack_panel(const HostLinear& source, const int64_t* rows, uint8_t* out, flo
       const uint8_t* block_scales[kPanelRows];
       pointers(static_cast<const uint8_t*>(source.data), cols / 2, codes);
       pointers(static_cast<const uint8_t*>(source.scales), cols / kNvfp4BlockSize, block_scales);
-      for (int64_t u = 0; u < cols / kNvfp4BlockSize; ++u, out += kNvfp4UnitBytes) {
+      const int64_t blocks = cols / kNvfp4BlockSize;
+      for (int64_t u = 0; u < blocks; ++u) {
+        const int64_t first = u / kNvfp4GroupBlocks * kNvfp4GroupBlocks;
+        const int64_t in_group = std::min<int64_t>(kNvfp4GroupBlocks, blocks - first);
+        uint8_t* const group = out + first * kNvfp4UnitBytes;
+        uint8_t* const unit = group + 128 * (u - first);
+        uint8_t* const group_scales = group + 128 * in_group + 16 * (u - first);
         for (int r = 0; r < kPanelRows; ++r) {
           uint32_t halves[2] = {};
-          if (codes[r] != nullptr) std::memcpy(halves, codes[r] + 8 * u, sizeof(halves));
-          std::memcpy(out + 4 * r, &halves[0], 4);
-          std::memcpy(out + 64 + 4 * r, &halves[1], 4);
-          out[128 + r] = block_scales[r] == nullptr ? uint8_t{0} : block_scales[r][u];
+          // A scale of 0 becomes codes of 0 with scale 1.
+          const uint8_t scale = block_scales[r] == nullptr ? uint8_t{0} : block_scales[r][u];
+          if (scale != 0) std::memcpy(halves, codes[r] + 8 * u, sizeof(halves));
+          std::memcpy(unit + 4 * r, &halves[0], 4);
+          std::memcpy(unit + 64 + 4 * r, &halves[1], 4);
+          group_scales[r] = scale == 0 ? kScaleOne : e5m3_from_e4m3(scale);
         }
       }
       return;

@@ -21,16 +21,25 @@ inline constexpr int kPanelRows = 16;   // outputs that share a panel: one AVX-5
 inline constexpr int kSliceCols = 128;  // columns of a slice: FP8's block, and 8 of NVFP4's
 inline constexpr int kGroupPanels = 8;  // panels of a task; 8 * 16 outputs are the next slice
 inline constexpr int kNvfp4UnitBytes = 144;
+inline constexpr int kNvfp4GroupBlocks = 4;
 
 // How a panel stores its weights, k rising:
 enum class PanelFormat : int32_t {
   kF32,    // float [cols, 16]
   kBf16,   // uint16 [cols, 16]
   kFp8,    // finite E4M3 [cols, 16]; scales float [panels, ceil(cols / 128)]
-  kNvfp4,  // units of 144 bytes for 16 columns: bytes 64 h + 4 r .. + 3 are the checkpoint's own
-           // four of row r and columns 8 h .. 8 h + 7, the even column in bits 0-3; then 16 E4M3
-           // scales, one for each row
+  kNvfp4,  // blocks of 16 columns, 144 bytes each, four by four: first their codes, then their
+           // scales, so that every vector of a whole group is aligned. Codes are 128 bytes: bytes
+           // 64 h
+           // + 4 r .. + 3 are the checkpoint's own four of row r and columns 8 h .. 8 h + 7, the
+           // even column in bits 0-3. Scales are 16 bytes, one for each row: E4M3 rewritten as
+           // unsigned E5M3, which needs no subnormals (they cost the processor ten cycles each):
+           // the byte << 20, plus 112 << 23, is the binary32. A block with scale 0 has codes of 0
+           // and scale 1.
 };
+
+// How rows of activations enter a product: as floats in slices, or as the records of block_isa.h.
+enum class RowFormat : int32_t { kFloat, kInt16, kInt8 };
 
 // A packed matrix. Rows are padded to whole panels with zeros.
 struct PanelMatrix {
@@ -40,6 +49,7 @@ struct PanelMatrix {
   int64_t panel_bytes;   // from one panel to the next
   int64_t panel_scales;  // ceil(cols / 128)
   PanelFormat format;
+  RowFormat rows;  // kFloat unless NVFP4
 };
 
 struct PanelIsa {

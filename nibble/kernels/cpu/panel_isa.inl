@@ -3,13 +3,8 @@
 //
 // multiply is bound by FMAs: a tile of NIBBLE_TILE_TOKENS x kTilePanels accumulators stays in
 // registers, its slice of weights (32 KB) in L1. multiply_fused is bound by memory for one token:
-// several panels are walked at once, because one sequential stream does not reach the memory's rate
-// and one chain of FMAs would wait for its own latency; from a few tokens on it too is bound by
-// FMAs.
-//
-// Reached by one thread of a Zen 5 EPYC with AVX-512 on NVFP4, 7168 -> 2048, November 2026, beside
-// other work (bench/kernels/linear_bench.cpp): 45 % of the read bandwidth for 1 token, 75 % of the
-// FMA peak for 8, 73 % for 64.
+// a few panels are walked at once, because one chain of FMAs would wait for its own latency; from a
+// few tokens on it too is bound by FMAs. docs/performance-cpu.md has what was reached.
 
 namespace nibble {
 namespace {
@@ -122,11 +117,11 @@ void dequantize(const PanelMatrix* matrix, int64_t first_panel, int64_t panels, 
         break;
       }
       case PanelFormat::kNvfp4: {
-        const uint8_t* unit = data + first_col / 16 * kNvfp4UnitBytes;
-        for (int k = 0; k < depth; k += 16, unit += kNvfp4UnitBytes) {
-          const V16 scale = v_load_scale(unit + 128);
+        for (int k = 0; k < depth; k += 16) {
+          const Nvfp4Unit unit = nvfp4_unit(data, matrix->cols / 16, (first_col + k) / 16);
+          const V16 scale = v_load_scale(unit.scales);
           for (int half = 0; half < 2; ++half) {
-            Codes codes = v_load_codes(unit + 64 * half);
+            Codes codes = v_load_codes(unit.codes + 64 * half);
             NIBBLE_UNROLL for (int i = 0; i < 8; ++i) {
               v_store(out + (k + 8 * half + i) * kPanelRows, v_next_column(&codes, scale));
             }
@@ -139,7 +134,7 @@ void dequantize(const PanelMatrix* matrix, int64_t first_panel, int64_t panels, 
 }
 
 // How far ahead of its use a panel's data is asked for.
-constexpr int kPrefetchBytes = 1024;
+constexpr int kPrefetchBytes = 4096;
 
 template <int kTokens, int kPanels, PanelFormat kFormat>
 void multiply_fused_tile(const PanelMatrix* matrix, int64_t first_panel, const float* a, float* c,
@@ -155,19 +150,19 @@ void multiply_fused_tile(const PanelMatrix* matrix, int64_t first_panel, const f
     const float* const x = a + slice * kTokens * kSliceCols;
     const int depth = left < kSliceCols ? static_cast<int>(left) : kSliceCols;
     if constexpr (kFormat == PanelFormat::kNvfp4) {
-      const uint8_t* unit = data + slice * (kSliceCols / 16) * kNvfp4UnitBytes;
-      for (int k = 0; k < depth; k += 16, unit += kNvfp4UnitBytes) {
+      for (int k = 0; k < depth; k += 16) {
+        const Nvfp4Unit unit =
+            nvfp4_unit(data, matrix->cols / 16, slice * (kSliceCols / 16) + k / 16);
         V16 scale[kPanels];
         NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-          const uint8_t* const u = unit + p * panel_bytes;
-          __builtin_prefetch(u + kPrefetchBytes);
-          __builtin_prefetch(u + kPrefetchBytes + 64);
-          scale[p] = v_load_scale(u + 128);
+          __builtin_prefetch(unit.codes + p * panel_bytes + kPrefetchBytes);
+          __builtin_prefetch(unit.codes + p * panel_bytes + kPrefetchBytes + 64);
+          scale[p] = v_load_scale(unit.scales + p * panel_bytes);
         }
         for (int half = 0; half < 2; ++half) {
           Codes codes[kPanels];
           NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
-            codes[p] = v_load_codes(unit + p * panel_bytes + 64 * half);
+            codes[p] = v_load_codes(unit.codes + p * panel_bytes + 64 * half);
           }
           NIBBLE_UNROLL for (int i = 0; i < 8; ++i) {
             V16 xk[kTokens];
@@ -223,7 +218,7 @@ void multiply_fused_tile(const PanelMatrix* matrix, int64_t first_panel, const f
 template <int kTokens, PanelFormat kFormat>
 void multiply_fused_panels(const PanelMatrix* matrix, int64_t first_panel, int64_t panels,
                            const float* a, float* c, int64_t c_row, int64_t c_panel) {
-  constexpr int kWide = fused_panels(kTokens);
+  constexpr int kWide = fused_panels(kTokens, kFormat);
   int64_t p = 0;
   for (; p + kWide <= panels; p += kWide) {
     multiply_fused_tile<kTokens, kWide, kFormat>(matrix, first_panel + p, a, c + p * c_panel, c_row,

@@ -1,6 +1,7 @@
 #include "nibble/kernels/cpu/panel_layout.h"
 
 #include "nibble/base/check.h"
+#include "nibble/kernels/cpu/block_isa.h"
 
 namespace nibble {
 
@@ -41,13 +42,31 @@ PackedSize packed_size(LinearFormat format, int64_t panels, int64_t cols) {
   return {offset, offset + scales};
 }
 
-PanelMatrix panel_matrix(const LinearWeight& weight) {
+RowFormat row_format(const LinearWeight& weight) {
+  if (weight.format != LinearFormat::kNvfp4) return RowFormat::kFloat;
+  return weight.activation == ActivationFormat::kUnquantized ? RowFormat::kInt16 : RowFormat::kInt8;
+}
+
+int64_t row_slice_floats(RowFormat rows) {
+  switch (rows) {
+    case RowFormat::kFloat:
+      return kSliceCols;
+    case RowFormat::kInt16:
+      return kInt16RecordBytes / 4;
+    case RowFormat::kInt8:
+      return kInt8RecordBytes / 4;
+  }
+  return kSliceCols;
+}
+
+PanelMatrix panel_matrix(const LinearWeight& weight, RowFormat rows) {
   return {static_cast<const uint8_t*>(weight.data),
           static_cast<const float*>(weight.scales),
           weight.cols,
           panel_bytes(weight.format, weight.cols),
           slices_of(weight.cols),
-          panel_format(weight.format)};
+          panel_format(weight.format),
+          rows};
 }
 
 }  // namespace nibble

@@ -29,8 +29,19 @@ struct PackedSize {
 };
 PackedSize packed_size(LinearFormat format, int64_t panels, int64_t cols);
 
-// A weight that CpuKernels::pack made, as the inner loops see it.
-PanelMatrix panel_matrix(const LinearWeight& weight);
+// How rows meet a weight: NVFP4 takes whole numbers, of 16 bits, or of 8 where activations are
+// quantized; the other formats take floats.
+RowFormat row_format(const LinearWeight& weight);
+
+// A weight that CpuKernels::pack made, as the inner loops see it; `rows` is row_format(weight) or
+// kFloat, which every weight takes.
+PanelMatrix panel_matrix(const LinearWeight& weight, RowFormat rows);
+inline PanelMatrix panel_matrix(const LinearWeight& weight) {
+  return panel_matrix(weight, row_format(weight));
+}
+
+// What one row takes of one slice, in floats; at most kSliceCols.
+int64_t row_slice_floats(RowFormat rows);
 
 // How MLA's kv_b_proj is laid out: for each head its rows of W_UK, padded to whole panels, then
 // those of W_UV. kv_b_k_trans is W_UK^T: for each head kv_lora_rank rows, padded, of

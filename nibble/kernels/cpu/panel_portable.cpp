@@ -3,6 +3,8 @@
 #define NIBBLE_FUSED_TOKENS 2  // up to so many take multiply_fused
 #include "nibble/kernels/cpu/panel_isa.h"
 // After the declarations, in this order.
+#include "nibble/kernels/cpu/nvfp4_units.inl"
+//
 #include "nibble/kernels/cpu/simd_portable.inl"
 //
 #include "nibble/kernels/cpu/panel_isa.inl"

@@ -12,7 +12,7 @@ struct V16 {
 constexpr int kRowTile = 2;    // query rows of a tile of score_entries and add_entries
 constexpr int kEntryTile = 2;  // entries, or columns / 16
 constexpr int kTilePanels = 1;  // times 6 tokens: 12 accumulators of 16 registers
-constexpr int fused_panels(int tokens) { return tokens == 1 ? 4 : tokens == 2 ? 2 : 1; }
+constexpr int fused_panels(int tokens, PanelFormat) { return tokens <= 2 ? 2 : 1; }
 
 inline V16 v_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void v_store(float* p, V16 v) {
@@ -75,13 +75,15 @@ inline __m256 half_e4m3_nan(const uint8_t* p) {
 }
 inline V16 v_load_e4m3(const uint8_t* p) { return {half_e4m3_nan(p), half_e4m3_nan(p + 8)}; }
 
-// NVFP4's block scales: never negative, never NaN.
-inline __m256 half_scale(const uint8_t* p) {
+// NVFP4's block scales as a panel keeps them, times 2^power.
+inline __m256 half_scale(const uint8_t* p, int power) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 20);
-  return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
+  return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32((112 + power) << 23)));
 }
-inline V16 v_load_scale(const uint8_t* p) { return {half_scale(p), half_scale(p + 8)}; }
+inline V16 v_load_scale(const uint8_t* p, int power = 0) {
+  return {half_scale(p, power), half_scale(p + 8, power)};
+}
 
 // Eight columns of 16 rows of NVFP4 codes: a lane is a row, its nibbles from the lowest up the
 // columns.

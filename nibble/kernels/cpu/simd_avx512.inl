@@ -9,7 +9,11 @@ using V16 = __m512;
 constexpr int kRowTile = 4;    // query rows of a tile of score_entries and add_entries
 constexpr int kEntryTile = 4;  // entries, or columns / 16
 constexpr int kTilePanels = 4;  // times 6 tokens: 24 accumulators of 32 registers
-constexpr int fused_panels(int tokens) { return tokens == 1 ? 8 : tokens <= 4 ? 4 : 2; }
+// As few streams as keep the units busy: memory gives its full rate to two sequential streams, two
+// thirds of it to four or eight.
+constexpr int fused_panels(int tokens, PanelFormat format) {
+  return tokens <= 4 && (format == PanelFormat::kFp8 || format == PanelFormat::kNvfp4) ? 4 : 2;
+}
 
 inline V16 v_load(const float* p) { return _mm512_loadu_ps(p); }
 inline void v_store(float* p, V16 v) { _mm512_storeu_ps(p, v); }
@@ -60,11 +64,11 @@ inline V16 v_load_e4m3(const uint8_t* p) {
   return _mm512_mask_blend_ps(nan, v_load_e4m3_finite(p), _mm512_set1_ps(__builtin_nanf("")));
 }
 
-// NVFP4's block scales: never negative, never NaN.
-inline V16 v_load_scale(const uint8_t* p) {
+// NVFP4's block scales as a panel keeps them, times 2^power.
+inline V16 v_load_scale(const uint8_t* p, int power = 0) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 20);
-  return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f));
+  return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32((112 + power) << 23)));
 }
 
 // Eight columns of 16 rows of NVFP4 codes: a lane is a row, its nibbles from the lowest up the

@@ -16,7 +16,7 @@ struct V16 {
 constexpr int kRowTile = 1;    // query rows of a tile of score_entries and add_entries
 constexpr int kEntryTile = 1;  // entries, or columns / 16
 constexpr int kTilePanels = 1;
-constexpr int fused_panels(int) { return 1; }
+constexpr int fused_panels(int, PanelFormat) { return 1; }
 
 template <typename F>
 inline V16 v_make(F f) {
@@ -67,7 +67,7 @@ inline V16 v_exp2i(const V16& n) {
     // NaN may not be converted to an integer.
     const int32_t e = n.v[i] >= -126 && n.v[i] <= 127 ? static_cast<int32_t>(n.v[i]) : 0;
     const uint32_t bits = static_cast<uint32_t>(e + 127) << 23;
-    float value;
+    float value = 0;
     std::memcpy(&value, &bits, sizeof(value));
     return value;
   });
@@ -85,7 +85,7 @@ inline float v_sum(const V16& v) {
 inline V16 v_load_bf16(const uint16_t* p) {
   return v_make([&](int i) {
     const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
-    float value;
+    float value = 0;
     std::memcpy(&value, &bits, sizeof(value));
     return value;
   });
@@ -94,7 +94,16 @@ inline V16 v_load_e4m3(const uint8_t* p) {
   return v_make([&](int i) { return kE4m3Values[p[i]]; });
 }
 inline V16 v_load_e4m3_finite(const uint8_t* p) { return v_load_e4m3(p); }
-inline V16 v_load_scale(const uint8_t* p) { return v_load_e4m3(p); }
+// NVFP4's block scales as a panel keeps them, times 2^power.
+inline V16 v_load_scale(const uint8_t* p, int power = 0) {
+  return v_make([&](int i) {
+    const uint32_t bits =
+        (static_cast<uint32_t>(p[i]) << 20) + (static_cast<uint32_t>(112 + power) << 23);
+    float value = 0;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  });
+}
 
 // Eight columns of 16 rows of NVFP4 codes: a word is a row, its nibbles from the lowest up the
 // columns.

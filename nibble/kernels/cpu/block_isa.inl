@@ -1,0 +1,340 @@
+// The block products, written once over V16, Codes and Lanes (simd_*.inl, block_simd_*.inl) and
+// built once for each instruction set, with internal linkage as in panel_isa.inl.
+//
+// multiply_fused reads each panel from one end to the other: on the machines measured, memory gives
+// its full rate to one sequential stream and two thirds of it to four. Accumulators of neighbouring
+// blocks are independent, so one panel is enough to keep the units busy. multiply keeps a tile of
+// NIBBLE_BLOCK_TOKENS x kBlockPanels sums in registers and is bound by the products: of a block's
+// instructions on the two multiplying ports, 8 of 9 are products (16 bit), 4 of 6 (8 bit).
+
+namespace nibble {
+namespace {
+
+#ifndef NIBBLE_UNROLL
+#define NIBBLE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+// How far ahead of its use a panel's data is asked for.
+constexpr int kBlockPrefetchBytes = 4096;
+
+template <RowFormat kRows>
+struct Record;
+
+template <>
+struct Record<RowFormat::kInt16> {
+  static constexpr int kBytes = kInt16RecordBytes;
+  static constexpr int kExpandedBytes = kInt16ExpandedBytes;
+  static constexpr int kSteps = 8;                    // vectors of weights in a block
+  static constexpr int kScalePower = -1 - kPairBits;  // codes enter doubled, times 2^kPairBits
+  static Lanes weights(const Codes* codes, int step) { return v_pairs(codes[step / 4], step % 4); }
+  static Lanes start(const uint8_t* record, int block, Lanes w) {
+    return v_pair_start(w, record + 32 * block);
+  }
+  static Lanes add(Lanes sum, const uint8_t* record, int block, int step, Lanes w) {
+    return v_pair_add(sum, w, record + 32 * block + 4 * step);
+  }
+  static V16 scale(V16 weight_scale, const uint8_t* record, int block) {
+    return v_add_step(weight_scale, record + kInt16StepOffset + 4 * block);
+  }
+  static V16 first(V16 sum, const uint8_t* record) {
+    return v_add(sum, v_set(*reinterpret_cast<const float*>(record + kInt16PoisonOffset)));
+  }
+};
+
+template <>
+struct Record<RowFormat::kInt8> {
+  static constexpr int kBytes = kInt8RecordBytes;
+  static constexpr int kExpandedBytes = kInt8ExpandedBytes;
+  static constexpr int kSteps = 4;
+  static constexpr int kScalePower = -1;
+  static Lanes weights(const Codes* codes, int step) { return v_bytes(codes[step / 2], step % 2); }
+  static Lanes start(const uint8_t* record, int block, Lanes w) {
+    return v_byte_add(v_lanes(record + kInt8BiasOffset + 4 * block), w, record + 16 * block);
+  }
+  static Lanes add(Lanes sum, const uint8_t* record, int block, int step, Lanes w) {
+    return v_byte_add(sum, w, record + 16 * block + 4 * step);
+  }
+  static V16 scale(V16 weight_scale, const uint8_t* record, int block) {
+    return v_mul(weight_scale,
+                 v_set(*reinterpret_cast<const float*>(record + kInt8ScaleOffset + 4 * block)));
+  }
+  static V16 first(V16 sum, const uint8_t*) { return sum; }
+};
+
+template <RowFormat kRows>
+void block_expand(const PanelMatrix* matrix, int64_t first_panel, int64_t panels, int64_t slice,
+                  void* out) {
+  using R = Record<kRows>;
+  const int64_t left = (matrix->cols - slice * kSliceCols) / 16;
+  const int blocks = left < 8 ? static_cast<int>(left) : 8;
+  auto* expanded = static_cast<uint8_t*>(out);
+  for (int64_t p = first_panel; p < first_panel + panels; ++p, expanded += R::kExpandedBytes) {
+    const uint8_t* const panel = matrix->data + p * matrix->panel_bytes;
+    uint8_t* weights = expanded;
+    auto* scales = reinterpret_cast<float*>(expanded + R::kExpandedBytes - kExpandedScaleBytes);
+    for (int b = 0; b < blocks; ++b) {
+      const Nvfp4Unit unit = nvfp4_unit(panel, matrix->cols / 16, 8 * slice + b);
+      // The panel's next slice, which is wanted when this one's products are done.
+      const uint8_t* const next = panel + ((slice + 1) * 8 + b) * kNvfp4UnitBytes;
+      __builtin_prefetch(next);
+      __builtin_prefetch(next + 64);
+      __builtin_prefetch(next + 128);
+      const Codes codes[2] = {v_load_codes(unit.codes), v_load_codes(unit.codes + 64)};
+      NIBBLE_UNROLL for (int s = 0; s < R::kSteps; ++s) {
+        v_store_lanes(weights + 64 * s, R::weights(codes, s));
+      }
+      weights += 64 * R::kSteps;
+      v_store(scales + 16 * b, v_load_scale(unit.scales, R::kScalePower));
+    }
+  }
+}
+
+template <RowFormat kRows, int kTokens, int kPanels>
+void block_tile(const uint8_t* a, const uint8_t* b, int blocks, float* c, int64_t c_row,
+                int64_t c_panel, bool accumulate) {
+  using R = Record<kRows>;
+  V16 sum[kTokens][kPanels];
+  NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+      sum[t][p] =
+          R::first(accumulate ? v_load(c + t * c_row + p * c_panel) : v_zero(), a + t * R::kBytes);
+    }
+  }
+  const uint8_t* weights = b;
+  const uint8_t* scales = b + R::kExpandedBytes - kExpandedScaleBytes;
+  for (int block = 0; block < blocks; ++block) {
+    Lanes dot[kTokens][kPanels];
+    NIBBLE_UNROLL for (int s = 0; s < R::kSteps; ++s) {
+      Lanes w[kPanels];
+      NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+        w[p] = v_load_lanes(weights + p * R::kExpandedBytes + 64 * s);
+      }
+      NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+        NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+          dot[t][p] = s == 0 ? R::start(a + t * R::kBytes, block, w[p])
+                             : R::add(dot[t][p], a + t * R::kBytes, block, s, w[p]);
+        }
+      }
+    }
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) {
+      const V16 scale = v_load(reinterpret_cast<const float*>(scales + p * R::kExpandedBytes));
+      NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+        sum[t][p] =
+            v_fma(v_to_float(dot[t][p]), R::scale(scale, a + t * R::kBytes, block), sum[t][p]);
+      }
+    }
+    weights += 64 * R::kSteps;
+    scales += 64;
+  }
+  NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+    NIBBLE_UNROLL for (int p = 0; p < kPanels; ++p) v_store(c + t * c_row + p * c_panel, sum[t][p]);
+  }
+}
+
+template <RowFormat kRows, int kPanels>
+void block_tokens(const uint8_t* a, int64_t tokens, const uint8_t* b, int blocks, float* c,
+                  int64_t c_row, int64_t c_panel, bool accumulate) {
+  // Tiles of nearly equal height: 8 tokens are 4 + 4, not 6 + 2.
+  int64_t tiles = (tokens + NIBBLE_BLOCK_TOKENS - 1) / NIBBLE_BLOCK_TOKENS;
+  while (tokens > 0) {
+    const int64_t height = (tokens + tiles - 1) / tiles;
+    switch (height) {
+      case 1:
+        block_tile<kRows, 1, kPanels>(a, b, blocks, c, c_row, c_panel, accumulate);
+        break;
+      case 2:
+        block_tile<kRows, 2, kPanels>(a, b, blocks, c, c_row, c_panel, accumulate);
+        break;
+#if NIBBLE_BLOCK_TOKENS >= 6
+      case 3:
+        block_tile<kRows, 3, kPanels>(a, b, blocks, c, c_row, c_panel, accumulate);
+        break;
+      case 4:
+        block_tile<kRows, 4, kPanels>(a, b, blocks, c, c_row, c_panel, accumulate);
+        break;
+      case 5:
+        block_tile<kRows, 5, kPanels>(a, b, blocks, c, c_row, c_panel, accumulate);
+        break;
+      default:
+        block_tile<kRows, 6, kPanels>(a, b, blocks, c, c_row, c_panel, accumulate);
+        break;
+#else
+      default:
+        break;  // NIBBLE_BLOCK_TOKENS is 2
+#endif
+    }
+    a += height * Record<kRows>::kBytes;
+    c += height * c_row;
+    tokens -= height;
+    --tiles;
+  }
+}
+
+template <RowFormat kRows>
+void block_multiply(const void* a, int64_t tokens, const void* b, int64_t panels, int blocks,
+                    float* c, int64_t c_row, int64_t c_panel, bool accumulate) {
+  const auto* const rows = static_cast<const uint8_t*>(a);
+  const auto* const expanded = static_cast<const uint8_t*>(b);
+  constexpr int kBytes = Record<kRows>::kExpandedBytes;
+  int64_t p = 0;
+  for (; p + kBlockPanels <= panels; p += kBlockPanels) {
+    block_tokens<kRows, kBlockPanels>(rows, tokens, expanded + p * kBytes, blocks, c + p * c_panel,
+                                      c_row, c_panel, accumulate);
+  }
+  for (; p < panels; ++p) {
+    block_tokens<kRows, 1>(rows, tokens, expanded + p * kBytes, blocks, c + p * c_panel, c_row,
+                           c_panel, accumulate);
+  }
+}
+
+// One block of a panel against kTokens rows.
+template <RowFormat kRows, int kTokens>
+inline __attribute__((always_inline)) void block_step(Nvfp4Unit unit, const uint8_t* rows,
+                                                      int block, V16* sum) {
+  using R = Record<kRows>;
+  const Codes codes[2] = {v_load_codes(unit.codes), v_load_codes(unit.codes + 64)};
+  Lanes dot[kTokens];
+  NIBBLE_UNROLL for (int s = 0; s < R::kSteps; ++s) {
+    const Lanes w = R::weights(codes, s);
+    NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+      dot[t] = s == 0 ? R::start(rows + t * R::kBytes, block, w)
+                      : R::add(dot[t], rows + t * R::kBytes, block, s, w);
+    }
+  }
+  const V16 scale = v_load_scale(unit.scales, R::kScalePower);
+  NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+    sum[t] = v_fma(v_to_float(dot[t]), R::scale(scale, rows + t * R::kBytes, block), sum[t]);
+  }
+}
+
+template <RowFormat kRows, int kTokens>
+void block_fused_panels(const PanelMatrix* matrix, int64_t first_panel, int64_t panels,
+                        const uint8_t* a, float* c, int64_t c_row, int64_t c_panel) {
+  using R = Record<kRows>;
+  constexpr int kGroupBytes = kNvfp4GroupBlocks * kNvfp4UnitBytes;
+  for (int64_t p = 0; p < panels; ++p) {
+    const uint8_t* const panel = matrix->data + (first_panel + p) * matrix->panel_bytes;
+    const uint8_t* group = panel;
+    V16 sum[kTokens];
+    NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) sum[t] = v_zero();
+    const uint8_t* rows = a;
+    int64_t left = matrix->cols;
+    for (; left > 0; left -= kSliceCols, rows += kTokens * R::kBytes) {
+      NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+        sum[t] = R::first(sum[t], rows + t * R::kBytes);
+      }
+      if (left < kSliceCols) break;
+      for (int half = 0; half < 2; ++half, group += kGroupBytes) {
+        NIBBLE_UNROLL for (int i = 0; i < kGroupBytes; i += 64) {
+          __builtin_prefetch(group + kBlockPrefetchBytes + i);
+        }
+        NIBBLE_UNROLL for (int i = 0; i < kNvfp4GroupBlocks; ++i) {
+          block_step<kRows, kTokens>({group + 128 * i, group + 128 * kNvfp4GroupBlocks + 16 * i},
+                                     rows, kNvfp4GroupBlocks * half + i, sum);
+        }
+      }
+    }
+    const int64_t blocks = matrix->cols / 16;
+    for (int64_t b = blocks / 8 * 8; b < blocks; ++b) {
+      block_step<kRows, kTokens>(nvfp4_unit(panel, blocks, b), rows, static_cast<int>(b % 8), sum);
+    }
+    NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) v_store(c + t * c_row + p * c_panel, sum[t]);
+  }
+}
+
+template <RowFormat kRows>
+void block_fused(const PanelMatrix* matrix, int64_t first_panel, int64_t panels, const void* a,
+                 int64_t tokens, float* c, int64_t c_row, int64_t c_panel) {
+  const auto* const rows = static_cast<const uint8_t*>(a);
+  switch (tokens) {
+    case 1:
+      return block_fused_panels<kRows, 1>(matrix, first_panel, panels, rows, c, c_row, c_panel);
+    case 2:
+      return block_fused_panels<kRows, 2>(matrix, first_panel, panels, rows, c, c_row, c_panel);
+#if NIBBLE_BLOCK_FUSED_TOKENS >= 8
+    case 3:
+      return block_fused_panels<kRows, 3>(matrix, first_panel, panels, rows, c, c_row, c_panel);
+    case 4:
+      return block_fused_panels<kRows, 4>(matrix, first_panel, panels, rows, c, c_row, c_panel);
+    case 5:
+      return block_fused_panels<kRows, 5>(matrix, first_panel, panels, rows, c, c_row, c_panel);
+    case 6:
+      return block_fused_panels<kRows, 6>(matrix, first_panel, panels, rows, c, c_row, c_panel);
+    case 7:
+      return block_fused_panels<kRows, 7>(matrix, first_panel, panels, rows, c, c_row, c_panel);
+    case 8:
+      return block_fused_panels<kRows, 8>(matrix, first_panel, panels, rows, c, c_row, c_panel);
+#endif
+    default:
+      __builtin_trap();  // the caller asks for 1 .. fused_tokens
+  }
+}
+
+inline uint32_t float_bits(float x) {
+  uint32_t bits = 0;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float bits_float(uint32_t bits) {
+  float x = 0;
+  __builtin_memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// Plain loops that the compiler makes vectors of.
+void quantize_int16(const float* x, int64_t count, void* record) {
+  auto* const values = static_cast<int16_t*>(record);
+  auto* const steps = reinterpret_cast<int32_t*>(static_cast<uint8_t*>(record) + kInt16StepOffset);
+  uint32_t largest = 0;
+  for (int64_t block = 0; block < count / 16; ++block) {
+    const float* const in = x + 16 * block;
+    uint32_t bits[16];
+    __builtin_memcpy(bits, in, sizeof(bits));
+    uint32_t amax = 0;
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t magnitude = bits[i] & 0x7fffffffu;
+      amax = magnitude > amax ? magnitude : amax;
+    }
+    largest = amax > largest ? amax : largest;
+    // Exponents below 40 would leave binary32 when they meet the smallest block scale: what is
+    // smaller than 2^-87 is as good as 0. 255 is poison anyway.
+    uint32_t exponent = amax >> 23;
+    exponent = exponent < 40 ? 40 : exponent > 254 ? 254 : exponent;
+    // amax / 2^e lies in 2^14 .. 2^15 for e = exponent - 127 - 14.
+    steps[block] = static_cast<int32_t>((exponent - 141) << 23);
+    const float inverse = bits_float((268 - exponent) << 23);
+    int32_t rounded[16];
+    for (int i = 0; i < 16; ++i) {
+      float v = in[i] * inverse;
+      v = v < 32767.0f ? v : 32767.0f;  // 32767.5 and above, and NaN
+      // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+      const float shifted = v + 12582912.0f;
+      int32_t shifted_bits = 0;
+      __builtin_memcpy(&shifted_bits, &shifted, sizeof(shifted_bits));
+      rounded[i] = shifted_bits;
+    }
+    int16_t* const out = values + 16 * block;
+    for (int i = 0; i < 4; ++i) {
+      out[2 * i] = static_cast<int16_t>(rounded[i]);
+      out[2 * i + 1] = static_cast<int16_t>(rounded[i + 4]);
+      out[2 * i + 8] = static_cast<int16_t>(rounded[i + 8]);
+      out[2 * i + 9] = static_cast<int16_t>(rounded[i + 12]);
+    }
+  }
+  const float poison = largest >= 0x7f800000u ? __builtin_nanf("") : 0.0f;
+  __builtin_memcpy(static_cast<uint8_t*>(record) + kInt16PoisonOffset, &poison, sizeof(poison));
+}
+
+}  // namespace
+}  // namespace nibble
+
+#define NIBBLE_BLOCK_PRODUCTS(rows)                                                      \
+  {                                                                                      \
+    NIBBLE_BLOCK_FUSED_TOKENS, nibble::block_expand<rows>, nibble::block_multiply<rows>, \
+        nibble::block_fused<rows>                                                        \
+  }
+#define NIBBLE_BLOCK_ISA_TABLE                                                  \
+  {                                                                             \
+    NIBBLE_BLOCK_PRODUCTS(nibble::RowFormat::kInt16),                           \
+        NIBBLE_BLOCK_PRODUCTS(nibble::RowFormat::kInt8), nibble::quantize_int16 \
+  }
