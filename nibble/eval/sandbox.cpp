@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <sstream>
 #include <vector>
 
 #include "nibble/base/error.h"
@@ -28,6 +29,8 @@ constexpr int kProgramFd = 9;
 constexpr int kFilterFd = 10;
 constexpr const char* kPython = "/usr/bin/python3";
 constexpr const char* kDataPath = "/data/file";
+constexpr int64_t kSharedMemoryBytes = int64_t{16} << 20;  // of /dev/shm, for locks
+constexpr double kMemoryPause = 0.1;                       // seconds between two looks at it
 
 // Sets the limits that have to be set inside (the count of processes is that of the namespace), and
 // runs the program as __main__.
@@ -123,6 +126,10 @@ std::vector<std::string> arguments(const SandboxLimits& limits) {
                                   "--dev",
                                   "/dev",
                                   "--size",
+                                  std::to_string(kSharedMemoryBytes),
+                                  "--tmpfs",
+                                  "/dev/shm",
+                                  "--size",
                                   std::to_string(limits.file_bytes),
                                   "--tmpfs",
                                   "/tmp",
@@ -156,8 +163,34 @@ std::vector<std::string> arguments(const SandboxLimits& limits) {
     all.insert(all.end(),
                {"--ro-bind", limits.data_file, kDataPath, "--setenv", "NIBBLE_DATA", kDataPath});
   }
+  // Both are file systems in memory, which would grow until the machine has none left.
+  all.insert(all.end(), {"--remount-ro", "/dev", "--remount-ro", "/"});
   all.insert(all.end(), {kPython, "-B", "-c", fmt::format(kLauncher, limits.processes)});
   return all;
+}
+
+std::string read_small(const std::string& path) {
+  std::string text(4096, '\0');
+  const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const ssize_t size = file.get() < 0 ? 0 : ::read(file.get(), text.data(), text.size());
+  text.resize(size > 0 ? static_cast<size_t>(size) : 0);
+  return text;
+}
+
+// Bytes of memory of their own that a process and its descendants have. The limit on the address
+// space is that of one process, and there may be many.
+int64_t resident_bytes(pid_t pid, int depth = 0) {
+  constexpr int kMaxDepth = 100;
+  const std::string folder = fmt::format("/proc/{}", pid);
+  std::istringstream pages(read_small(folder + "/statm"));
+  int64_t size = 0, resident = 0, shared = 0;
+  pages >> size >> resident >> shared;
+  int64_t bytes = (resident - shared) * ::sysconf(_SC_PAGESIZE);
+  std::istringstream children(read_small(fmt::format("{}/task/{}/children", folder, pid)));
+  for (pid_t child = 0; depth < kMaxDepth && children >> child;) {
+    bytes += resident_bytes(child, depth + 1);
+  }
+  return bytes;
 }
 
 void set_limit(int resource, rlim_t value) {
@@ -252,7 +285,8 @@ Result<SandboxResult> run_python(std::string_view program, std::string_view inpu
   result.write.reset();
 
   SandboxResult answer;
-  bool over = false, error_over = false, timeout = false;
+  bool over = false, error_over = false, timeout = false, is_full = false;
+  double looked = 0;
   std::array<pollfd, 3> fds = {
       {{out.read.get(), POLLIN, 0}, {err.read.get(), POLLIN, 0}, {result.read.get(), POLLIN, 0}}};
   const std::array<std::string*, 3> texts = {&answer.out, &answer.err, &answer.result};
@@ -262,7 +296,7 @@ Result<SandboxResult> run_python(std::string_view program, std::string_view inpu
   int status = 0;
   pid_t ended = 0;
   const auto open_pipes = [&] { return fds[0].fd >= 0 || fds[1].fd >= 0 || fds[2].fd >= 0; };
-  while (ended == 0 && !over && !timeout) {
+  while (ended == 0 && !over && !timeout && !is_full) {
     (void)::poll(fds.data(), fds.size(), open_pipes() ? 20 : 1);
     for (size_t i = 0; i < fds.size(); ++i) {
       if (fds[i].fd < 0 || fds[i].revents == 0) continue;
@@ -271,6 +305,10 @@ Result<SandboxResult> run_python(std::string_view program, std::string_view inpu
     }
     ended = ::waitpid(child, &status, WNOHANG);
     timeout = passed() > limits.seconds || interrupted();
+    if (passed() - looked > kMemoryPause) {
+      looked = passed();
+      is_full = ended == 0 && resident_bytes(child) > limits.memory_bytes;
+    }
   }
   // The namespace goes with its first process: nothing inside outlives it.
   (void)::kill(-child, SIGKILL);
@@ -289,6 +327,11 @@ Result<SandboxResult> run_python(std::string_view program, std::string_view inpu
   NIBBLE_TRY(check_interrupt());
   if (over) {
     answer.outcome = SandboxOutcome::kOutputLimit;
+  } else if (is_full) {
+    answer.outcome = SandboxOutcome::kExited;
+    answer.exit_code = 128 + SIGKILL;
+    answer.err += fmt::format("killed: its processes took more than {} bytes of memory\n",
+                              limits.memory_bytes);
   } else if (timeout && ended == 0) {
     answer.outcome = SandboxOutcome::kTimeout;
   } else {

@@ -19,7 +19,7 @@ std::string_view sandbox_level_name(SandboxLevel level);  // "bwrap", "none"
 struct SandboxLimits {
   SandboxLevel level = SandboxLevel::kBubblewrap;
   double seconds = 6;                        // of the clock; then everything inside is killed
-  int64_t memory_bytes = int64_t{4} << 30;   // address space of a process
+  int64_t memory_bytes = int64_t{4} << 30;   // address space of a process, and memory of them all
   int64_t output_bytes = int64_t{64} << 20;  // of standard output
   int64_t error_bytes = int64_t{64} << 10;   // of standard error; the rest is thrown away
   int64_t file_bytes = int64_t{64} << 20;    // of one file, and of /tmp

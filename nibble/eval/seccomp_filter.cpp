@@ -14,44 +14,15 @@ constexpr unsigned kUnixFamily = 1;  // AF_UNIX; sockets have their header, and 
 constexpr unsigned kNamespaceFlags[] = {0x00020000, 0x02000000, 0x04000000, 0x08000000,
                                         0x10000000, 0x20000000, 0x40000000};
 
-constexpr const char* kRefused[] = {"ptrace",
-                                    "process_vm_readv",
-                                    "process_vm_writev",
-                                    "kcmp",
-                                    "mount",
-                                    "umount2",
-                                    "pivot_root",
-                                    "chroot",
-                                    "open_tree",
-                                    "move_mount",
-                                    "fsopen",
-                                    "fsconfig",
-                                    "fsmount",
-                                    "fspick",
-                                    "mount_setattr",
-                                    "unshare",
-                                    "setns",
-                                    "bpf",
-                                    "perf_event_open",
-                                    "keyctl",
-                                    "add_key",
-                                    "request_key",
-                                    "userfaultfd",
-                                    "kexec_load",
-                                    "kexec_file_load",
-                                    "init_module",
-                                    "finit_module",
-                                    "delete_module",
-                                    "io_uring_setup",
-                                    "io_uring_enter",
-                                    "io_uring_register",
-                                    "open_by_handle_at",
-                                    "swapon",
-                                    "swapoff",
-                                    "reboot",
-                                    "acct",
-                                    "quotactl",
-                                    "syslog"};
+constexpr const char* kRefused[] = {
+    "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "mount", "umount2", "pivot_root",
+    "chroot", "open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr",
+    "unshare", "setns", "bpf", "perf_event_open", "keyctl", "add_key", "request_key", "userfaultfd",
+    "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module",
+    "io_uring_setup", "io_uring_enter", "io_uring_register", "open_by_handle_at",
+    // Memory that no limit counts.
+    "memfd_create", "memfd_secret", "shmget", "swapon", "swapoff", "reboot", "acct", "quotactl",
+    "syslog"};
 
 }  // namespace
 

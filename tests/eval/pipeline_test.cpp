@@ -111,6 +111,18 @@ TEST(EvalStats, AgreeWithValuesWorkedByHand) {
   EXPECT_DOUBLE_EQ(clustered_se(values, std::vector<std::string>{"a", "a", "b", "b"}), 0);
   EXPECT_NEAR(clustered_se(values, std::vector<std::string>{"a", "b", "c", "d"}),
               std::sqrt(1.0 * 4 / 3) / 4, 1e-12);
+  RunningMean running;
+  EXPECT_EQ(running.mean(), 0);
+  EXPECT_EQ(running.clustered_se(), 0);
+  std::vector<double> seen;
+  std::vector<std::string> clusters;
+  for (int i = 0; i < 40; ++i) {
+    seen.push_back(i % 3 == 0 ? 1 : 0);
+    clusters.push_back(std::to_string(i % 7));
+    running.add(clusters.back(), seen.back());
+  }
+  EXPECT_NEAR(running.mean(), mean(seen), 1e-15);
+  EXPECT_NEAR(running.clustered_se(), clustered_se(seen, clusters), 1e-15);
   EXPECT_DOUBLE_EQ(pass_at_k(4, 1, 2), 0.5);
   EXPECT_DOUBLE_EQ(pass_at_k(4, 3, 2), 1);
   const Interval w = wilson(8, 10);  // the textbook's 0.490 .. 0.943
@@ -182,6 +194,14 @@ TEST_F(EvalSandbox, StopsWhatWouldEscape) {
   EXPECT_NE(run("import socket; socket.create_connection(('127.0.0.1', 22), 1)").exit_code, 0);
   EXPECT_NE(run("open('/etc/passwd')").exit_code, 0);
   EXPECT_NE(run("import os; os.listdir('/root')").exit_code, 0);
+  // What bubblewrap makes in memory has no size of its own.
+  for (const char* path : {"/x", "/dev/x", "/etc/x", "/data/x"}) {
+    EXPECT_NE(run(std::string("open('") + path + "', 'w')").exit_code, 0) << path;
+  }
+  EXPECT_NE(run("open('/dev/shm/x', 'wb').write(bytes(20 << 20))").exit_code, 0);
+  EXPECT_EQ(run("import multiprocessing as m; m.Lock(); open('/dev/null', 'w').write('x')").err,
+            "");
+  EXPECT_NE(run("import os; os.memfd_create('x')").exit_code, 0);
   EXPECT_NE(run("open('/usr/x', 'w')").exit_code, 0);
   EXPECT_NE(run("import os; os.symlink('/etc/passwd', '/tmp/l'); open('/tmp/l')").exit_code, 0);
   EXPECT_NE(
@@ -212,6 +232,17 @@ TEST_F(EvalSandbox, LeavesNothingBehind) {
   // program.
   const SandboxResult bomb = run("import os\nwhile True:\n  os.fork()", 2);
   EXPECT_TRUE(bomb.outcome == SandboxOutcome::kTimeout || bomb.exit_code != 0);
+  // Processes that each stay below the limit, and are above it together.
+  SandboxLimits limits;
+  limits.memory_bytes = int64_t{256} << 20;
+  limits.seconds = 10;
+  const auto many = run_python(
+      "import os, time\nfor i in range(2): os.fork()\nx = bytearray(150 << 20)\ntime.sleep(30)", "",
+      limits);
+  ASSERT_TRUE(many) << many.error().message;
+  EXPECT_EQ(many->exit_code, 137);
+  EXPECT_THAT(many->err, HasSubstr("bytes of memory"));
+  EXPECT_LT(many->seconds, 9);
   const SandboxResult sleeper =
       run("import os, time\nif os.fork() == 0:\n  time.sleep(60)\nprint('parent')");
   EXPECT_LT(sleeper.seconds, 4.5);
