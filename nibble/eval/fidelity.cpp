@@ -103,19 +103,29 @@ Result<std::string> tokenizer_hash(const LoadedModel& model) {
   return sha256_file(model.directory / "tokenizer.json");
 }
 
+// log of the mass of all tokens but `ids`, as the file rounds it. Summed itself: one minus the kept
+// mass is nothing but rounding where a model is sure.
+float log_mass_besides(const std::vector<uint32_t>& ids, const std::vector<float>& log_probs) {
+  std::vector<bool> is_kept(log_probs.size());
+  for (const uint32_t id : ids) is_kept[id] = true;
+  double mass = 0;
+  for (size_t i = 0; i < log_probs.size(); ++i) {
+    if (!is_kept[i]) mass += std::exp(double{log_probs[i]});
+  }
+  return static_cast<float>(remaining_log(mass));
+}
+
 // KL over the stored ids and one bucket for the rest.
 double divergence(const ReferencePosition& reference, const std::vector<float>& q) {
-  double kl = 0, rest = 1;
+  double kl = 0;
   for (size_t i = 0; i < reference.log_probs.size(); ++i) {
     const double p = reference.log_probs[i];
     const double other = q[reference.id(i)];
     kl += std::exp(p) * (p - other);
-    rest -= std::exp(other);
   }
   if (reference.ids.empty()) return kl;
-  // Rounded as the file is, so that equal models differ by nothing.
-  const auto log_rest = static_cast<float>(remaining_log(rest));
   if (std::isinf(reference.log_rest)) return kl;
+  const float log_rest = log_mass_besides(reference.ids, q);
   return kl +
          std::exp(double{reference.log_rest}) * (double{reference.log_rest} - double{log_rest});
 }
@@ -128,8 +138,10 @@ Result<Chunks> cut_text(const std::string& text, const Tokenizer& tokenizer, int
     return invalid_argument(
         fmt::format("--context is {}, expected at least {}", context, kMinContext));
   }
-  const auto ids = NIBBLE_TRY(tokenizer.encode(text));
+  auto ids = NIBBLE_TRY(tokenizer.encode(text));
   const auto bos = tokenizer.bos_id();
+  // As llama.cpp does it: in front of the text, so that its first token is not lost.
+  if (bos && (ids.empty() || ids.front() != *bos)) ids.insert(ids.begin(), *bos);
   Chunks chunks;
   chunks.context = context;
   for (size_t at = 0; at + static_cast<size_t>(context) <= ids.size();
@@ -195,14 +207,12 @@ Status write_reference(LoadedModel& model, const Chunks& chunks, int64_t top_k,
           return q[a] > q[b] || (q[a] == q[b] && a < b);
         };
         std::partial_sort(order.begin(), order.begin() + top_k, order.end(), less);
-        double rest = 1;
         for (int64_t i = 0; i < top_k; ++i) {
           const uint32_t id = order[static_cast<size_t>(i)];
           position.ids.push_back(id);
           position.log_probs.push_back(q[id]);
-          rest -= std::exp(double{q[id]});
         }
-        position.log_rest = static_cast<float>(remaining_log(rest));
+        position.log_rest = log_mass_besides(position.ids, q);
         return file.write(reference_record(position));
       }));
   return file.commit();

@@ -16,7 +16,7 @@ namespace nibble {
 
 using FidelityProgress = std::function<void(int64_t done, int64_t total)>;
 
-// A text as token ids cut into chunks of `context` tokens without overlap (a shorter rest is
+// BOS and a text's token ids cut into chunks of `context` tokens without overlap (a shorter rest is
 // dropped), the first token of each replaced by BOS. Errors: kInvalidArgument when there is no
 // whole chunk, or the context is below 8.
 struct Chunks {

@@ -54,7 +54,6 @@ std::pair<std::pair<uint32_t, float>, float> ReferencePosition::best_two() const
 }
 
 double remaining_log(double rest) {
-  // Rounding of the sum may leave a little less than nothing.
   return rest > 0 ? std::log(rest) : -std::numeric_limits<double>::infinity();
 }
 
