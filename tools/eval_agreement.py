@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """How nibble eval's judgement agrees with independent graders.
 
-    tools/eval_agreement.sh [PROGRAM]      makes build/eval-venv and runs this
+    tools/eval_agreement.sh [PROGRAM [RUN]]    makes build/eval-venv and runs this
 
-1. 624 made-up pairs of a gold answer and a reply's box, of the kinds of answer that MATH-500 has, right
+1. 1,612 made-up pairs of a gold answer and a reply's box, of the kinds of answer that MATH-500 has, right
    ones in other forms and near misses: judged by `nibble eval score` and by Math-Verify.
 2. Replies in the styles that models use for multiple choice: scored by `nibble eval score --extractor
    lm-eval` and `choice-v1`, and by the filters of lm-eval's own mmlu_pro and gpqa tasks.
-3. The prompt of the lm-eval style, against the text that lm-eval's mmlu_pro makes.
+3. With RUN, the folder of a run of models/suites (tools/eval_table.sh makes some): its own answers to the
+   MMLU-Pro and GPQA questions, by the same filters.
+4. The prompt of the lm-eval style, against the text that lm-eval's mmlu_pro makes.
 
 What is right is known by construction. Prints counts and every disagreement; exits 1 where nibble is wrong
 about a pair or its prompt differs.
@@ -17,179 +19,29 @@ import hashlib
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 
-PER_KIND = 26
-
-
-def frac(f, form):
-    sign = "-" if f < 0 else ""
-    n, d = abs(f.numerator), f.denominator
-    return {"frac": f"{sign}\\frac{{{n}}}{{{d}}}", "dfrac": f"{sign}\\dfrac{{{n}}}{{{d}}}",
-            "slash": f"{sign}{n}/{d}", "doubled": f"{sign}\\frac{{{2 * n}}}{{{2 * d}}}"}[form]
-
-
-def some_fraction(rng):
-    while True:
-        f = Fraction(rng.randint(-40, 40), rng.randint(2, 19))
-        if f.denominator > 1:
-            return f
-
-
-def kinds(rng):
-    """Yields (kind, gold, candidate, equal): what is equal is so by construction."""
-    def integer():
-        n = rng.randint(-500, 5000)
-        yield str(n), rng.choice([str(n), f"{n}.0", f"${n}$", f"\\text{{{n}}}"]), True
-        yield str(n), str(n + rng.choice([-1, 1, 10])), False
-
-    def thousands():
-        n = rng.randint(1000, 9_999_999)
-        yield str(n), rng.choice([f"{n:,}", f"{n:,}".replace(",", "{,}"), f"{n:,}".replace(",", "\\!,")]), True
-        yield f"{n:,}", str(n + 1000), False
-
-    def fraction():
-        f = some_fraction(rng)
-        yield frac(f, "frac"), frac(f, rng.choice(["dfrac", "slash", "doubled"])), True
-        yield frac(f, "frac"), frac(-f, "frac"), False
-
-    def decimal():
-        f = Fraction(rng.randint(1, 999), rng.choice([2, 4, 5, 8, 10, 20]))
-        yield frac(f, "frac") if f.denominator > 1 else str(f), f"{float(f):g}" if f < 1e5 else str(f), True
-        third = Fraction(rng.choice([1, 2, 4, 5, 7]), rng.choice([3, 9]))
-        yield frac(third, "frac"), f"{float(third):.3f}", False
-
-    def radical():
-        a, b = rng.randint(2, 9), rng.choice([2, 3, 5, 7])
-        yield f"{a}\\sqrt{{{b}}}", rng.choice([f"\\sqrt{{{a * a * b}}}", f"{a}\\sqrt{b}"]), True
-        yield f"{a}\\sqrt{{{b}}}", f"{b}\\sqrt{{{a + 11}}}", False
-
-    def pi():
-        a, b = rng.randint(2, 30), rng.choice([3, 5, 7])
-        yield f"\\frac{{{a}\\pi}}{{{b}}}", rng.choice([f"\\frac{{{a}}}{{{b}}}\\pi", f"{a}\\pi/{b}"]), True
-        yield f"{a}\\pi", str(a), False
-
-    def polynomial():
-        a, b = rng.randint(1, 9), rng.randint(1, 9)
-        yield f"x^2 + {a + b}x + {a * b}", f"(x+{a})(x+{b})", True
-        yield f"x^2 + {a + b}x + {a * b}", f"(x-{a})(x+{b})", False
-
-    def interval():
-        a, b = sorted(rng.sample(range(-20, 30), 2))
-        yield f"[{a},{b})", f"\\left[{a}, {b}\\right)", True
-        yield f"[{a},{b})", f"({a},{b}]", False
-
-    def union():
-        a, b = sorted(rng.sample(range(-20, 30), 2))
-        yield (f"(-\\infty,{a}) \\cup ({b},\\infty)", f"(-\\infty, {a})\\cup({b}, \\infty)", True)
-        yield (f"(-\\infty,{a}) \\cup ({b},\\infty)", f"(-\\infty,{a}] \\cup [{b},\\infty)", False)
-
-    def point():
-        a, b = rng.randint(-9, 9), some_fraction(rng)
-        yield f"({a}, {frac(b, 'frac')})", f"\\left({a},{frac(b, 'dfrac')}\\right)", True
-        yield f"({a}, {a + 1})", f"({a + 1}, {a})", False
-
-    def listed():
-        values = rng.sample(range(-30, 30), 3)
-        other = rng.sample(values, 3)
-        yield ", ".join(map(str, values)), ",".join(map(str, other)), True
-        yield ", ".join(map(str, values)), ", ".join(map(str, values[:2] + [values[2] + 1])), False
-
-    def assignment():
-        f = some_fraction(rng)
-        yield frac(f, "frac"), f"x = {frac(f, 'slash')}", True
-        yield frac(f, "frac"), f"x = {frac(f + 1, 'frac')}", False
-
-    def percent():
-        n = rng.randint(1, 95)
-        yield f"{n}\\%", str(n), True
-        yield f"{n}\\%", f"{n + 3}\\%", False
-
-    def unit():
-        n = rng.randint(2, 300)
-        what = rng.choice(["cm", "meters", "square units", "degrees", "miles", "hours"])
-        yield f"{n}\\text{{ {what}}}", str(n), True
-        yield str(n), f"{n + 5}\\text{{ {what}}}", False
-
-    def degree():
-        n = rng.randint(1, 359)
-        yield f"{n}^\\circ", rng.choice([str(n), f"{n}^{{\\circ}}"]), True
-        yield f"{n}^\\circ", f"{n + 1}^\\circ", False
-
-    def base():
-        n, b = rng.randint(5, 400), rng.choice([2, 3, 5, 7, 8])
-        digits = ""
-        while n:
-            digits, n = str(n % b) + digits, n // b
-        yield f"{digits}_{b}", rng.choice([f"{digits}_{{{b}}}", digits]), True
-        yield f"{digits}_{b}", f"{digits}_{b + 1}", False
-
-    def complex_number():
-        a, b = rng.randint(1, 20), rng.randint(2, 20)
-        yield f"{a} + {b}i", f"{b}i+{a}", True
-        yield f"{a} + {b}i", f"{a} - {b}i", False
-
-    def power():
-        a, n = rng.randint(2, 12), rng.randint(3, 9)
-        yield f"{a}^{{{n}}}", str(a**n), True
-        yield f"{a}^{{{n}}}", str(a**n + 1), False
-
-    def text():
-        words = ["Evelyn", "Monday", "even", "odd", "ellipse", "hyperbola", "east"]
-        a, b = rng.sample(words, 2)
-        yield f"\\text{{{a}}}", rng.choice([a, a.lower(), f"\\text{{{a.lower()}}}"]), True
-        yield f"\\text{{{a}}}", b, False
-
-    def letter():
-        a, b = rng.sample("ABCDE", 2)
-        yield f"\\text{{({a})}}", rng.choice([a, f"({a})", f"\\text{{{a}}}"]), True
-        yield f"\\text{{({a})}}", b, False
-
-    def matrix():
-        v = [rng.randint(-9, 9) for _ in range(2)]
-        def column(kind, values):
-            return f"\\begin{{{kind}}} {values[0]} \\\\ {values[1]} \\end{{{kind}}}"
-        yield column("pmatrix", v), column("bmatrix", v), True
-        yield column("pmatrix", v), column("pmatrix", [v[0], v[1] + 1]), False
-
-    def plus_minus():
-        a, b = rng.randint(1, 9), rng.choice([2, 3, 5])
-        yield f"{a} \\pm \\sqrt{{{b}}}", f"{a}+\\sqrt{{{b}}}, {a}-\\sqrt{{{b}}}", True
-        yield f"{a} \\pm \\sqrt{{{b}}}", f"{a}+\\sqrt{{{b}}}", False
-
-    def equation():
-        a, b = rng.randint(2, 9), rng.randint(1, 20)
-        yield f"y = {a}x + {b}", rng.choice([f"y={b}+{a}x", f"{a}x - y + {b} = 0"]), True
-        yield f"y = {a}x + {b}", f"y = {a}x - {b}", False
-
-    def mixed():
-        a, f = rng.randint(1, 9), Fraction(rng.randint(1, 4), 5)
-        yield f"{a}{frac(f, 'frac')}", frac(a + f, "frac"), True
-        yield f"{a}{frac(f, 'frac')}", frac(a * f, "frac") if (a * f).denominator > 1 else str(a * f), False
-
-    makers = [integer, thousands, fraction, decimal, radical, pi, polynomial, interval, union, point, listed,
-              assignment, percent, unit, degree, base, complex_number, power, text, letter, matrix, plus_minus,
-              equation, mixed]
-    for maker in makers:
-        for _ in range(PER_KIND // 2):
-            for gold, candidate, equal in maker():
-                yield maker.__name__, gold, candidate, equal
+from eval_pairs import kinds
 
 
 def reply_styles(rng, letters):
-    """(reply, letter that a reader takes it for, or None)"""
+    """(style, reply, letter that a reader takes it for, or None)"""
     x, y = rng.sample(letters, 2)
     return rng.choice([
-        (f"Let's see. The answer is ({x}).", x), (f"The answer is {x}.", x), (f"so the answer is {x}", x),
-        (f"We get 12.\n\nAnswer: {x}", x), (f"**Answer: {x}**", x), (f"Answer: ({x})", x),
-        (f"({y}) is wrong, since it is too small. The answer is ({x}).", x), (f"\\boxed{{{x}}}", x),
-        (f"First I thought the answer is ({y}). But no. The answer is ({x}).", x), (f"{x}", x),
-        (f"Option {x} is correct.", x), ("I cannot tell.", None), (f"The correct answer is: {x}", x),
-        (f"{x}) 42", x), (f"A reason. Another one.\nAnswer: {x}\n", x), (f"My choice:\n\n({x})", x),
+        ("The answer is (X).", f"Let's see. The answer is ({x}).", x), ("The answer is X.", f"The answer is {x}.", x),
+        ("so the answer is X", f"so the answer is {x}", x), ("Answer: X", f"We get 12.\n\nAnswer: {x}", x),
+        ("**Answer: X**", f"**Answer: {x}**", x), ("Answer: (X)", f"Answer: ({x})", x),
+        ("(Y) is wrong ... (X)", f"({y}) is wrong, since it is too small. The answer is ({x}).", x),
+        ("\\boxed{X}", f"\\boxed{{{x}}}", x),
+        ("answer is (Y). But no ... (X)", f"First I thought the answer is ({y}). But no. The answer is ({x}).", x),
+        ("X", f"{x}", x), ("Option X is correct.", f"Option {x} is correct.", x),
+        ("I cannot tell.", "I cannot tell.", None), ("The correct answer is: X", f"The correct answer is: {x}", x),
+        ("X) 42", f"{x}) 42", x), ("reasons, then Answer: X", f"A reason. Another one.\nAnswer: {x}\n", x),
+        ("My choice: (X)", f"My choice:\n\n({x})", x),
     ])
 
 
@@ -241,36 +93,96 @@ def compare_math(program, folder):
     return counts, lines
 
 
-def compare_choices(program, folder):
+def harness_filters():
+    """lm-eval's own filters of mmlu_pro and gpqa (flexible-extract), made from its task files."""
     from lm_eval.filters.extraction import MultiChoiceRegexFilter, RegexFilter
 
+    tasks = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+    pro = (tasks / "mmlu_pro/_default_template_yaml").read_text()
+    gpqa = (tasks / "gpqa/cot_zeroshot/_gpqa_cot_zeroshot_yaml").read_text()
+    pattern = re.search(r"^ +regex_pattern: '(.*)'$", pro, re.MULTILINE).group(1)
+    flexible = re.search(r'group_select: -1\n +ignore_case: true\n +ignore_punctuation: true\n +regex_pattern: (".*")',
+                         gpqa).group(1)
+    return (RegexFilter(regex_pattern=pattern),
+            MultiChoiceRegexFilter(regex_pattern=json.loads(flexible), group_select=-1, ignore_case=True,
+                                   ignore_punctuation=True))
+
+
+def apply_filter(one, replies, choices):
+    """The letter of each reply, without its brackets; empty for none."""
+    found = [r[0] for r in one.apply([[reply] for reply in replies], [{"choices": c} for c in choices])]
+    return ["" if f == "[invalid]" else f.strip("()") for f in found]
+
+
+def compare_choices(program, folder):
     rng = random.Random(7)
+    pro, gpqa = harness_filters()
     result = {}
-    for name, letters, extractor in [("mmlu-pro", "ABCDEFGHIJ", "lm-eval"), ("mmlu-pro", "ABCDEFGHIJ", "choice-v1"),
-                                     ("gpqa", "ABCD", "choice-v1")]:
+    for name, letters, extractor, harness in [("mmlu-pro", "ABCDEFGHIJ", "lm-eval", pro),
+                                              ("mmlu-pro", "ABCDEFGHIJ", "choice-v1", pro),
+                                              ("gpqa", "ABCD", "choice-v1", gpqa)]:
         styles = [reply_styles(rng, letters) for _ in range(300)]
-        replies = [reply for reply, _ in styles]
+        replies = [reply for _, reply, _ in styles]
+        # Options that are words, as in the data sets; lm-eval looks for their text too.
+        options = [[f"option number {1 + i}" for i in range(len(letters))]] * len(replies)
         task = {"name": "choices", "kind": "choice", "fields": {"id": "id", "options": "options", "gold": "gold"},
                 "prompts": {"p": ""}}
-        rows = [{"id": str(i), "gold": letter or "A", "options": list(letters)} for i, (_, letter) in enumerate(styles)]
-        found = score(program, folder / f"{name}-{extractor}", task, rows, replies, extractor)
-        if name == "mmlu-pro":
-            regex = RegexFilter(regex_pattern=r"answer is \(?([ABCDEFGHIJ])\)?")
-            theirs = [one[0] for one in regex.apply([[r] for r in replies], [{}] * len(replies))]
-        else:
-            regex = MultiChoiceRegexFilter(regex_pattern=r"(\([A-Z]\))", group_select=-1, ignore_case=True,
-                                           ignore_punctuation=True)
-            docs = [{"choices": list(letters)}] * len(replies)
-            theirs = [one[0] for one in regex.apply([[r] for r in replies], docs)]
-        theirs = [t.strip("()") if t != "[invalid]" else "" for t in theirs]
-        same = sum(one["extracted"] == t for one, t in zip(found, theirs))
-        read = [letter or "" for _, letter in styles]
-        lines = sorted({(reply.replace("\n", "\\n"), one["extracted"] or "none", t or "none")
-                        for reply, one, t in zip(replies, found, theirs) if one["extracted"] != t}, key=len)
-        result[f"{name}, nibble {extractor}"] = {
-            "replies": len(replies), "same as lm-eval": same,
-            "nibble as a reader": sum(one["extracted"] == r for one, r in zip(found, read)),
-            "lm-eval as a reader": sum(t == r for t, r in zip(theirs, read)), "examples": lines[:4]}
+        rows = [{"id": str(i), "gold": letter or "A", "options": options[i]}
+                for i, (_, _, letter) in enumerate(styles)]
+        ours = [one["extracted"] for one in score(program, folder / f"{name}-{extractor}", task, rows, replies,
+                                                  extractor)]
+        theirs = apply_filter(harness, replies, options)
+        read = [letter or "" for _, _, letter in styles]
+        lines = {}
+        for (style, _, letter), a, b in zip(styles, ours, theirs):
+            if a != b:
+                right = {(True, False): "nibble", (False, True): "lm-eval"}.get(
+                    (a == (letter or ""), b == (letter or "")), "neither")
+                key = (style, "none" if not b else "another letter", right)
+                lines[key] = lines.get(key, 0) + 1
+        result[f"{name}, nibble {extractor}"] = ({
+            "replies": len(replies), "same as lm-eval": sum(a == b for a, b in zip(ours, theirs)),
+            "nibble as a reader": sum(a == r for a, r in zip(ours, read)),
+            "lm-eval as a reader": sum(b == r for b, r in zip(theirs, read))}, lines)
+    return result
+
+
+def compare_run(run):
+    """A finished run's own answers, scored by nibble and by lm-eval's filter for letters."""
+    import csv
+
+    suites = Path(__file__).resolve().parent.parent / "models/suites"
+    with open(suites / "mmlu-pro.jsonl") as lines:
+        options = {str(row["question_id"]): row["options"] for row in map(json.loads, lines)}
+    with open(suites / "gpqa-diamond.csv", newline="") as lines:
+        for row in csv.DictReader(lines):
+            options[row["Record ID"]] = [row["Correct Answer"]] + [row[f"Incorrect Answer {i}"] for i in (1, 2, 3)]
+    with open(run / "scores.jsonl") as lines:
+        scores = {(one["task"], one["id"], one["sample"]): one for one in map(json.loads, lines)}
+    _, harness = harness_filters()
+    result = {}
+    for task in ("mmlu-pro", "gpqa-diamond"):
+        with open(run / "samples.jsonl") as lines:
+            samples = [one for one in map(json.loads, lines) if one["task"] == task]
+        choices = []
+        for one in samples:
+            drawn = [int(i) for i in one["permutation"]]
+            choices.append([options[one["id"]][i] for i in drawn] if drawn else options[one["id"]])
+        theirs = apply_filter(harness, [one["text"] for one in samples], choices)
+        mine = [scores[task, one["id"], one["sample"]] for one in samples]
+        # A reply that names one letter and writes out another letter's option: lm-eval goes by the text.
+        torn, different = 0, []
+        for sample, m, t, shown in zip(samples, mine, theirs, choices):
+            if m["extracted"] == t:
+                continue
+            if t and sample["text"].endswith(f"Answer: {m['extracted']}") and shown[ord(t) - 65] in sample["text"]:
+                torn += 1
+            else:
+                different.append((sample["text"][-60:], m["extracted"], t, m["gold"]))
+        result[task] = ({"answers": len(samples), "same letter": len(samples) - len(different) - torn,
+                         "letter and text of the reply differ": torn,
+                         "nibble's score": sum(m["outcome"] == "correct" for m in mine),
+                         "lm-eval's score": sum(m["gold"] == t for m, t in zip(mine, theirs))}, different)
     return result
 
 
@@ -298,7 +210,9 @@ def compare_prompt(program, folder):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("program")
-    program = str(Path(arguments.parse_args().program).resolve())
+    arguments.add_argument("run", nargs="?", help="folder of a run of models/suites")
+    given = arguments.parse_args()
+    program = str(Path(given.program).resolve())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         counts, lines = compare_math(program, folder)
@@ -308,11 +222,16 @@ def main():
         for line in lines:
             print("  " + " | ".join(line))
         print("letters:")
-        for key, value in compare_choices(program, folder).items():
-            examples = value.pop("examples")
+        for key, (value, lines) in compare_choices(program, folder).items():
             print(f"  {key}: {value}")
-            for reply, ours, theirs in examples:
-                print(f"    '{reply}': nibble {ours}, lm-eval {theirs}")
+            for (style, theirs, right), count in sorted(lines.items()):
+                print(f"    {count:3} x '{style}': lm-eval finds {theirs}; right: {right}")
+        if given.run:
+            print("answers of the run:")
+            for key, (value, different) in compare_run(Path(given.run)).items():
+                print(f"  {key}: {value}")
+                for text, ours, theirs, gold in different:
+                    print(f"    {text!r}: nibble {ours or 'none'}, lm-eval {theirs or 'none'}, gold {gold}")
         same = compare_prompt(program, folder)
         print(f"the lm-eval prompt is the harness's: {same}")
     sys.exit(0 if same and counts["nibble differs"] + counts["both differ"] == 0 else 1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares nibble eval's graders with Math-Verify and lm-eval: tools/eval_agreement.sh [PROGRAM]
+# Compares nibble eval's graders with Math-Verify and lm-eval: tools/eval_agreement.sh [PROGRAM [RUN]]
 # Their packages come from PyPI into build/eval-venv.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -11,4 +11,4 @@ if [[ ! -x $venv/bin/python ]]; then
   # Its filters need none of the packages that it runs models with.
   "$venv/bin/pip" -q install --no-deps lm_eval==0.4.13
 fi
-exec "$venv/bin/python" "$root/tools/eval_agreement.py" "$program"
+exec "$venv/bin/python" "$root/tools/eval_agreement.py" "$program" ${2:+"$2"}

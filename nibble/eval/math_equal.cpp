@@ -19,25 +19,6 @@ constexpr int kPoints = 12;
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
-void replace_all(std::string& text, std::string_view from, std::string_view to) {
-  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) {
-    text.replace(at, from.size(), to);
-  }
-}
-
-// Replaces a command only where its name ends: \le is not the beginning of \left.
-void replace_command(std::string& text, std::string_view from, std::string_view to) {
-  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos;) {
-    const size_t behind = at + from.size();
-    if (behind < text.size() && is_letter(text[behind])) {
-      at = behind;
-      continue;
-    }
-    text.replace(at, from.size(), to);
-    at += to.size();
-  }
-}
-
 std::string without_blanks(std::string_view text) {
   std::string result;
   for (const char c : text) {
@@ -48,7 +29,7 @@ std::string without_blanks(std::string_view text) {
 
 // Lower-case letters and digits, with \text opened.
 std::string plain_words(std::string text) {
-  replace_all(text, "\\text", "");
+  for (size_t at = 0; (at = text.find("\\text", at)) != std::string::npos;) text.erase(at, 5);
   std::string result;
   for (const char c : text) {
     if (is_digit(c) || (c >= 'a' && c <= 'z')) result += c;
@@ -128,13 +109,34 @@ std::optional<BasedNumber> based_number(std::string_view text) {
   return number;
 }
 
-// Words rather than a product of variables: marked as text from end to end, or letters with three
-// or more in a row.
-bool is_words(std::string_view text) {
-  if (text.starts_with("\\text{")) {
-    const size_t end = text.find('}');
-    return end == text.size() - 1;
+// What stands in "\\text{...}" when that is all; nothing else.
+std::optional<std::string> whole_text(std::string_view text) {
+  if (!text.starts_with("\\text{") || text.find('}') != text.size() - 1) return std::nullopt;
+  return std::string(trim(text.substr(6, text.size() - 7)));
+}
+
+bool has_letter(std::string_view text) { return std::any_of(text.begin(), text.end(), is_letter); }
+
+// "\\text{June } 9": text first, and nothing but numbers besides.
+bool is_marked_words(std::string_view text) {
+  if (!text.starts_with("\\text{")) return false;
+  bool letters = false;
+  for (size_t at = 0; at < text.size(); ++at) {
+    if (text.substr(at).starts_with("\\text{")) {
+      const size_t end = text.find('}', at);
+      if (end == std::string_view::npos) return false;
+      letters |= has_letter(text.substr(at + 6, end - at - 6));
+      at = end;
+    } else if (!is_digit(text[at]) && text[at] != ' ' && text[at] != ',') {
+      return false;
+    }
   }
+  return letters;
+}
+
+// Words rather than a product of variables: marked as text, or letters with three or more in a row.
+bool is_words(std::string_view text) {
+  if (is_marked_words(text)) return true;
   size_t run = 0, longest = 0;
   for (const char c : text) {
     if (c == '\\' || is_digit(c) || c == '=' || c == '^' || c == '{') return false;
@@ -142,6 +144,28 @@ bool is_words(std::string_view text) {
     longest = std::max(longest, run);
   }
   return longest >= 3 || (text.size() == 1 && text[0] >= 'A' && text[0] <= 'Z');
+}
+
+// "3 \\text{ and } 5" -> "3 , 5"; a comma before the word is enough.
+std::string with_commas(std::string text) {
+  for (size_t at = 0; (at = text.find("\\text{", at)) != std::string::npos;) {
+    const size_t end = text.find('}', at);
+    if (end == std::string::npos) break;
+    const std::string_view word = trim(std::string_view(text).substr(at + 6, end - at - 6));
+    if (word != "and" && word != "or") {
+      at = end;
+      continue;
+    }
+    const bool has_comma = trim(std::string_view(text).substr(0, at)).ends_with(',');
+    text.replace(at, end + 1 - at, has_comma ? " " : ",");
+  }
+  for (const std::string_view word : {" and ", " or "}) {
+    for (size_t at = 0; (at = text.find(word, at)) != std::string::npos;) {
+      const bool has_comma = trim(std::string_view(text).substr(0, at)).ends_with(',');
+      text.replace(at, word.size(), has_comma ? " " : ", ");
+    }
+  }
+  return text;
 }
 
 // Without a unit or percent sign behind a number: "5.4 \text{cents}", "3 \text{m}^2", "10 %", "5
@@ -185,6 +209,45 @@ bool is_name(std::string_view text) {
   if (plain.size() == 1) return true;
   if (plain[1] == '_') return plain.size() <= 6;
   return plain.size() == 4 && plain[1] == '(' && plain[3] == ')';
+}
+
+// "x > 3" and "3 < x" -> "(3, \\infty)"; "1 \\le x < 5" -> "[1, 5)"; all else as it is.
+std::string as_interval(const std::string& text) {
+  struct Relation {
+    size_t begin, end;
+    bool is_less, is_strict;
+  };
+  std::vector<Relation> found;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const std::string_view rest = std::string_view(text).substr(i);
+    if (rest[0] == '<' || rest[0] == '>') {
+      found.push_back({i, i + 1, rest[0] == '<', true});
+    } else if ((rest.starts_with("\\le") || rest.starts_with("\\ge")) &&
+               (rest.size() == 3 || !is_letter(rest[3]))) {
+      found.push_back({i, i + 3, rest[1] == 'l', false});
+    }
+  }
+  if (found.empty() || found.size() > 2) return text;
+  const auto side = [&](size_t begin, size_t end) {
+    return std::string(trim(std::string_view(text).substr(begin, end - begin)));
+  };
+  const Relation a = found.front(), b = found.back();
+  const std::string first = side(0, a.begin), last = side(b.end, text.size());
+  if (first.empty() || last.empty()) return text;
+  const auto interval = [](const std::string& low, bool is_open, const std::string& high,
+                           bool is_end_open) {
+    return (is_open ? "(" : "[") + low + ", " + high + (is_end_open ? ")" : "]");
+  };
+  if (found.size() == 2) {
+    if (a.is_less != b.is_less || !is_name(side(a.end, b.begin))) return text;
+    return a.is_less ? interval(first, a.is_strict, last, b.is_strict)
+                     : interval(last, b.is_strict, first, a.is_strict);
+  }
+  if (is_name(first) == is_name(last)) return text;
+  const bool is_above = is_name(first) != a.is_less;
+  const std::string& limit = is_name(first) ? last : first;
+  return is_above ? interval(limit, a.is_strict, "\\infty", true)
+                  : interval("-\\infty", true, limit, a.is_strict);
 }
 
 // rows of entries of \begin{xmatrix} ... \end{xmatrix}
@@ -309,11 +372,16 @@ MathVerdict compare(const std::string& gold_text, const std::string& answer_text
   if (gold.empty() || answer.empty()) return MathVerdict::kUnequal;
   if (without_blanks(gold) == without_blanks(answer)) return MathVerdict::kEqual;
   if (nesting > kMaxNesting) return MathVerdict::kUndecided;
+  // A number that is set as text is a number.
+  if (const auto inside = whole_text(gold); inside && !has_letter(*inside)) gold = *inside;
   if (is_words(gold)) {
     return plain_words(gold) == plain_words(answer) ? MathVerdict::kEqual : MathVerdict::kUnequal;
   }
-  gold = without_unit(gold);
-  answer = without_unit(answer);
+  if (const auto inside = whole_text(answer)) answer = *inside;
+  gold = as_interval(with_commas(without_unit(gold)));
+  answer = as_interval(with_commas(without_unit(answer)));
+  if (gold.empty() || answer.empty()) return MathVerdict::kUnequal;
+  if (without_blanks(gold) == without_blanks(answer)) return MathVerdict::kEqual;
   if (const auto based = based_number(gold)) {
     const auto other = based_number(answer);
     const bool equal = other ? other->digits == based->digits && other->base == based->base
@@ -354,79 +422,6 @@ MathVerdict compare(const std::string& gold_text, const std::string& answer_text
 }
 
 }  // namespace
-
-std::string normalize_math(std::string_view raw) {
-  std::string text(trim(raw));
-  for (const auto& [open, close] :
-       {std::pair{"$$", "$$"}, {"$", "$"}, {"\\(", "\\)"}, {"\\[", "\\]"}}) {
-    const std::string_view o = open, c = close;
-    if (text.size() >= o.size() + c.size() && text.starts_with(o) && text.ends_with(c)) {
-      text = text.substr(o.size(), text.size() - o.size() - c.size());
-    }
-  }
-  for (const std::string_view name :
-       {"\\left", "\\right", "\\bigl", "\\bigr", "\\Bigl", "\\Bigr", "\\big", "\\Big", "\\bigg",
-        "\\Bigg", "\\displaystyle", "\\limits", "\\degree"}) {
-    replace_command(text, name, "");
-  }
-  for (const std::string_view name : {"\\textbf", "\\textit", "\\textrm", "\\mathrm", "\\mathbf",
-                                      "\\mathit", "\\mbox", "\\operatorname"}) {
-    replace_command(text, name, "\\text");
-  }
-  replace_all(text, "\\text {", "\\text{");
-  for (const std::string_view name : {"\\dfrac", "\\tfrac", "\\cfrac"}) {
-    replace_command(text, name, "\\frac");
-  }
-  replace_command(text, "\\cdot", "*");
-  replace_command(text, "\\times", "*");
-  replace_command(text, "\\div", "/");
-  replace_command(text, "\\lvert", "|");
-  replace_command(text, "\\rvert", "|");
-  replace_command(text, "\\quad", " ");
-  replace_command(text, "\\qquad", " ");
-  // Thin spaces; "\\ " is the end of a matrix row and a blank, not a spaced backslash.
-  std::string result;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 1 < text.size()) {
-      const char next = text[i + 1];
-      if (next == '\\') {
-        result += "\\\\";
-        ++i;
-        continue;
-      }
-      if (next == '!') {
-        ++i;
-        continue;
-      }
-      if (next == ',' || next == ';' || next == ':' || next == ' ') {
-        result += ' ';
-        ++i;
-        continue;
-      }
-      if (next == '$') {
-        ++i;
-        continue;
-      }
-      if (next == '%') {
-        result += '%';
-        ++i;
-        continue;
-      }
-    }
-    result +=
-        text[i] == '\n' || text[i] == '\t' || text[i] == '\r' || text[i] == '~' ? ' ' : text[i];
-  }
-  text = std::move(result);
-  for (const std::string_view degree : {"^\\circ", "^{\\circ}", "^ \\circ", "\xc2\xb0"}) {
-    replace_all(text, degree, "");
-  }
-  replace_all(text, "{,}", ",");
-  replace_all(text, "\xe2\x88\x92", "-");
-  std::erase(text, '$');
-  text = std::string(trim(text));
-  if (text.size() > 1 && text.back() == '.') text.pop_back();
-  return text;
-}
 
 MathVerdict math_equal(std::string_view gold, std::string_view answer) {
   if (gold.size() > kMaxLength || answer.size() > kMaxLength) return MathVerdict::kUndecided;

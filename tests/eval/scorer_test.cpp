@@ -82,6 +82,23 @@ TEST(EvalMath, DecidesWhatTheTableLeavesOpen) {
   EXPECT_TRUE(equal("x=5", "5"));
   EXPECT_TRUE(equal("1,234", "1234"));
   EXPECT_TRUE(equal("sqrt(8)", "2\\sqrt 2"));
+  // What Math-Verify and the construction of tools/eval_pairs.py hold to be equal too.
+  EXPECT_TRUE(equal("-259", "\\text{-259}"));
+  EXPECT_TRUE(equal("\\text{-259}", "-259"));
+  EXPECT_TRUE(equal("731", "\\mathbf{731}"));
+  EXPECT_TRUE(equal("5:55", "5{:}55"));
+  EXPECT_TRUE(equal("\\text{June } 9", "June 9"));
+  EXPECT_TRUE(equal("4, 26", "26 \\text{ and } 4"));
+  EXPECT_TRUE(equal("1, 2, 3", "1, 2, \\text{ and } 3"));
+  EXPECT_TRUE(equal("x > -5", "-5 < x"));
+  EXPECT_TRUE(equal("(-5, \\infty)", "x > -5"));
+  EXPECT_TRUE(equal("[8,28)", "8 \\leq x \\lt 28"));
+  EXPECT_TRUE(equal("28 > x \\ge 8", "[8,28)"));
+  EXPECT_FALSE(equal("x > 3", "x \\ge 3"));
+  EXPECT_FALSE(equal("x > 3", "3"));
+  EXPECT_FALSE(equal("x > 3", "x < 3"));
+  EXPECT_FALSE(equal("\\text{-259}", "259"));
+  EXPECT_FALSE(equal("\\text{June } 9", "June 19"));
   EXPECT_FALSE(equal("2^{100}", "2^{100}+1"));
   EXPECT_FALSE(equal("\\frac{1}{3}", "0.3333333333333333"));
   EXPECT_FALSE(equal("-3", "3"));
