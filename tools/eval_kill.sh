@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A run that is killed again and again gives the report of one that was left alone:
 #   tools/eval_kill.sh [PROGRAM [KILLS]]
-# Runs 240 samples once in peace and once with SIGKILL at KILLS (10) random moments, compares the two reports
-# field for field, and prints the resident memory that 64 samples a question took beside 4.
+# Runs 480 samples once in peace and once with SIGKILL at KILLS (10) random moments, compares the two reports
+# field for field, and prints the resident memory that 64 samples a question take beside 4.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 program=${1:-$root/build/cpu/bin/nibble}
@@ -12,7 +12,7 @@ trap 'rm -rf "$folder"' EXIT
 
 ask() {
   "$program" eval run --task "math-500=$root/models/suites/math-500.jsonl" \
-    --task "gpqa-diamond=$root/models/suites/gpqa-diamond.csv" --prompt-style demo --limit 30 --k 4 \
+    --task "gpqa-diamond=$root/models/suites/gpqa-diamond.csv" --prompt-style demo --limit 30 --k 8 \
     --temperature 0.6 --max-tokens 200 --progress none --out "$folder/$1" >/dev/null 2>&1
 }
 SECONDS=0
@@ -24,10 +24,10 @@ tries=0
 while ((done_kills < kills && tries < 20 * kills)); do
   tries=$((tries + 1))
   before=$(wc -l 2>/dev/null <"$folder/killed/samples.jsonl" || echo 0)
-  ask killed &
+  ask killed 2>/dev/null & # the shell's word on each kill
   child=$!
-  # Somewhere in the first part of what is left, so that ten kills fit into one run.
-  sleep "$(awk -v w="$whole_seconds" -v k="$kills" -v r="$RANDOM" 'BEGIN{print 1.0 + r / 32768 * (w / k + 0.5)}')"
+  # On average most of the run's length is spent by all kills together, so that they fit into one run.
+  sleep "$(awk -v w="$whole_seconds" -v k="$kills" -v r="$RANDOM" 'BEGIN{print 0.5 + r / 32768 * 1.6 * w / k}')"
   # The program itself, the shell's child: the shell ends with it.
   if pkill -KILL -P "$child" -x nibble 2>/dev/null; then
     done_kills=$((done_kills + 1))
@@ -45,14 +45,5 @@ print("the reports are the same" if a == b else "THE REPORTS DIFFER")
 sys.exit(a != b)
 END
 
-# 64 samples of 8 questions, and 4 of them: the answers stay on disk.
-for k in 4 64; do
-  python3 - "$program" "$root" "$folder/memory$k" "$k" <<'END'
-import resource, subprocess, sys
-program, root, out, k = sys.argv[1:]
-subprocess.run([program, "eval", "run", "--task", f"math-500={root}/models/suites/math-500.jsonl", "--prompt-style",
-                "demo", "--limit", "8", "--k", k, "--temperature", "0.6", "--max-tokens", "200", "--progress", "none",
-                "--concurrency", "8", "--out", out], check=True, stdout=subprocess.DEVNULL)
-print(f"{k} samples a question: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB resident")
-END
-done
+# 64 samples a question: the answers stay on disk.
+python3 "$root/tools/eval_memory.py" "$program"

@@ -19,7 +19,7 @@ folder=$(cd -- "$folder" && pwd -P)
 
 server=0
 stop_server() {
-  ((server == 0)) || kill -KILL "$server" 2>/dev/null || true
+  ((server == 0)) || { kill "$server" && wait "$server"; } 2>/dev/null || true
   server=0
 }
 trap stop_server EXIT

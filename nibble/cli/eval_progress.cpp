@@ -15,12 +15,27 @@ namespace {
 constexpr std::chrono::seconds kPlainPause{30};
 constexpr std::chrono::milliseconds kTerminalPause{100};
 constexpr size_t kTitleWidth = 14;
-constexpr size_t kScoreWidth = 15;
+constexpr size_t kScoreWidth = 13;
+constexpr size_t kLeastBar = 8;
 
 size_t terminal_width() {
   winsize size{};
   if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
-  return std::max<size_t>(40, size.ws_col);
+  return std::max<size_t>(20, size.ws_col);
+}
+
+// The first `width` characters of UTF-8: a line that wraps could not be drawn over.
+std::string cut(const std::string& text, size_t width) {
+  size_t count = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const bool begins = (static_cast<unsigned char>(text[i]) & 0xc0) != 0x80;
+    if (begins && count++ == width) return text.substr(0, i);
+  }
+  return text;
+}
+
+std::string time_left(const RunProgress& p) {
+  return p.eta_seconds < 0 ? "" : format_duration(p.eta_seconds) + " left";
 }
 
 // Eighths of a cell, so that short bars move too.
@@ -46,25 +61,34 @@ std::string score_text(const TaskProgress& task) {
 std::vector<std::string> progress_lines(const RunProgress& p, size_t width) {
   std::vector<std::string> lines;
   const size_t count_width = fmt::format("{}/{}", p.total, p.total).size();
-  const size_t fixed = 2 + kTitleWidth + 2 + 2 + count_width + 2 + kScoreWidth;
-  const size_t bar_width = width > fixed + 8 ? std::min<size_t>(40, width - fixed - 1) : 8;
+  const size_t fixed = 2 + kTitleWidth + 1 + count_width + 2 + kScoreWidth;
+  // Without a bar where there is no room for one.
+  const size_t bar_width =
+      width >= fixed + 2 + kLeastBar ? std::min<size_t>(40, width - fixed - 2) : 0;
   for (size_t i = 0; i < p.tasks.size(); ++i) {
     const TaskProgress& task = p.tasks[i];
     const double share =
         task.total > 0 ? static_cast<double>(task.done) / static_cast<double>(task.total) : 0;
-    std::string line = fmt::format(
-        "{} {:<{}} {}  {:>{}}  {}", i == p.current && task.done < task.total ? ">" : " ",
-        task.title.substr(0, kTitleWidth), kTitleWidth, bar(share, bar_width),
-        fmt::format("{}/{}", task.done, task.total), count_width, score_text(task));
+    std::string line =
+        fmt::format("{} {:<{}} ", i == p.current && task.done < task.total ? ">" : " ",
+                    task.title.substr(0, kTitleWidth), kTitleWidth);
+    if (bar_width > 0) line += bar(share, bar_width) + "  ";
+    line += fmt::format("{:>{}}  {}", fmt::format("{}/{}", task.done, task.total), count_width,
+                        score_text(task));
     if (task.truncated > 0) line += fmt::format("  {} cut", task.truncated);
     if (task.errors > 0) line += fmt::format("  {} errors", task.errors);
-    lines.push_back(std::move(line));
+    lines.push_back(cut(line, width - 1));
   }
-  std::string last = fmt::format(
-      "  {}/{}  {} running  {:.0f} tok/s  {} so far  {} left", p.done, p.total, p.running,
-      p.tokens_per_second, format_duration(p.elapsed_seconds), format_duration(p.eta_seconds));
-  if (p.retries > 0) last += fmt::format("  {} retries", p.retries);
-  lines.push_back(std::move(last));
+  std::string last = fmt::format(" {}/{}", p.done, p.total);
+  std::vector<std::string> parts = {fmt::format("{:.0f} tok/s", p.tokens_per_second), time_left(p),
+                                    fmt::format("{} running", p.running),
+                                    format_duration(p.elapsed_seconds) + " so far"};
+  if (p.retries > 0) parts.push_back(fmt::format("{} retries", p.retries));
+  for (const std::string& part : parts) {
+    if (part.empty() || last.size() + 2 + part.size() >= width) continue;
+    last += "  " + part;
+  }
+  lines.push_back(cut(" " + last, width - 1));
   return lines;
 }
 
@@ -75,8 +99,8 @@ std::string progress_text(const RunProgress& p) {
       fmt::format("{}/{} {} {}/{}", p.done, p.total, task.title, task.done, task.total);
   const std::string score = score_text(task);
   if (!score.empty()) line += "  " + score;
-  line +=
-      fmt::format("  {:.0f} tok/s  {} left", p.tokens_per_second, format_duration(p.eta_seconds));
+  line += fmt::format("  {:.0f} tok/s", p.tokens_per_second);
+  if (const std::string left = time_left(p); !left.empty()) line += "  " + left;
   if (task.truncated > 0) line += fmt::format("  {} truncated", task.truncated);
   if (task.errors > 0) line += fmt::format("  {} errors", task.errors);
   return line;

@@ -317,6 +317,9 @@ Result<int> generate_answers(const EvalRunOptions& o, const RunSettings& setting
   const auto show = [&](const RunProgress& p) { progress.show(p); };
   const Status status = generate(o.out, settings, **target, show);
   if (status) return 0;
+  if (status.error().code == ErrorCode::kCancelled) {
+    return cancelled("interrupted; the answers so far are kept, and the same command goes on");
+  }
   if (!unreachable(status.error()) ||
       status.error().message.find(" is gone: ") == std::string::npos)
     return tl::unexpected(status.error());

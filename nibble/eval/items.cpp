@@ -469,9 +469,13 @@ Status for_each_item(const Task& task, const std::vector<std::filesystem::path>&
   const auto read = [&](auto add) -> Status {
     for (const std::filesystem::path& file : rows) {
       auto status = for_each_row(file, add);
-      if (!status) {
-        return tl::unexpected(std::move(status).error().with_context(file.filename().string()));
-      }
+      if (status) continue;
+      // Of a row, and not of the file as such or of what the caller does with the item.
+      const std::string name = file.filename().string();
+      const bool is_of_row = status.error().code == ErrorCode::kCorrupt &&
+                             status.error().message.find(name) == std::string::npos;
+      return tl::unexpected(is_of_row ? std::move(status).error().with_context(name)
+                                      : std::move(status).error());
     }
     return {};
   };

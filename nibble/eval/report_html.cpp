@@ -33,9 +33,9 @@ constexpr const char* kHead = R"html(<!doctype html>
 @media(prefers-color-scheme:dark){:root{--fg:#e6e9ee;--bg:#15181c;--line:#3a414b;--soft:#9aa4b2}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:62rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--fg);font:12px system-ui,sans-serif}
+svg{width:100%;min-width:44rem;height:auto;display:block}svg text{fill:var(--fg);font:12px system-ui,sans-serif}
 svg .soft{fill:var(--soft)}svg .axis{stroke:var(--line)}svg .bar{stroke:var(--fg);stroke-width:1.3}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;white-space:nowrap}
+.scroll{overflow-x:auto}.scroll+.scroll{margin-top:1.8rem}table{border-collapse:collapse;font-size:13px;white-space:nowrap}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right}
 th:first-child,td:first-child{text-align:left}p,.soft{color:var(--soft)}
 .key span{display:inline-block;margin-right:1.2rem}.key i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}
@@ -114,7 +114,8 @@ std::string score_plot(const std::vector<RunReport>& runs) {
   const double group = (kWidth - kLeft) / static_cast<double>(tasks.size());
   const double bar = std::min(48.0, group * 0.8 / static_cast<double>(runs.size()));
   const auto y = [&](double share) { return kBottom - (kBottom - kTop) * share; };
-  std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\">", kWidth, kHeight);
+  std::string svg = fmt::format("<div class=\"scroll\"><svg viewBox=\"0 0 {} {}\" role=\"img\">",
+                                kWidth, kHeight);
   for (int percent = 0; percent <= 100; percent += 20) {
     svg += line(kLeft, y(percent / 100.0), kWidth, y(percent / 100.0), "axis");
     svg += label(kLeft - 6, y(percent / 100.0) + 4, "end", "soft", fmt::format("{}", percent));
@@ -139,7 +140,7 @@ std::string score_plot(const std::vector<RunReport>& runs) {
     svg += label(kLeft + group * (static_cast<double>(t) + 0.5), kBottom + 20, "middle", "",
                  tasks[t].task);
   }
-  return svg + "</svg>\n";
+  return svg + "</svg></div>\n";
 }
 
 // A point and its 95 % interval for each task of each run, beside 100 % and the threshold.
@@ -162,7 +163,8 @@ std::string retention_plot(const std::vector<RunReport>& runs,
     return kLeft + (kRight - kLeft) * (std::clamp(percent, low, high) - low) / (high - low);
   };
   const double bottom = 20 + kRow * static_cast<double>(count);
-  std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\">", kWidth, bottom + 30);
+  std::string svg = fmt::format("<div class=\"scroll\"><svg viewBox=\"0 0 {} {}\" role=\"img\">",
+                                kWidth, bottom + 30);
   svg += line(x(100), 10, x(100), bottom, "axis") +
          line(x(threshold), 10, x(threshold), bottom, "axis");
   svg += label(x(100), bottom + 18, "start", "soft", "100 %");
@@ -187,15 +189,15 @@ std::string retention_plot(const std::vector<RunReport>& runs,
       y += kRow;
     }
   }
-  return svg + "</svg>\n";
+  return svg + "</svg></div>\n";
 }
 
 std::string outcome_plot(const std::vector<RunReport>& runs) {
   constexpr double kWidth = 960, kLeft = 230, kRow = 22;
   size_t count = 0;
   for (const RunReport& run : runs) count += run.tasks.size();
-  std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\">", kWidth,
-                                10 + kRow * static_cast<double>(count));
+  std::string svg = fmt::format("<div class=\"scroll\"><svg viewBox=\"0 0 {} {}\" role=\"img\">",
+                                kWidth, 10 + kRow * static_cast<double>(count));
   double y = 6;
   for (const RunReport& run : runs) {
     for (const TaskReport& task : run.tasks) {
@@ -214,34 +216,43 @@ std::string outcome_plot(const std::vector<RunReport>& runs) {
       y += kRow;
     }
   }
-  return svg + "</svg>\n";
+  return svg + "</svg></div>\n";
 }
 
 // How many answers are no longer than so many tokens, a curve for each task of the first run on a
 // logarithmic axis.
 std::string length_plot(const RunReport& run) {
   constexpr double kWidth = 960, kHeight = 280, kLeft = 42, kTop = 10, kBottom = 240;
-  double longest = 10;
+  double shortest = 1e9, longest = 1;
   for (const TaskReport& task : run.tasks) {
-    if (!task.lengths.empty())
-      longest = std::max(longest, static_cast<double>(task.lengths.back()));
+    if (task.lengths.empty()) continue;
+    shortest = std::min(shortest, static_cast<double>(task.lengths.front()));
+    longest = std::max(longest, static_cast<double>(task.lengths.back()));
   }
+  shortest = std::clamp(shortest, 1.0, longest);
+  longest = std::max(longest, 2 * shortest);
   const auto x = [&](double tokens) {
-    return kLeft + (kWidth - kLeft - 20) * std::log(std::max(1.0, tokens)) / std::log(longest);
+    return kLeft + (kWidth - kLeft - 20) * std::log(std::max(shortest, tokens) / shortest) /
+                       std::log(longest / shortest);
   };
   const auto y = [&](double share) { return kBottom - (kBottom - kTop) * share; };
-  std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\">", kWidth, kHeight);
+  std::string svg = fmt::format("<div class=\"scroll\"><svg viewBox=\"0 0 {} {}\" role=\"img\">",
+                                kWidth, kHeight);
   for (int percent = 0; percent <= 100; percent += 25) {
     svg += line(kLeft, y(percent / 100.0), kWidth, y(percent / 100.0), "axis");
     svg += label(kLeft - 6, y(percent / 100.0) + 4, "end", "soft", fmt::format("{}", percent));
   }
-  for (double mark = 1; mark <= longest; mark *= 10) {
-    svg += line(x(mark), kTop, x(mark), kBottom, "axis");
-    svg += label(x(mark), kBottom + 18, "middle", "soft", fmt::format("{:g}", mark));
+  for (double power = 1; power <= longest; power *= 10) {
+    for (const double mark : {power, 2 * power, 5 * power}) {
+      if (mark < shortest || mark > longest) continue;
+      svg += line(x(mark), kTop, x(mark), kBottom, "axis");
+      svg += label(x(mark), kBottom + 18, "middle", "soft", fmt::format("{:g}", mark));
+    }
   }
   for (size_t t = 0; t < run.tasks.size(); ++t) {
     const auto& lengths = run.tasks[t].lengths;
-    std::string points = fmt::format("{:.1f},{:.1f}", x(1), y(0));
+    if (lengths.empty()) continue;
+    std::string points = fmt::format("{:.1f},{:.1f}", x(shortest), y(0));
     for (int step = 1; step <= 100; ++step) {
       const size_t at = (lengths.size() * static_cast<size_t>(step) + 99) / 100 - 1;
       points += fmt::format(" {:.1f},{:.1f}", x(static_cast<double>(lengths[at])), y(step / 100.0));
@@ -251,7 +262,7 @@ std::string length_plot(const RunReport& run) {
         "stroke-width=\"2\"><title>{}</title></polyline>",
         points, colour_of(t), escape(run.tasks[t].task));
   }
-  svg += "</svg>\n";
+  svg += "</svg></div>\n";
   std::vector<std::pair<std::string, std::string>> entries;
   for (size_t t = 0; t < run.tasks.size(); ++t) {
     entries.emplace_back(run.tasks[t].task, colour_of(t));

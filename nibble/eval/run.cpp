@@ -55,8 +55,7 @@ class Generator {
       state_.tasks.push_back(std::move(one));
       state_.total += totals[i];
     }
-    values_.resize(totals.size());
-    clusters_.resize(totals.size());
+    scores_.resize(totals.size());
     report();
     auto status = all_tasks();
     if (!status && status.error().code == ErrorCode::kCancelled) {
@@ -206,8 +205,7 @@ class Generator {
       const Score score =
           NIBBLE_TRY(score_sample(settings_.tasks[asked.task].task, settings_.load.prompt_style,
                                   asked.item, record, std::string(), {}));
-      values_[asked.task].push_back(score.outcome == "correct" ? 1 : 0);
-      clusters_[asked.task].push_back(score.cluster);
+      scores_[asked.task].add(score.cluster, score.outcome == "correct" ? 1 : 0);
     }
     if (!asked.item.chain || interrupted()) return {};
     NIBBLE_TRY(carry_forward(asked.item, record.completion));
@@ -229,15 +227,15 @@ class Generator {
   void report() {
     const double seconds = seconds_since(start_);
     for (size_t i = 0; i < state_.tasks.size(); ++i) {
-      state_.tasks[i].score = mean(values_[i]);
-      state_.tasks[i].score_se = clustered_se(values_[i], clusters_[i]);
+      state_.tasks[i].score = scores_[i].mean();
+      state_.tasks[i].score_se = scores_[i].clustered_se();
     }
     state_.running = static_cast<int64_t>(asked_.size());
     state_.tokens_per_second = static_cast<double>(target_.num_tokens()) / seconds;
     state_.elapsed_seconds = seconds;
     const auto asked_now = static_cast<double>(state_.done - skipped_);
     state_.eta_seconds =
-        asked_now > 0 ? seconds / asked_now * static_cast<double>(state_.total - state_.done) : 0;
+        asked_now > 0 ? seconds / asked_now * static_cast<double>(state_.total - state_.done) : -1;
     progress_(state_);
   }
 
@@ -251,8 +249,7 @@ class Generator {
   uint64_t next_key_ = 0;
   int64_t skipped_ = 0;
   RunProgress state_;
-  std::vector<std::vector<double>> values_;  // by task, for the running score
-  std::vector<std::vector<std::string>> clusters_;
+  std::vector<RunningMean> scores_;  // by task
   Clock::time_point start_ = Clock::now();
   Clock::time_point synced_ = Clock::now();
 };

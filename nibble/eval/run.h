@@ -58,7 +58,7 @@ struct RunProgress {
   int64_t retries = 0;
   double tokens_per_second = 0;
   double elapsed_seconds = 0;
-  double eta_seconds = 0;
+  double eta_seconds = -1;  // below 0: not known yet
 };
 
 // Asks every question that FOLDER does not hold an answer to. The folder's manifest.json must match

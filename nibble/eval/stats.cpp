@@ -85,6 +85,28 @@ double clustered_se(std::span<const double> values, std::span<const std::string>
   return std::sqrt(squares * count / (count - 1)) / static_cast<double>(values.size());
 }
 
+void RunningMean::add(const std::string& cluster, double value) {
+  Cluster& one = clusters_[cluster];
+  one.sum += value;
+  ++one.count;
+  sum_ += value;
+  ++count_;
+}
+
+double RunningMean::mean() const { return count_ > 0 ? sum_ / static_cast<double>(count_) : 0; }
+
+double RunningMean::clustered_se() const {
+  if (clusters_.size() < 2) return 0;
+  const double center = mean();
+  double squares = 0;
+  for (const auto& [name, one] : clusters_) {
+    const double residual = one.sum - static_cast<double>(one.count) * center;
+    squares += residual * residual;
+  }
+  const auto count = static_cast<double>(clusters_.size());
+  return std::sqrt(squares * count / (count - 1)) / static_cast<double>(count_);
+}
+
 Interval wilson(double successes, double trials) {
   const double z2 = kNormal95 * kNormal95;
   const double p = successes / trials;

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 namespace nibble {
@@ -20,6 +21,24 @@ double mean(std::span<const double> values);
 // The standard error of the mean of `values`, whose residuals are summed within clusters:
 // sqrt(sum over clusters of (sum of residuals)^2) / n * sqrt(n_c / (n_c - 1)). 0 for one cluster.
 double clustered_se(std::span<const double> values, std::span<const std::string> clusters);
+
+// The same two of values that come one by one; takes memory for clusters, not for values.
+class RunningMean {
+ public:
+  void add(const std::string& cluster, double value);
+  // 0 before the first value.
+  double mean() const;
+  double clustered_se() const;
+
+ private:
+  struct Cluster {
+    double sum = 0;
+    int64_t count = 0;
+  };
+  std::unordered_map<std::string, Cluster> clusters_;
+  double sum_ = 0;
+  int64_t count_ = 0;
+};
 
 // Wilson's 95 % interval for `successes` of `trials` > 0.
 Interval wilson(double successes, double trials);

@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <csignal>
+#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -272,6 +273,90 @@ TEST(EvalHttpTarget, ServeAndTheEngineGiveTheSameScores) {
   const auto report = run_nibble({"eval", "report", (folder / "engine0").string(),
                                   (folder / "served0").string(), "--require-retention", "100"});
   EXPECT_EQ(report.exit_code, 0) << report.out << report.err;
+}
+
+std::string content(const std::string& text) {
+  return http_reply(200, chat_reply(nlohmann::json{{"content", text}}.dump(), "stop"));
+}
+
+// A judge is asked about what the rules find unequal or do not understand, and about nothing else.
+TEST(EvalJudge, IsAskedAboutUnequalAnswers) {
+  const MockServer model({content("\\boxed{5}"), content("\\boxed{\\oint five}"),
+                          content("\\boxed{6}"), content("no box")});
+  const MockServer judge({content("They are the same: **Yes**."), content("no")});
+  const TemporaryFolder folder;
+  std::ofstream rows(folder / "q.jsonl");
+  for (const char* id : {"a", "b", "c", "d"}) {
+    rows << nlohmann::json{{"unique_id", id}, {"problem", "2 + 3?"}, {"answer", "5"}} << "\n";
+  }
+  rows.close();
+  const auto run = run_nibble({"eval", "run", "--task", "math-500=" + (folder / "q.jsonl").string(),
+                               "--allow-count", "--k", "1", "--base-url", model.url(),
+                               "--concurrency", "1", "--judge-base-url", judge.url(), "--out",
+                               (folder / "run").string(), "--progress", "none"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  std::string found;
+  for (const auto& row : read_lines(folder / "run" / "scores.jsonl")) {
+    found += row["outcome"].get<std::string>() + " " + row["judge"].dump() + "\n";
+  }
+  EXPECT_EQ(found, "correct null\ncorrect \"yes\"\nwrong \"no\"\nno_answer null\n");
+  ASSERT_EQ(judge.requests().size(), 2u);
+  EXPECT_THAT(judge.requests()[1], HasSubstr("Second answer: 6"));
+}
+
+// All kinds of targets that SciCode's file has, written by h5py, read in the sandbox.
+TEST(EvalSciCode, ReadsTargetsFromHdf5) {
+  const TemporaryFolder folder;
+  std::filesystem::permissions(folder.path(), std::filesystem::perms(0755));
+  const std::string targets = (folder / "test_data.h5").string();
+  const std::string write =
+      "import h5py, numpy as np, scipy, sympy\n"
+      "f = h5py.File('" +
+      targets +
+      "', 'w')\n"
+      "f['1.1/test1/var1'] = np.bytes_('text')\n"
+      "f['1.1/test2/var1/list/a'] = np.arange(3)\n"
+      "f['1.1/test2/var1/list/b'] = 2.5\n"
+      "f['1.1/test2/var2'] = 7\n"
+      "f['1.1/test3/var1/sparse_matrix/data'] = np.array([1.0, 2.0])\n"
+      "f['1.1/test3/var1/sparse_matrix/indices'] = np.array([0, 1])\n"
+      "f['1.1/test3/var1/sparse_matrix/indptr'] = np.array([0, 1, 2])\n"
+      "f['1.1/test3/var1/sparse_matrix/shape'] = np.array([2, 2])\n"
+      "f['1.1/test4/var1/2'] = 0.25\n"
+      "f['1.1/test4/var1/name'] = np.bytes_('x')\n";
+  if (std::system(("/usr/bin/python3 -c \"" + write + "\" 2>/dev/null").c_str()) != 0) {
+    GTEST_SKIP() << "python3-h5py, -numpy, -scipy and -sympy are not all installed";
+  }
+  nlohmann::json step = {{"step_number", "1.1"},           {"step_description_prompt", "d"},
+                         {"step_background", ""},          {"ground_truth_code", ""},
+                         {"function_header", "def f(x):"}, {"return_line", ""}};
+  step["test_cases"] = {
+      "assert target == 'text' and f(2) == 2",
+      "a, b = target\nassert a[0].tolist() == [0, 1, 2] and a[1] == 2.5 and b == 7",
+      "assert target.toarray().tolist() == [[1, 0], [0, 2]]",
+      "assert target == {2.0: 0.25, 'name': 'x'}"};
+  std::ofstream(folder / "p.jsonl") << nlohmann::json{{"problem_id", "1"},
+                                                      {"problem_name", "p"},
+                                                      {"problem_io", ""},
+                                                      {"problem_description_main", ""},
+                                                      {"problem_background_main", ""},
+                                                      {"required_dependencies", ""},
+                                                      {"sub_steps", {step}}}
+                                    << "\n";
+  const auto outcome = [&](const std::string& program) {
+    const MockServer model({content("```python\n" + program + "\n```")});
+    const auto out = folder / ("run" + std::to_string(program.size()));
+    const auto run = run_nibble(
+        {"eval", "run", "--task", "scicode=" + (folder / "p.jsonl").string() + "," + targets,
+         "--prompt-style", "demo", "--allow-count", "--k", "1", "--base-url", model.url(), "--out",
+         out.string(), "--progress", "none"});
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    const auto scores = read_lines(out / "scores.jsonl");
+    return scores.empty() ? "nothing"
+                          : scores[0].value("outcome", "") + scores[0].value("detail", "");
+  };
+  EXPECT_THAT(outcome("def f(x):\n    return x"), ::testing::StartsWith("correct"));
+  EXPECT_THAT(outcome("def f(x):\n    return x + 1"), ::testing::StartsWith("wrong"));
 }
 
 }  // namespace
