@@ -79,4 +79,16 @@ struct RanksOptions {
 };
 void bench_ranks(const RanksOptions& options);
 
+// The engine over the same: requests of random tokens, an answer's length fixed.
+struct EngineBenchOptions {
+  RanksOptions ranks;
+  int num_drafts = 0;
+  double forced_acceptance_length = 1;  // with drafts: random weights accept nothing
+  int input_len = 1024;
+  int output_len = 128;
+  std::vector<int64_t> batch_sizes;
+  std::string tokenizer = "models/demo";  // any folder with one: the text means nothing
+};
+void bench_engine(const EngineBenchOptions& options);
+
 }  // namespace nibble::bench

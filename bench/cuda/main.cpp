@@ -3,10 +3,17 @@
 //
 // bench_cuda ranks:TP:EP:DP:DENSE:MOE ...: R1 on TP GPUs with EP expert groups, with (DP 1) or
 // without (0) attention data parallel, DENSE and MOE layers of it; ranks:4:1:0:3:58 is all of R1.
+//
+// bench_cuda engine:TP:EP:DP:DENSE:MOE:DRAFTS:LENGTH:IN:OUT:BATCH,BATCH,...: the same through the
+// whole engine, 2 x BATCH requests of IN + OUT tokens a row; with DRAFTS an acceptance of LENGTH
+// tokens is forced. engine:4:1:0:3:58:3:2.8:1024:128:1,8,32 is all of R1. Run it in the repository:
+// it borrows the tokenizer of models/demo.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -23,6 +30,26 @@ nibble::bench::Limits measure(nibble::Kernels& kernels) {
   return limits;
 }
 
+std::optional<nibble::bench::EngineBenchOptions> engine_options(const std::string& part) {
+  nibble::bench::EngineBenchOptions options;
+  int attention_dp = 0;
+  int batches = 0;
+  nibble::bench::RanksOptions& ranks = options.ranks;
+  if (std::sscanf(part.c_str(), "engine:%d:%d:%d:%d:%d:%d:%lf:%d:%d:%n", &ranks.tp_size,
+                  &ranks.ep_size, &attention_dp, &ranks.dense_layers, &ranks.moe_layers,
+                  &options.num_drafts, &options.forced_acceptance_length, &options.input_len,
+                  &options.output_len, &batches) != 9 ||
+      batches == 0) {
+    return std::nullopt;
+  }
+  ranks.enable_attention_dp = attention_dp != 0;
+  std::istringstream list(part.substr(static_cast<size_t>(batches)));
+  for (std::string size; std::getline(list, size, ',');) {
+    options.batch_sizes.push_back(std::stoll(size));
+  }
+  return options;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -36,6 +63,8 @@ int main(int argc, char** argv) {
                     &attention_dp, &ranks.dense_layers, &ranks.moe_layers) == 5) {
       ranks.enable_attention_dp = attention_dp != 0;
       nibble::bench::bench_ranks(ranks);
+    } else if (const auto engine = engine_options(part)) {
+      nibble::bench::bench_engine(*engine);
     } else {
       only_ranks = false;
     }

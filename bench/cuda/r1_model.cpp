@@ -42,6 +42,7 @@ ModelConfig r1_config(const R1Options& options) {
   config.rms_norm_eps = 1e-6;
   config.rope_theta = 10000;
   config.max_position_embeddings = kPositions;
+  config.num_nextn_predict_layers = options.with_mtp ? 1 : 0;
   return config;
 }
 
@@ -62,7 +63,7 @@ R1Model::R1Model(Kernels& kernels, const R1Options& options)
   ones_ = floats(std::vector<float>(7168, 1));
   bias_ = floats(std::vector<float>(256, 0));
   weights_.norm = ones_;
-  const int64_t embedded = part.count(config.vocab_size) + (part.is_whole() ? 0 : 1);
+  const int64_t embedded = part.count(config.vocab_size);
   void* const table = take(static_cast<size_t>(embedded) * 7168 * 2);
   fill_bf16(table, embedded * 7168, 77, cuda_stream(kernels.device()));
   weights_.embed_tokens = {table, DType::kBf16, embedded, 7168, 7168};
@@ -79,6 +80,11 @@ R1Model::R1Model(Kernels& kernels, const R1Options& options)
   }
   kv_b_host_ = {};
   router_host_ = {};
+}
+
+Weights R1Model::take_weights() {
+  weights_.buffers = std::move(buffers_);
+  return std::move(weights_);
 }
 
 const float* R1Model::floats(const std::vector<float>& values) {

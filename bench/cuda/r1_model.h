@@ -26,6 +26,8 @@ class R1Model {
  public:
   R1Model(Kernels& kernels, const R1Options& options);
   const Weights& weights() const { return weights_; }
+  // With the memory that they lie in; this object is empty then.
+  Weights take_weights();
 
  private:
   const float* floats(const std::vector<float>& values);

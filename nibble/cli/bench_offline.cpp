@@ -16,6 +16,7 @@
 #include "nibble/cli/backend_options.h"
 #include "nibble/cli/bench_command.h"
 #include "nibble/cli/cli_common.h"
+#include "nibble/cli/parallel_options.h"
 #include "nibble/engine/engine.h"
 #include "nibble/tokenizer/chat_template.h"
 
@@ -33,10 +34,12 @@ struct BenchOptions {
   bool adaptive_drafts = false;
   double draft_cost = 0.1;
   bool draft_sampling = false;
+  std::optional<double> forced_acceptance_length;
   double temperature = 0;
   int64_t max_num_tokens = 512;
   int64_t seed = 0;
   BackendOptions backend;
+  ParallelOptions parallel;
   bool w4a4 = false;
   bool json = false;
   bool quiet = false;
@@ -140,6 +143,7 @@ Result<BenchRow> run_batch_size(const BenchOptions& o, LoadedModel& model,
   options.draft.adaptive = o.adaptive_drafts;
   options.draft.draft_cost = o.draft_cost;
   options.draft.draft_sampling = o.draft_sampling;
+  options.forced_acceptance_length = o.forced_acceptance_length;
   const auto engine = NIBBLE_TRY(Engine::create(model, options));
   BenchRow row;
   for (const Request& request : requests) {
@@ -173,14 +177,25 @@ Result<BenchRow> run_batch_size(const BenchOptions& o, LoadedModel& model,
   return row;
 }
 
+// "" or ", TP 4 EP 2".
+std::string describe(const Shard& shard) {
+  if (shard.is_whole()) return "";
+  return fmt::format(", TP {} EP {}{}", shard.tp_size, shard.ep_size,
+                     shard.enable_attention_dp ? " attention DP" : "");
+}
+
 void print_table(const BenchOptions& o, const LoadedModel& model,
                  const std::vector<BenchRow>& rows) {
   print(fmt::format(
-      "{}, {}: {} requests of {:.0f} tokens in, {:.0f} out, {} drafts{}\n",
-      model.directory.string(), model.kernels->name(), o.num_requests,
+      "{}, {}{}: {} requests of {:.0f} tokens in, {:.0f} out, {} drafts{}\n",
+      model.directory.string(), model.kernels->name(), describe(model.weights.shard),
+      o.num_requests,
       static_cast<double>(rows.front().input_tokens) / static_cast<double>(o.num_requests),
       static_cast<double>(rows.front().output_tokens) / static_cast<double>(o.num_requests),
       o.num_drafts, o.adaptive_drafts ? " at most" : ""));
+  if (o.forced_acceptance_length) {
+    print(fmt::format("ACCEPTANCE IS FORCED to {} tokens a window\n", *o.forced_acceptance_length));
+  }
   print("batch size   seconds   output tok/s   total tok/s   against first   acceptance\n");
   for (const BenchRow& row : rows) {
     print(fmt::format("{:10}   {:7.2f}   {:12.1f}   {:11.1f}   {:12.2f}x   {:10.2f}\n",
@@ -198,11 +213,18 @@ void print_table(const BenchOptions& o, const LoadedModel& model,
 
 void print_json(const BenchOptions& o, const LoadedModel& model,
                 const std::vector<BenchRow>& rows) {
-  nlohmann::ordered_json json = {
-      {"model", model.directory.string()},    {"backend", model.kernels->name()},
-      {"num_requests", o.num_requests},       {"input_len", o.input_len},
-      {"output_len", o.output_len},           {"num_drafts", o.num_drafts},
-      {"adaptive_drafts", o.adaptive_drafts}, {"rows", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json json = {{"model", model.directory.string()},
+                                 {"backend", model.kernels->name()},
+                                 {"tp_size", model.weights.shard.tp_size},
+                                 {"ep_size", model.weights.shard.ep_size},
+                                 {"enable_attention_dp", model.weights.shard.enable_attention_dp},
+                                 {"num_requests", o.num_requests},
+                                 {"input_len", o.input_len},
+                                 {"output_len", o.output_len},
+                                 {"num_drafts", o.num_drafts},
+                                 {"adaptive_drafts", o.adaptive_drafts},
+                                 {"rows", nlohmann::ordered_json::array()}};
+  if (o.forced_acceptance_length) json["forced_acceptance_length"] = *o.forced_acceptance_length;
   for (const BenchRow& row : rows) {
     json["rows"].push_back({{"batch_size", row.batch_size},
                             {"seconds", row.seconds},
@@ -230,7 +252,10 @@ Status run_offline(const BenchOptions& o) {
   options.load_mtp = o.num_drafts > 0;
   options.nvfp4_activation = o.w4a4 ? ActivationFormat::kNvfp4 : ActivationFormat::kUnquantized;
   const auto directory = NIBBLE_TRY(resolve_model(o.model));
-  const auto model = NIBBLE_TRY(LoadedModel::load(directory, options));
+  const RankOptions rank_options = NIBBLE_TRY(apply(o.parallel, &options));
+  const auto ranks = NIBBLE_TRY(RankGroup::start(directory, options, rank_options));
+  if (ranks->is_worker()) return ranks->serve();
+  const auto model = NIBBLE_TRY(ranks->load_model());
   std::vector<Request> requests;
   if (o.prompts.empty()) {
     requests = random_requests(o, *model);
@@ -281,10 +306,15 @@ void add_bench_offline_command(CLI::App& bench, int* exit_code) {
       ->type_name("X");
   command->add_flag("--draft-sampling", o->draft_sampling,
                     "Draw drafts instead of taking the likeliest");
+  command
+      ->add_option("--forced-acceptance-length", o->forced_acceptance_length,
+                   "Tokens of a window that stand whatever the model says; the text means nothing")
+      ->type_name("X");
   command->add_option("--max-num-tokens", o->max_num_tokens, "Tokens of a step [512]")
       ->type_name("N");
   command->add_option("--seed", o->seed, "Of the prompts [0]")->type_name("N");
   add_backend_options(*command, &o->backend);
+  add_parallel_options(*command, &o->parallel, "Several ranks");
   command->add_flag("--w4a4", o->w4a4, "Quantize activations to NVFP4 too");
   command->add_flag("--json", o->json, "Print JSON instead of a table");
   command->add_flag("-q,--quiet", o->quiet, "No progress on stderr");

@@ -87,6 +87,7 @@ class Runner {
 
   RunOptions options_;
   SamplingParams params_;
+  std::unique_ptr<RankGroup> ranks_;
   std::unique_ptr<LoadedModel> model_;
   std::unique_ptr<Engine> engine_;  // behind the model it runs on: it goes first
   std::optional<ChatTemplate> chat_template_;
@@ -102,8 +103,11 @@ Status Runner::load(bool with_chat_template) {
   if (with_chat_template) {
     chat_template_ = NIBBLE_TRY(ChatTemplate::load(directory, options_.chat_template));
   }
-  model_ = NIBBLE_TRY(LoadedModel::load(directory, options));
-  EngineOptions engine_options = NIBBLE_TRY(run_engine_options(options_));
+  const EngineOptions engine_options = NIBBLE_TRY(run_engine_options(options_));
+  const RankOptions rank_options = NIBBLE_TRY(apply(options_.parallel, &options));
+  ranks_ = NIBBLE_TRY(RankGroup::start(directory, options, rank_options));
+  if (ranks_->is_worker()) return {};
+  model_ = NIBBLE_TRY(ranks_->load_model());
   engine_ = NIBBLE_TRY(Engine::create(*model_, engine_options));
   if (options_.verbose) {
     const MemoryReport report = NIBBLE_TRY(engine_->memory());
@@ -140,6 +144,7 @@ Status Runner::run() {
   const std::vector<std::string> prompts = NIBBLE_TRY(collect_prompts());
   if (prompts.empty() && options_.json) return invalid_argument("--json needs a --prompt");
   NIBBLE_TRY(load(options_.chat || prompts.empty() || !options_.system.empty()));
+  if (ranks_->is_worker()) return ranks_->serve();
   return prompts.empty() ? chat() : answer_prompts(prompts);
 }
 

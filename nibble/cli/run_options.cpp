@@ -137,6 +137,7 @@ void add_run_options(CLI::App& command, RunOptions* o) {
       ->group(engine);
 
   add_expert_options(command, &o->experts);
+  add_parallel_options(command, &o->parallel, "Several ranks");
 
   const std::string output = "Output";
   command.add_flag("--json", o->json, "One JSON object a prompt instead of streamed text")

@@ -9,6 +9,7 @@
 #include "nibble/checkpoint/generation_config.h"
 #include "nibble/cli/backend_options.h"
 #include "nibble/cli/expert_arguments.h"
+#include "nibble/cli/parallel_options.h"
 #include "nibble/engine/engine.h"
 #include "nibble/engine/loaded_model.h"
 #include "nibble/engine/sampling_params.h"
@@ -51,6 +52,7 @@ struct RunOptions {
   ExpertArguments experts;
 
   BackendOptions backend;
+  ParallelOptions parallel;
   bool w4a4 = false;
   std::string kv_cache_dtype = "auto";
   int64_t max_seq_len = 0;

@@ -92,6 +92,7 @@ class Server {
   ServeOptions options_;
   std::filesystem::path directory_;
   std::vector<std::string> command_line_keys_;
+  std::unique_ptr<RankGroup> ranks_;
   Loaded loaded_;
   std::unique_ptr<Service> service_;
   std::unique_ptr<HttpServer> http_;
@@ -116,6 +117,8 @@ std::string Server::effective_configuration() const {
       {"kernels", loaded_.model ? Json(loaded_.model->kernels->name()) : Json(nullptr)},
       {"cuda_graphs", o.engine.cuda_graphs},
       {"cuda_batch_invariant", o.model_options.cuda.batch_invariant},
+      {"tp_size", std::max<int64_t>(1, o.parallel.tp_size)},
+      {"ep_size", std::max<int64_t>(1, o.parallel.ep_size)},
       {"max_batch_size", o.engine.max_batch_size},
       {"max_num_tokens", o.engine.max_num_tokens},
       {"max_seq_len", o.model_options.max_seq_len},
@@ -183,12 +186,12 @@ Result<Server::Loaded> Server::load() {
   Loaded loaded;
   LoadProgress progress;
   progress.bytes_total = weight_bytes(directory_);
-  options_.model_options.on_progress = [this, progress](double share) mutable {
+  const auto on_progress = [this, progress](double share) mutable {
     progress.bytes_loaded =
         static_cast<uint64_t>(share * static_cast<double>(progress.bytes_total));
     service_->set_progress(progress);
   };
-  loaded.model = NIBBLE_TRY(LoadedModel::load(directory_, options_.model_options));
+  loaded.model = NIBBLE_TRY(ranks_->load_model(on_progress));
   progress.phase = "kv_cache";
   progress.bytes_loaded = progress.bytes_total;
   service_->set_progress(progress);
@@ -301,6 +304,9 @@ Status Server::run() {
     print(effective_configuration() + "\n");
     return {};
   }
+  const RankOptions ranks = NIBBLE_TRY(apply(options_.parallel, &options_.model_options));
+  ranks_ = NIBBLE_TRY(RankGroup::start(directory_, options_.model_options, ranks));
+  if (ranks_->is_worker()) return ranks_->serve();
   service_ = std::make_unique<Service>(options_.service);
   http_ = NIBBLE_TRY(HttpServer::listen(options_.http, *service_));
   service_->attach(*http_);

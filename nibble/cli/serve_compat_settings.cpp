@@ -77,16 +77,34 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                {"tensor_parallel_size", "tp"},
                {},
                kCompat,
-               "1",
+               "Ranks that split the model [1, or the MPI job's]",
                "N",
-               single("tensor parallelism needs several")});
+               integer(1, 1024, [](ServeOptions& o, int64_t v) { o.parallel.tp_size = v; })});
   s.push_back({"ep_size",
                {"moe_expert_parallel_size", "ep"},
                {},
                kCompat,
-               "auto or 1",
+               "Groups of ranks that split the experts [auto: 1]",
                "N",
-               single("expert parallelism needs several")});
+               [](ServeOptions& o, const std::string& v) -> Status {
+                 if (v != "auto") o.parallel.ep_size = NIBBLE_TRY(parse_integer(v, 1, 1024));
+                 return {};
+               }});
+  s.push_back({"communicator",
+               {},
+               {},
+               kCompat,
+               "auto, threads or mpi [auto: mpi under mpirun]",
+               "NAME",
+               one_of({"auto", "threads", "mpi"},
+                      [](ServeOptions& o, const std::string& v) { o.parallel.communicator = v; })});
+  s.push_back({"rank_timeout",
+               {},
+               {},
+               kCompat,
+               "Seconds after which a silent rank is given up, with MPI [120]",
+               "S",
+               number(1, 86400, [](ServeOptions& o, double v) { o.parallel.rank_timeout = v; })});
   s.push_back({"pp_size",
                {"pipeline_parallel_size", "pp"},
                {},
@@ -143,13 +161,9 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                {"attention_dp"},
                {},
                kCompat,
-               "off",
+               "Each rank has its own requests; experts are split over all",
                "",
-               [](ServeOptions&, const std::string& v) -> Status {
-                 if (!NIBBLE_TRY(parse_boolean(v))) return {};
-                 return unsupported(
-                     "attention data parallelism needs several devices; leave it off");
-               }});
+               boolean([](ServeOptions& o, bool v) { o.parallel.enable_attention_dp = v; })});
   s.push_back({"num_postprocess_workers",
                {},
                {},

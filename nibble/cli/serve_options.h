@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "nibble/base/result.h"
+#include "nibble/cli/parallel_options.h"
 #include "nibble/engine/engine.h"
 #include "nibble/engine/loaded_model.h"
 #include "nibble/server/http.h"
@@ -27,6 +28,7 @@ struct ServeOptions {
   ServiceOptions service;
   ModelOptions model_options;
   EngineOptions engine;
+  ParallelOptions parallel;
   std::optional<int64_t> max_queue_size;
   std::optional<int64_t> kv_cache_max_tokens;
   std::string api_key_file;

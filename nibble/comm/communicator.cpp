@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -79,6 +80,22 @@ CommPosition Communicator::position() const {
   return position_;
 }
 
+void Communicator::look() {
+  if (is_closed() || !status()) return;
+  Status seen = do_look();
+  if (!seen && !is_closed()) keep(std::move(seen));
+}
+
+void Communicator::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+}
+
+bool Communicator::is_closed() const {
+  const std::lock_guard lock(mutex_);
+  return closed_;
+}
+
 void Communicator::abort(std::string_view message) {
   {
     const std::lock_guard lock(mutex_);
@@ -129,11 +146,19 @@ void Communicator::barrier() {
 }
 
 void Communicator::broadcast_message(std::vector<std::byte>& message, int root) {
+  // A short one goes with its size.
+  std::array<std::byte, 4096> first{};
+  constexpr size_t kHead = sizeof(uint64_t);
   uint64_t size = message.size();
-  broadcast(&size, sizeof size, root);
+  std::memcpy(first.data(), &size, kHead);
+  const auto part = [&] { return std::min<size_t>(size, first.size() - kHead); };
+  if (rank_ == root && size > 0) std::memcpy(first.data() + kHead, message.data(), part());
+  broadcast(first.data(), first.size(), root);
   if (!status()) return;
+  std::memcpy(&size, first.data(), kHead);
   message.resize(size);
-  if (size > 0) broadcast(message.data(), size, root);
+  if (rank_ != root && size > 0) std::memcpy(message.data(), first.data() + kHead, part());
+  if (size > part()) broadcast(message.data() + part(), size - part(), root);
 }
 
 Status Communicator::do_all_gather(const void* in, std::span<const size_t> bytes, void* out) {

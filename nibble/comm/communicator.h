@@ -39,7 +39,7 @@ struct CommPosition {
 // believes what it got.
 //
 // Implementations: SingleCommunicator, thread_communicators(), MPI (mpi_communicator.h). Used from
-// one thread at a time, but for abort(), position() and status().
+// one thread at a time, but for abort(), look(), position() and status().
 class Communicator {
  public:
   Communicator(int rank, int size) : rank_(rank), size_(size) {}
@@ -81,6 +81,12 @@ class Communicator {
   // The first failure: kUnavailable naming the rank and what it said, or what the transport said.
   Status status() const;
 
+  // Hears whether another rank has failed, without an operation: for a watchdog. Thread-safe.
+  void look();
+
+  // The ranks have said all they had to say: from now on no rank that goes is missed.
+  void close();
+
   // Ends what the other ranks wait for: their operations fail with "rank R: message". Thread-safe;
   // the first call counts.
   void abort(std::string_view message);
@@ -111,6 +117,10 @@ class Communicator {
   virtual Status do_broadcast(void* data, size_t bytes, int root);
   virtual Status do_barrier();
   virtual void do_abort(std::string_view message) = 0;
+  // What look() finds; called from any thread.
+  virtual Status do_look() { return {}; }
+
+  bool is_closed() const;
 
   void keep(Status status);  // the first failure stays
 
@@ -124,6 +134,7 @@ class Communicator {
   mutable std::mutex mutex_;  // guards all below
   Status status_;
   bool aborted_ = false;
+  bool closed_ = false;
   CommPosition position_;
   std::vector<float> sums_;       // scratch of one operation
   std::vector<std::byte> parts_;  // likewise

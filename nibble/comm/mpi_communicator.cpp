@@ -123,6 +123,11 @@ class MpiCommunicator : public Communicator {
     }
   }
 
+  Status do_look() override {
+    const std::lock_guard lock(mutex_);
+    return look_for_abort();
+  }
+
  private:
   struct Pending {
     void* request = nullptr;

@@ -6,11 +6,14 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "nibble/base/check.h"
@@ -30,7 +33,9 @@ struct Shown {
 
 class ThreadGroup {
  public:
-  explicit ThreadGroup(int size) : shown_(static_cast<size_t>(size)) {}
+  explicit ThreadGroup(int size)
+      : spins_(std::thread::hardware_concurrency() >= 4 * static_cast<unsigned>(size)),
+        shown_(static_cast<size_t>(size)) {}
 
   // Returns when all ranks have come here. Errors: kUnavailable with the failure of another rank.
   Status wait_for_all() {
@@ -43,6 +48,14 @@ class ThreadGroup {
       changed_.notify_all();
       return {};
     }
+    if (spins_) {
+      lock.unlock();
+      const auto start = std::chrono::steady_clock::now();
+      while (generation_ == generation && std::chrono::steady_clock::now() - start < kLongestSpin) {
+        std::this_thread::yield();
+      }
+      lock.lock();
+    }
     changed_.wait(lock, [&] { return generation_ != generation || failure_; });
     if (generation_ != generation) return {};
     return unavailable(*failure_);
@@ -54,6 +67,11 @@ class ThreadGroup {
     changed_.notify_all();
   }
 
+  Status failure() {
+    const std::lock_guard lock(mutex_);
+    return failure_ ? Status(unavailable(*failure_)) : Status();
+  }
+
   // Read after wait_for_all, written before it.
   Shown& shown(int rank) { return shown_[static_cast<size_t>(rank)]; }
 
@@ -62,10 +80,15 @@ class ThreadGroup {
   std::vector<float>& sums(uint64_t operation) { return sums_[operation % 2]; }
 
  private:
+  // Waking a thread takes tens of microseconds, several times a step of some milliseconds: where
+  // there are processors to spare, ranks look for each other for about a step.
+  static constexpr std::chrono::milliseconds kLongestSpin{20};
+
+  const bool spins_;
   std::mutex mutex_;
   std::condition_variable changed_;
   size_t arrived_ = 0;
-  uint64_t generation_ = 0;
+  std::atomic<uint64_t> generation_ = 0;  // changed with mutex_ held
   std::optional<std::string> failure_;
   std::vector<Shown> shown_;
   std::array<std::vector<float>, 2> sums_;
@@ -77,7 +100,9 @@ class ThreadCommunicator : public Communicator {
       : Communicator(rank, size), group_(std::move(group)) {}
   ThreadCommunicator(const ThreadCommunicator&) = delete;
   ThreadCommunicator& operator=(const ThreadCommunicator&) = delete;
-  ~ThreadCommunicator() override { group_->fail(fmt::format("rank {} has ended", rank())); }
+  ~ThreadCommunicator() override {
+    if (!is_closed()) group_->fail(fmt::format("rank {} has ended", rank()));
+  }
 
   std::string_view name() const override { return "threads"; }
 
@@ -141,6 +166,8 @@ class ThreadCommunicator : public Communicator {
   }
 
   Status do_barrier() override { return group_->wait_for_all(); }
+
+  Status do_look() override { return group_->failure(); }
 
   void do_abort(std::string_view message) override {
     group_->fail(fmt::format("rank {}: {}", rank(), message));

@@ -12,7 +12,7 @@ namespace nibble {
 
 using Clock = std::chrono::steady_clock;
 
-Watchdog::Watchdog(const Communicator& comm, const WatchOptions& options)
+Watchdog::Watchdog(Communicator& comm, const WatchOptions& options)
     : comm_(comm), options_(options), thread_([this] { run(); }) {}
 
 Watchdog::~Watchdog() {
@@ -34,6 +34,7 @@ void Watchdog::run() {
   std::unique_lock lock(mutex_);
   while (!changed_.wait_for(lock, std::chrono::milliseconds(100), [&] { return stopping_; })) {
     const auto now = Clock::now();
+    comm_.look();
     const Status status = comm_.status();
     if (!status && options_.ends_process) {
       if (!failed) {

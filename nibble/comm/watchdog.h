@@ -18,7 +18,7 @@ struct WatchOptions {
 // A thread of its own, from construction to destruction. The communicator must outlive it.
 class Watchdog {
  public:
-  Watchdog(const Communicator& comm, const WatchOptions& options);
+  Watchdog(Communicator& comm, const WatchOptions& options);
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
   ~Watchdog();
@@ -26,7 +26,7 @@ class Watchdog {
  private:
   void run();
 
-  const Communicator& comm_;
+  Communicator& comm_;
   const WatchOptions options_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -10,7 +10,9 @@
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
-#include "nibble/engine/local_passes.h"
+#include "nibble/engine/data_parallel_engine.h"
+#include "nibble/engine/pass_plan.h"
+#include "nibble/engine/rank_passes.h"
 #include "nibble/engine/sampler.h"
 
 namespace nibble {
@@ -34,6 +36,12 @@ Status validate(const EngineOptions& options, const LoadedModel& model) {
   if (!(relaxed.delta >= 0 && relaxed.delta <= 1)) {
     return invalid_argument(fmt::format("relaxed_delta is {}, expected 0..1", relaxed.delta));
   }
+  const double forced = options.forced_acceptance_length.value_or(1);
+  if (!(forced >= 1 && forced <= static_cast<double>(options.num_drafts + 1))) {
+    return invalid_argument(
+        fmt::format("forced_acceptance_length is {}, expected 1..{} with {} drafts", forced,
+                    options.num_drafts + 1, options.num_drafts));
+  }
   const double fraction = options.kv_cache_free_gpu_memory_fraction.value_or(1);
   if (!(fraction > 0 && fraction <= 1)) {
     return invalid_argument(fmt::format(
@@ -51,34 +59,34 @@ Status validate(const EngineOptions& options, const LoadedModel& model) {
   return {};
 }
 
-// Blocks for the fraction of free memory, but no more than max_batch_size full contexts need. On a
-// GPU everything else takes its memory first, by running the largest batches on passes of the final
-// sizes, so that the cache gets its share of what is really left.
-Result<int64_t> blocks_from_memory(LoadedModel& model, const EngineOptions& options,
-                                   KvCacheOptions cache, int64_t max_rows,
-                                   const PassOptions& pass_options) {
-  Device& device = model.kernels->device();
-  std::unique_ptr<LocalPasses> passes;
-  if (!device.is_host()) {
-    cache.num_blocks = 1;
-    passes = NIBBLE_TRY(LocalPasses::create(model, cache, max_rows, pass_options));
-    const Status warm =
-        passes->warm_up(options.max_batch_size * (1 + options.num_drafts), model.max_seq_len);
-    NIBBLE_TRY(with_context(warm, "running the largest batches, to measure their memory"));
+PassPlan pass_plan(const LoadedModel& model, const EngineOptions& options) {
+  PassPlan plan;
+  plan.cache.dtype = options.kv_cache_dtype.value_or(model.default_kv_cache_dtype());
+  plan.cache.block_size = options.block_size;
+  plan.cache.num_blocks = options.num_blocks;
+  plan.cache.with_mtp = options.num_drafts > 0;
+  plan.cache_fraction = kv_cache_fraction(options, model.kernels->device());
+  // A step's pairs for the MTP layer: its tokens, and one more for each sequence behind a found
+  // prefix.
+  plan.max_rows = options.max_num_tokens + options.max_batch_size;
+  plan.max_generated = options.max_batch_size * (1 + options.num_drafts);
+  plan.max_batch_size = options.max_batch_size;
+  if (options.cuda_graphs) {
+    plan.options.graph_sizes = step_graph_sizes(options.cuda_graph_batch_sizes,
+                                                options.max_batch_size, options.num_drafts);
   }
-  const DeviceMemory memory = NIBBLE_TRY(device.memory());
-  uint64_t block_bytes = KvCache::bytes_per_token(model.config, cache.dtype, cache.with_mtp) *
-                         static_cast<uint64_t>(options.block_size);
-  // Beside a block lies the hidden state that the MTP layer needs.
-  if (cache.with_mtp)
-    block_bytes += static_cast<uint64_t>(model.config.hidden_size) * sizeof(float);
-  const auto blocks = static_cast<int64_t>(kv_cache_fraction(options, device) *
-                                           static_cast<double>(memory.free_bytes) /
-                                           static_cast<double>(block_bytes));
-  const int64_t context_blocks =
-      (model.max_seq_len + kMaxDrafts + options.block_size) / options.block_size;
-  const int64_t useful = context_blocks * options.max_batch_size;
-  return std::clamp<int64_t>(blocks, 1, useful);
+  plan.record_all = !options.cuda_graph_batch_sizes.empty();
+  return plan;
+}
+
+SchedulerOptions scheduler_options(const EngineOptions& options) {
+  SchedulerOptions scheduler;
+  scheduler.max_batch_size = options.max_batch_size;
+  scheduler.max_num_tokens = options.max_num_tokens;
+  scheduler.num_drafts = options.num_drafts;
+  scheduler.enable_block_reuse = options.enable_block_reuse;
+  scheduler.enable_chunked_prefill = options.enable_chunked_prefill;
+  return scheduler;
 }
 
 template <typename Duration>
@@ -100,70 +108,69 @@ double EngineStats::acceptance_length() const {
 }
 
 Engine::Engine(LoadedModel& model, const EngineOptions& options,
-               const SchedulerOptions& scheduler_options, std::unique_ptr<ModelPasses> passes,
-               int32_t num_blocks)
+               std::unique_ptr<ModelPasses> passes, int64_t num_blocks)
     : model_(model),
       options_(options),
       passes_(std::move(passes)),
-      pool_(num_blocks, static_cast<int32_t>(options.block_size)),
-      scheduler_(scheduler_options, pool_),
+      pool_(static_cast<int32_t>(num_blocks), static_cast<int32_t>(options.block_size)),
+      scheduler_(scheduler_options(options), pool_),
       draft_policy_(options.draft, options.num_drafts),
       sampler_(*passes_) {
   stats_.accepted_at.resize(static_cast<size_t>(options.num_drafts));
+  if (options.num_drafts > 0) drafter_.emplace(*passes_, options.block_size);
 }
 
 Result<std::unique_ptr<Engine>> Engine::create(LoadedModel& model, const EngineOptions& options) {
   NIBBLE_TRY(validate(options, model));
-  KvCacheOptions cache_options;
-  cache_options.dtype = options.kv_cache_dtype.value_or(model.default_kv_cache_dtype());
-  cache_options.block_size = options.block_size;
-  cache_options.with_mtp = options.num_drafts > 0;
-  // A step's pairs for the MTP layer: its tokens, and one more for each sequence behind a found
-  // prefix.
-  const int64_t max_rows = options.max_num_tokens + options.max_batch_size;
-  PassOptions pass_options;
-  if (options.cuda_graphs) {
-    pass_options.graph_sizes = step_graph_sizes(options.cuda_graph_batch_sizes,
-                                                options.max_batch_size, options.num_drafts);
+  const PassPlan plan = pass_plan(model, options);
+  if (model.weights.shard.enable_attention_dp) {
+    return DataParallelEngine::create(model, options, plan);
   }
-  int64_t num_blocks = options.num_blocks;
-  if (num_blocks == 0) {
-    num_blocks =
-        NIBBLE_TRY(blocks_from_memory(model, options, cache_options, max_rows, pass_options));
+  int64_t num_blocks = 0;
+  std::unique_ptr<ModelPasses> passes;
+  if (model.comm != nullptr) {
+    auto of_ranks = NIBBLE_TRY(RankPasses::create(model, plan));
+    num_blocks = of_ranks->num_blocks();
+    passes = std::move(of_ranks);
+  } else {
+    SetUpPasses local = NIBBLE_TRY(set_up_passes(model, plan));
+    num_blocks = local.num_blocks;
+    passes = std::move(local.passes);
   }
-  cache_options.num_blocks = num_blocks;
-  auto passes = NIBBLE_TRY(LocalPasses::create(model, cache_options, max_rows, pass_options));
-  if (!options.cuda_graph_batch_sizes.empty()) NIBBLE_TRY(passes->record_all());
 
-  SchedulerOptions scheduler_options;
-  scheduler_options.max_batch_size = options.max_batch_size;
-  scheduler_options.max_num_tokens = options.max_num_tokens;
-  scheduler_options.num_drafts = options.num_drafts;
-  scheduler_options.enable_block_reuse = options.enable_block_reuse;
-  scheduler_options.enable_chunked_prefill = options.enable_chunked_prefill;
-  std::unique_ptr<Engine> engine(new Engine(model, options, scheduler_options, std::move(passes),
-                                            static_cast<int32_t>(num_blocks)));
-  if (options.num_drafts > 0) {
-    engine->drafter_.emplace(*engine->passes_, options.block_size);
-  }
+  std::unique_ptr<Engine> engine(new Engine(model, options, std::move(passes), num_blocks));
+  NIBBLE_TRY(engine->settle_max_seq_len());
+  return engine;
+}
+
+Status Engine::settle_max_seq_len() {
+  const int64_t num_blocks = pool_.num_blocks();
   const int64_t pool_tokens =
-      num_blocks * options.block_size - (options.num_drafts > 0 ? options.num_drafts + 1 : 0);
-  engine->max_seq_len_ = std::min(model.max_seq_len, pool_tokens);
-  if (pool_tokens < model.max_seq_len) {
-    if (model.max_seq_len_was_asked) {
+      num_blocks * options_.block_size - (options_.num_drafts > 0 ? options_.num_drafts + 1 : 0);
+  max_seq_len_ = std::min(model_.max_seq_len, pool_tokens);
+  if (pool_tokens < model_.max_seq_len) {
+    if (model_.max_seq_len_was_asked) {
       return invalid_argument(fmt::format(
           "max_seq_len is {} tokens, and the KV cache of {} blocks of {} tokens holds {}; "
           "ask for less, or give the cache more memory",
-          model.max_seq_len, num_blocks, options.block_size, pool_tokens));
+          model_.max_seq_len, num_blocks, options_.block_size, pool_tokens));
     }
     log_warning(fmt::format("the KV cache holds {} tokens: the context is lowered from {} to that",
-                            pool_tokens, model.max_seq_len));
+                            pool_tokens, model_.max_seq_len));
   }
-  if (engine->max_seq_len_ < 2) {
+  if (max_seq_len_ < 2) {
     return invalid_argument(fmt::format("a KV cache of {} blocks of {} tokens holds no request",
-                                        num_blocks, options.block_size));
+                                        num_blocks, options_.block_size));
   }
-  return engine;
+  return {};
+}
+
+Engine::LaneLoad Engine::lane_load(const Request& request) {
+  LaneLoad load;
+  load.cached_tokens = scheduler_.count_cached(request.prompt_token_ids, request.params.cache_salt);
+  for (const auto& sequence : scheduler_.waiting()) load.waiting_tokens += sequence->num_pending();
+  load.num_sequences = static_cast<int64_t>(sequences_.size());
+  return load;
 }
 
 Result<uint64_t> Engine::add(Request request) {
@@ -198,6 +205,7 @@ Result<uint64_t> Engine::add(Request request) {
   context.eos_token_ids = model_.config.eos_token_ids;
   context.relaxed = options_.relaxed_thinking;
   context.processed_logprobs = options_.processed_logprobs;
+  context.forced_acceptance_length = options_.forced_acceptance_length;
   const auto start = Sequence::Clock::now();
   if (request.params.guided) context.grammars = &grammars();
   auto sequence = std::make_unique<Sequence>(NIBBLE_TRY(SequenceSampler::create(

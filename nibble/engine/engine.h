@@ -38,8 +38,11 @@ struct EngineOptions {
   int64_t num_drafts = 0;            // of the MTP layer, for each sequence and step: 0..8
   DraftOptions draft;                // how they are made, and when fewer
   RelaxedThinking relaxed_thinking;  // how drafts are judged while the model thinks
-  bool processed_logprobs = false;   // logprobs_mode: raw, or after everything but the draw
-  bool cuda_graphs = true;           // steps of decoding are recorded and replayed, on a GPU
+  // For benchmarks of weights that mean nothing: so many tokens of a window stand, 1 .. num_drafts
+  // + 1 on average, whatever the model says of the drafts.
+  std::optional<double> forced_acceptance_length;
+  bool processed_logprobs = false;  // logprobs_mode: raw, or after everything but the draw
+  bool cuda_graphs = true;          // steps of decoding are recorded and replayed, on a GPU
   std::vector<int64_t> cuda_graph_batch_sizes;  // recorded at once; empty: sizes as they come
 };
 
@@ -120,22 +123,27 @@ struct EngineStats {
 // Not thread-safe: one thread calls everything.
 class Engine {
  public:
-  // The model must outlive the engine. Errors: kInvalidArgument naming an option and its range
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  virtual ~Engine() = default;
+
+  // The model must outlive the engine. Of a model on several ranks this is rank 0's, and the other
+  // ranks are in serve_rank(). Errors: kInvalidArgument naming an option and its range
   // (drafts without an MTP layer among them), kOutOfMemory.
   static Result<std::unique_ptr<Engine>> create(LoadedModel& model, const EngineOptions& options);
 
   // Queues a request; its id. Errors, for this request alone: kInvalidArgument (no tokens, an id
   // outside the vocabulary, a prompt that fills the context, parameters out of range).
-  Result<uint64_t> add(Request request);
+  virtual Result<uint64_t> add(Request request);
 
   // The request ends with kAbort in the next step. Unknown or finished ids are ignored.
-  void cancel(uint64_t id);
+  virtual void cancel(uint64_t id);
 
-  bool has_work() const;
+  virtual bool has_work() const;
 
   // Schedules, runs the model once, samples, drafts, commits. Returns what changed. When the device
   // fails, every request ends with kError and the device's words.
-  std::vector<RequestUpdate> step();
+  virtual std::vector<RequestUpdate> step();
 
   // Why no further request can be computed: a device that failed for good.
   const std::optional<Error>& failure() const { return failure_; }
@@ -144,18 +152,30 @@ class Engine {
   Result<MemoryReport> memory() const;
   Device& device() const { return model_.kernels->device(); }
 
-  EngineStats stats() const;
+  virtual EngineStats stats() const;
 
   // Prompt and output together, of one request: the model's context or what the cache holds.
   int64_t max_seq_len() const { return max_seq_len_; }
 
   // Forgets all cached prefixes.
-  void reset_prefix_cache() { pool_.forget(); }
+  virtual void reset_prefix_cache() { pool_.forget(); }
 
  private:
-  Engine(LoadedModel& model, const EngineOptions& options,
-         const SchedulerOptions& scheduler_options, std::unique_ptr<ModelPasses> passes,
-         int32_t num_blocks);
+  friend class DataParallelEngine;  // an engine made of several
+
+  Engine(LoadedModel& model, const EngineOptions& options, std::unique_ptr<ModelPasses> passes,
+         int64_t num_blocks);
+
+  // What the cache holds, and what the model: the second half of making one.
+  Status settle_max_seq_len();
+
+  // Where a new request is best added, when there are several schedulers.
+  struct LaneLoad {
+    int64_t cached_tokens = 0;   // of the request's prompt
+    int64_t waiting_tokens = 0;  // to be computed before it
+    int64_t num_sequences = 0;
+  };
+  LaneLoad lane_load(const Request& request);
 
   // Made when the first request asks for guided output: it reads the whole vocabulary.
   GuidedCache& grammars();

@@ -9,6 +9,8 @@
 #include "nibble/base/log.h"
 #include "nibble/checkpoint/linear_tensors.h"
 #include "nibble/checkpoint/safetensors_source.h"
+#include "nibble/comm/device_communicator.h"
+#include "nibble/engine/pass_message.h"
 #include "nibble/kernels/registry.h"
 
 namespace nibble {
@@ -59,14 +61,26 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   weights_options.show_progress = options.show_progress;
   weights_options.on_progress = options.on_progress;
   weights_options.threads = threads;
+  weights_options.shard = options.shard;
+  weights_options.comm = options.comm;
   const bool tiers = wants_tiers(directory, options.experts);
   weights_options.load_experts = !tiers;
+  if (options.comm != nullptr && (tiers || !options.experts.routing_trace.empty())) {
+    return unsupported(
+        "experts in tiers and routing traces are for one rank; leave tp_size out, or keep all "
+        "experts in memory");
+  }
   Weights weights = NIBBLE_TRY(Weights::load(*source, config, weights_options, *kernels));
 
   std::unique_ptr<LoadedModel> model(new LoadedModel(std::move(tokenizer), std::move(weights)));
   model->config = config;
   model->quant_config = std::move(quant_config);
   model->kernels = std::move(kernels);
+  if (options.comm != nullptr) {
+    model->device_comm = NIBBLE_TRY(device_communicator(model->kernels->device(), *options.comm));
+    model->comm = options.comm;
+    if (model->device_comm) model->weights.comm = model->device_comm.get();
+  }
   model->max_seq_len = weights_options.max_positions;
   model->max_seq_len_was_asked = options.max_seq_len > 0;
   model->directory = directory;
@@ -82,6 +96,29 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   }
   model->weights.expert_store = model->expert_store.get();
   return model;
+}
+
+std::unique_ptr<LoadedModel> LoadedModel::assemble(Parts parts) {
+  std::unique_ptr<LoadedModel> model(
+      new LoadedModel(std::move(parts.tokenizer), std::move(parts.weights)));
+  model->config = std::move(parts.config);
+  model->kernels = std::move(parts.kernels);
+  model->max_seq_len = parts.max_seq_len;
+  model->comm = parts.comm;
+  model->device_comm = std::move(parts.device_comm);
+  return model;
+}
+
+LoadedModel::~LoadedModel() {
+  if (comm == nullptr) return;
+  // Until all have come here, one may still read the memory of another.
+  (void)kernels->device().synchronize();
+  if (comm->rank() == 0) {
+    std::vector<std::byte> message = PassMessage::of_kind(PassKind::kEnd);
+    comm->broadcast_message(message, 0);
+  }
+  comm->barrier();
+  if (comm->status()) comm->close();
 }
 
 DType LoadedModel::default_kv_cache_dtype() const {

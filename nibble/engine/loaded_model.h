@@ -28,23 +28,44 @@ struct ModelOptions {
   int64_t max_seq_len = 0;  // tokens, prompt and output; 0: the model's max_position_embeddings
   bool show_progress = false;
   ExpertOptions experts;
+  Shard shard;                   // which part of the model, when several ranks share it
+  Communicator* comm = nullptr;  // how they meet in host memory; it must outlive the model
   // Told what share of the weights' elements is loaded, 0..1, rising; on loading threads, one call
   // at a time.
   std::function<void(double share)> on_progress;
 };
 
-// Not movable: the weights point into the kernels' device.
+// Not movable: the weights point into the kernels' device. On one of several ranks its destructor
+// waits for those of the others; that of rank 0 ends serve_rank() there.
 class LoadedModel {
  public:
+  LoadedModel(const LoadedModel&) = delete;
+  LoadedModel& operator=(const LoadedModel&) = delete;
+  ~LoadedModel();
+
   // Errors: those of the readers, make_kernels and Weights::load; kInvalidArgument for a
   // max_seq_len above the model's; kUnsupported for W4A4 on a checkpoint without NVFP4 weights;
   // those of make_tiered_store.
   static Result<std::unique_ptr<LoadedModel>> load(const std::filesystem::path& directory,
                                                    const ModelOptions& options);
 
+  // What load() puts together, for a model of other origin: benchmarks of made-up weights.
+  struct Parts {
+    ModelConfig config;
+    std::unique_ptr<Kernels> kernels;
+    Weights weights;  // of `kernels`
+    Tokenizer tokenizer;
+    int64_t max_seq_len = 0;
+    Communicator* comm = nullptr;
+    std::unique_ptr<Communicator> device_comm;
+  };
+  static std::unique_ptr<LoadedModel> assemble(Parts parts);
+
   ModelConfig config;
   QuantConfig quant_config;
   std::unique_ptr<Kernels> kernels;
+  Communicator* comm = nullptr;  // of several ranks, over host memory; weights.comm: the device's
+  std::unique_ptr<Communicator> device_comm;  // may be null; weights.comm points to it
   // Kept where experts are read from the checkpoint while the model runs.
   std::unique_ptr<CheckpointSource> source;
   std::unique_ptr<ExpertStore> expert_store;  // may be null; weights.expert_store points to it

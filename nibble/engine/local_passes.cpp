@@ -21,20 +21,26 @@ Result<std::unique_ptr<LocalPasses>> LocalPasses::create(LoadedModel& model,
                                                          const PassOptions& options) {
   Device& device = model.kernels->device();
   std::unique_ptr<StepGraphs> graphs;
-  if (!options.graph_sizes.empty()) graphs = model.kernels->make_step_graphs();
+  const Shard& shard = model.weights.shard;
+  // With attention data parallel what is launched depends on the other ranks' batches, too.
+  if (!options.graph_sizes.empty() && !shard.enable_attention_dp)
+    graphs = model.kernels->make_step_graphs();
   int64_t logit_rows = kLogitRows;
   if (graphs) {
     max_rows = std::max(max_rows, options.graph_sizes.back());
     logit_rows = std::max(logit_rows, options.graph_sizes.back());
   }
   KvCache kv_cache = NIBBLE_TRY(KvCache::create(model.config, cache, device));
-  Workspace workspace = NIBBLE_TRY(Workspace::create(model.config, *model.kernels, max_rows));
+  Workspace workspace =
+      NIBBLE_TRY(Workspace::create(model.config, *model.kernels, max_rows, shard));
   std::unique_ptr<LocalPasses> passes(
       new LocalPasses(model, std::move(kv_cache), std::move(workspace)));
   passes->options_ = options;
   passes->max_rows_ = max_rows;
   passes->graphs_ = std::move(graphs);
-  passes->sampler_ = NIBBLE_TRY(model.kernels->make_sampler(model.config.vocab_size));
+  if (shard.rank == 0 || shard.enable_attention_dp) {
+    passes->sampler_ = NIBBLE_TRY(model.kernels->make_sampler(model.config.vocab_size));
+  }
   const auto bytes = [](int64_t rows, int64_t cols) {
     return static_cast<size_t>(rows * cols) * sizeof(float);
   };
@@ -43,6 +49,11 @@ Result<std::unique_ptr<LocalPasses>> LocalPasses::create(LoadedModel& model,
   passes->hidden_ = NIBBLE_TRY(device.allocate(bytes(max_rows, hidden)));
   passes->gathered_ = NIBBLE_TRY(device.allocate(bytes(kLogitRows, hidden)));
   passes->logits_ = NIBBLE_TRY(device.allocate(bytes(logit_rows, vocab)));
+  if (const Part part = shard.attention(); !part.is_whole()) {
+    const int64_t all = shard.rank == 0 ? shard.tp_size - 1 : 0;
+    passes->part_logits_ =
+        NIBBLE_TRY(device.allocate(bytes((1 + all) * logit_rows, part.count(vocab))));
+  }
   if (!device.is_host()) {
     passes->host_logits_ = NIBBLE_TRY(device.allocate_host_visible(bytes(kLogitRows, vocab)));
   }
@@ -70,17 +81,57 @@ Status LocalPasses::forward(const Batch& batch) {
   };
   const int64_t size = graphs_ ? recorded_size(batch, options_.graph_sizes) : 0;
   step_logits_ = size;
-  if (size == 0) return pass(batch);
+  if (size == 0) return heard(pass(batch));
   const PaddedBatch padded(batch, size);
   const Batch tokens = padded.batch();
   const int64_t vocab = model_->config.vocab_size;
   Status status;
   graphs_->run(kMainPass, tokens.token_ids, tokens.attention, cache_.layers().front(), [&] {
     status = pass(tokens);
-    if (!status) return;
-    model_->kernels->linear(rows_of(hidden_, size), model_->weights.lm_head,
-                            {logits_.data(), DType::kF32, size, vocab, vocab});
+    if (status) run_head(rows_of(hidden_, size), {logits_.data(), DType::kF32, size, vocab, vocab});
   });
+  return heard(std::move(status));
+}
+
+// Logits [rows, vocab_size] of x [rows, hidden_size]. On ranks that hold a part of the head they
+// come together on rank 0, and `out` means nothing elsewhere.
+void LocalPasses::run_head(const MatrixView& x, const MatrixView& out) {
+  const Weights& weights = model_->weights;
+  Kernels& kernels = *model_->kernels;
+  const Part part = weights.shard.attention();
+  if (part.is_whole()) return kernels.linear(x, weights.lm_head, out);
+  const int64_t cols = part.count(model_->config.vocab_size);
+  const auto of_rank = [&](int64_t r) {  // this rank's is the first
+    return MatrixView{part_logits_.as<float>() + r * x.rows * cols, DType::kF32, x.rows, cols,
+                      cols};
+  };
+  const auto bytes = static_cast<size_t>(x.rows * cols) * sizeof(float);
+  kernels.linear(x, weights.lm_head, of_rank(0));
+  Communicator& comm = *weights.comm;
+  const auto ranks = static_cast<size_t>(comm.size());
+  std::vector<Communicator::ConstBytes> sends(ranks);
+  std::vector<Communicator::Bytes> receives(ranks);
+  if (comm.rank() != 0) {
+    sends[0] = {static_cast<const std::byte*>(of_rank(0).data), bytes};
+  } else {
+    for (size_t r = 1; r < ranks; ++r) {
+      receives[r] = {static_cast<std::byte*>(of_rank(static_cast<int64_t>(r)).data), bytes};
+    }
+  }
+  comm.all_to_all(sends, receives);
+  if (comm.rank() != 0) return;
+  for (int64_t r = 0; r < comm.size(); ++r) {
+    kernels.copy_matrix(of_rank(r), out.slice_cols(r * cols, cols));
+  }
+}
+
+// Nothing can go on without the other ranks, so that their failure is thrown, not returned.
+Status LocalPasses::heard(Status status) const {
+  for (const Communicator* comm : {model_->weights.comm, model_->comm}) {
+    if (comm == nullptr) continue;
+    const Status ranks = comm->status();
+    if (!ranks) throw PassFailure(ranks.error());
+  }
   return status;
 }
 
@@ -117,13 +168,13 @@ Status LocalPasses::forward_mtp(const Batch& batch, std::span<const HiddenRow> p
                                cache_.layers().back(), *model_->kernels, workspace_,
                                rows_of(mtp_hidden_, rows));
   };
-  if (size == 0) return pass(batch);
+  if (size == 0) return heard(pass(batch));
   const PaddedBatch padded(batch, size);
   const Batch tokens = padded.batch();
   Status status;
   graphs_->run(kMtpPass, tokens.token_ids, tokens.attention, cache_.layers().back(),
                [&] { status = pass(tokens); });
-  return status;
+  return heard(std::move(status));
 }
 
 // The head over rows of the last pass of that kind, in memory of the device.
@@ -138,7 +189,7 @@ MatrixView LocalPasses::head(HiddenRow::From from, std::span<const int64_t> rows
   model_->kernels->copy_rows(copies, gathered.cols);
   const int64_t vocab = model_->config.vocab_size;
   const MatrixView logits{logits_.data(), DType::kF32, count, vocab, vocab};
-  model_->kernels->linear(gathered, model_->weights.lm_head, logits);
+  run_head(gathered, logits);
   step_logits_ = 0;  // overwritten
   return logits;
 }
@@ -156,6 +207,11 @@ void LocalPasses::logits(HiddenRow::From from, std::span<const RowRange> rows,
     }
     NIBBLE_CHECK(end > begin);
     MatrixView all = head(from, part);
+    if (!has_logits()) {
+      finish();
+      begin = end;
+      continue;
+    }
     if (host_logits_.size() > 0) {
       const size_t bytes = static_cast<size_t>(all.rows * all.cols) * sizeof(float);
       const Status copied = device.copy_to_host({host_logits_.as<std::byte>(), bytes}, all.data);
@@ -172,6 +228,14 @@ void LocalPasses::logits(HiddenRow::From from, std::span<const RowRange> rows,
   }
 }
 
+std::vector<int64_t> LocalPasses::head_rows(std::span<const SampleRow> rows) {
+  std::vector<int64_t> places;
+  for (const SampleRow& row : rows) {
+    if (places.empty() || places.back() != row.row) places.push_back(row.row);
+  }
+  return places;
+}
+
 std::span<const SampledRow> LocalPasses::sample(HiddenRow::From from,
                                                 std::span<const SampleRow> rows) {
   const DeviceRange range(model_->kernels->device(), "sample");
@@ -179,11 +243,12 @@ std::span<const SampledRow> LocalPasses::sample(HiddenRow::From from,
   const int64_t vocab = model_->config.vocab_size;
   std::vector<SampleRow> asked(rows.begin(), rows.end());
   MatrixView logits{logits_.data(), DType::kF32, step_logits_, vocab, vocab};
-  if (from != HiddenRow::From::kStep || step_logits_ == 0) {
-    std::vector<int64_t> places;
+  if (needs_head(from)) {
+    const std::vector<int64_t> places = head_rows(rows);
+    size_t place = 0;
     for (SampleRow& row : asked) {
-      if (places.empty() || places.back() != row.row) places.push_back(row.row);
-      row.row = static_cast<int64_t>(places.size()) - 1;
+      if (row.row != places[place]) ++place;
+      row.row = static_cast<int64_t>(place);
     }
     if (!places.empty()) logits = head(from, places);
   }
@@ -196,6 +261,7 @@ std::span<const SampledRow> LocalPasses::sample(HiddenRow::From from,
 void LocalPasses::finish() {
   const Status status = model_->kernels->device().synchronize();
   if (!status) throw PassFailure(status.error());
+  (void)heard({});
 }
 
 }  // namespace nibble

@@ -1,4 +1,6 @@
-// ModelPasses on one device.
+// ModelPasses on one device: the whole model, or one rank's part of it. Then all ranks call the
+// same functions with the same arguments; logits come together on rank 0, and elsewhere no sink is
+// called.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +46,18 @@ class LocalPasses : public ModelPasses {
   bool can_sample() const override { return sampler_ != nullptr; }
   std::span<const SampledRow> sample(HiddenRow::From from,
                                      std::span<const SampleRow> rows) override;
+  // The part of sample() that every rank has: the head over head_rows(rows), where needs_head().
+  bool needs_head(HiddenRow::From from) const {
+    return from != HiddenRow::From::kStep || step_logits_ == 0;
+  }
+  static std::vector<int64_t> head_rows(std::span<const SampleRow> rows);
+  void run_head_over(HiddenRow::From from, std::span<const int64_t> rows) {
+    (void)head(from, rows);
+  }
+
+  // Waits for the device. Throws PassFailure when it or another rank has failed.
+  void finish();
+
   StepGraphStats graph_stats() const override {
     return graphs_ ? graphs_->stats() : StepGraphStats();
   }
@@ -65,7 +79,11 @@ class LocalPasses : public ModelPasses {
   LocalPasses(LoadedModel& model, KvCache cache, Workspace workspace)
       : model_(&model), cache_(std::move(cache)), workspace_(std::move(workspace)) {}
 
-  void finish();  // waits for the device
+  Status heard(Status status) const;
+  bool has_logits() const {
+    return model_->weights.shard.attention().is_whole() || model_->weights.shard.rank == 0;
+  }
+  void run_head(const MatrixView& x, const MatrixView& out);
   MatrixView rows_of(const Buffer& buffer, int64_t rows) const;
   float* find(const HiddenRow& row) const;
   MatrixView head(HiddenRow::From from, std::span<const int64_t> rows);
@@ -82,6 +100,7 @@ class LocalPasses : public ModelPasses {
   Buffer block_hidden_;      // num_blocks
   Buffer gathered_;          // input of the head: kLogitRows
   Buffer logits_;            // [kLogitRows or the largest recorded pass, vocab_size]
+  Buffer part_logits_;       // [this rank, and on rank 0 the others; rows; vocab_size / tp_size]
   Buffer host_logits_;       // [kLogitRows, vocab_size] that the host sees; empty on a host device
   int64_t step_logits_ = 0;  // logits_ holds those of so many rows of the last forward()
   std::unique_ptr<StepGraphs> graphs_;

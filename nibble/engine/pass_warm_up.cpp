@@ -24,7 +24,10 @@ Status LocalPasses::warm_up(int64_t max_generated, int64_t max_seq_len) {
   const std::vector<int32_t> table(static_cast<size_t>(max_seq_len / view.block_size + 2));
   const std::vector<int32_t> token(1);
   const auto run = [&](const BatchBuilder& builder) -> Status {
-    const Batch batch = builder.batch();
+    Batch batch = builder.batch();
+    const std::vector<int64_t> of_ranks(static_cast<size_t>(model_->weights.shard.tp_size),
+                                        batch.num_tokens());
+    if (model_->weights.shard.enable_attention_dp) batch.tokens_of_ranks = of_ranks;
     std::vector<HiddenRow> rows(static_cast<size_t>(batch.num_tokens()));
     for (size_t i = 0; i < rows.size(); ++i) rows[i].index = static_cast<int64_t>(i);
     NIBBLE_TRY(forward(batch));

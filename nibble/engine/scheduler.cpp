@@ -106,6 +106,21 @@ void Scheduler::find_prefix(Sequence& sequence) {
   sequence.num_mtp = std::max<int64_t>(0, sequence.num_computed - 1);
 }
 
+int64_t Scheduler::count_cached(std::span<const int32_t> prompt, const std::string& salt) {
+  if (!options_.enable_block_reuse) return 0;
+  const int64_t block_size = pool_.block_size();
+  int64_t parent = pool_.root(salt);
+  int64_t count = 0;
+  while (count + block_size < static_cast<int64_t>(prompt.size())) {
+    const auto tokens = prompt.subspan(static_cast<size_t>(count), static_cast<size_t>(block_size));
+    const auto block = pool_.find(parent, tokens, static_cast<int32_t>(block_size));
+    if (!block) break;
+    parent = pool_.identity(*block);
+    count += block_size;
+  }
+  return count;
+}
+
 void Scheduler::publish(Sequence& sequence) {
   if (!options_.enable_block_reuse) return;
   const int64_t block_size = pool_.block_size();

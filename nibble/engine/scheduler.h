@@ -45,6 +45,9 @@ class Scheduler {
   // Whether a sequence with this many tokens at its end could ever run.
   bool fits(int64_t num_tokens) const;
 
+  // How many leading tokens of a prompt are cached, under this salt.
+  int64_t count_cached(std::span<const int32_t> prompt, const std::string& salt);
+
   // The runs of the next step; empty when nothing can run. Blocks for them are taken.
   std::vector<ScheduledRun> schedule();
 

@@ -49,15 +49,18 @@ int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, Sample
 std::optional<SequenceSampler::Window> SequenceSampler::finish(
     const Drafts& drafts, std::span<const SampledRow> sampled) {
   const bool relaxed = relaxed_now(drafts).has_value();
+  const std::optional<int64_t> forced = num_forced(drafts);
   Verification verified;
   for (size_t i = 0;; ++i) {
     if (i >= sampled.size() || sampled[i].outcome != SampledRow::kToken) return std::nullopt;
     const bool has_draft = i < drafts.token_ids.size();
     const int32_t draft = has_draft ? drafts.token_ids[i] : -1;
-    const bool passes = has_draft && relaxed && sampled[i].accepted != 0;
+    const bool is_forced = forced && static_cast<int64_t>(i) < *forced;
+    const bool passes =
+        has_draft && (is_forced || (!forced && relaxed && sampled[i].accepted != 0));
     verified.token_ids.push_back(passes ? draft : sampled[i].token);
     // As in verify.cpp: relaxed acceptance draws only where it refuses.
-    const bool goes_on = relaxed ? passes : has_draft && sampled[i].token == draft;
+    const bool goes_on = relaxed || forced ? passes : has_draft && sampled[i].token == draft;
     if (!goes_on) break;
     ++verified.accepted;
   }

@@ -47,9 +47,25 @@ std::optional<RelaxedThinking> SequenceSampler::relaxed_now(const Drafts& drafts
   return rule;
 }
 
+// How many drafts stand whatever the model says, for benchmarks: forced_acceptance_length - 1 on
+// average.
+std::optional<int64_t> SequenceSampler::num_forced(const Drafts& drafts) const {
+  if (!context_.forced_acceptance_length || drafts.size() == 0) return std::nullopt;
+  const double wanted = *context_.forced_acceptance_length - 1;
+  const auto whole = static_cast<int64_t>(wanted);
+  const double chance = uniform(params_, static_cast<int64_t>(counts_.output().size()),
+                                RandomStream::kAcceptance, choice_);
+  const int64_t more = chance < wanted - static_cast<double>(whole) ? 1 : 0;
+  return std::min(whole + more, drafts.size());
+}
+
 Result<Verification> SequenceSampler::verify(const Drafts& drafts, const ProcessedRow& row,
                                              Sampler& sampler) const {
   const VerifyContext context{params_, static_cast<int64_t>(counts_.output().size()), choice_};
+  if (const auto forced = num_forced(drafts)) {  // what passes when everything does
+    return verify_relaxed(std::span(drafts.token_ids).first(static_cast<size_t>(*forced)), row,
+                          context_.vocab_size, 1, context, sampler);
+  }
   if (const auto relaxed = relaxed_now(drafts)) {
     return verify_relaxed(drafts.token_ids, row, relaxed->topk, relaxed->delta, context, sampler);
   }

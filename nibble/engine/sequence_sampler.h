@@ -39,6 +39,7 @@ struct SamplingContext {
   RelaxedThinking relaxed;
   bool processed_logprobs = false;  // logprobs_mode: after masks, penalties and filters
   GuidedCache* grammars = nullptr;  // needed with params.guided
+  std::optional<double> forced_acceptance_length;  // EngineOptions
 };
 
 // Under which rule drafts are judged, for counts by it.
@@ -121,6 +122,7 @@ class SequenceSampler {
   Status process(std::span<float> logits);
   RelaxedThinking relaxed() const;
   std::optional<RelaxedThinking> relaxed_now(const Drafts& drafts) const;
+  std::optional<int64_t> num_forced(const Drafts& drafts) const;
   // When the window has all tokens that it will have.
   static void close(const Verification& verified, Window& window);
   Result<Verification> verify(const Drafts& drafts, const ProcessedRow& row,

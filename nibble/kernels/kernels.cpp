@@ -14,6 +14,29 @@ void Kernels::copy_rows(std::span<const RowCopy> rows, int64_t cols) {
   }
 }
 
+void Kernels::copy_matrix(const MatrixView& from, const MatrixView& to) {
+  NIBBLE_CHECK(device().is_host() && from.rows == to.rows && from.cols == to.cols);
+  for (int64_t r = 0; r < from.rows; ++r) {
+    std::memcpy(to.row<float>(r), from.row<float>(r),
+                static_cast<size_t>(from.cols) * sizeof(float));
+  }
+}
+
+void Kernels::embed_part(const MatrixView& table, int64_t first_id,
+                         std::span<const int32_t> token_ids, const MatrixView& out) {
+  NIBBLE_CHECK(device().is_host() && static_cast<int64_t>(token_ids.size()) == out.rows);
+  for (int64_t t = 0; t < out.rows; ++t) {
+    const int64_t row = token_ids[static_cast<size_t>(t)] - first_id;
+    const MatrixView to = out.slice_rows(t, 1);
+    if (row >= 0 && row < table.rows) {
+      const auto id = static_cast<int32_t>(row);
+      embed(table, std::span(&id, 1), to);
+    } else {
+      std::memset(to.data, 0, static_cast<size_t>(to.cols) * sizeof(float));
+    }
+  }
+}
+
 Result<std::unique_ptr<DeviceSampler>> Kernels::make_sampler(int64_t /*vocab_size*/) {
   return std::unique_ptr<DeviceSampler>();
 }

@@ -117,6 +117,11 @@ class Kernels {
   virtual void embed(const MatrixView& table, std::span<const int32_t> token_ids,
                      const MatrixView& out) = 0;
 
+  // The same of a part of the vocabulary: row r of `table` is token first_id + r; tokens without a
+  // row give zeros. For a backend in host memory built of embed().
+  virtual void embed_part(const MatrixView& table, int64_t first_id,
+                          std::span<const int32_t> token_ids, const MatrixView& out);
+
   // out[t, i] = x[t, i] * weight[i] / sqrt(mean_j(x[t, j]^2) + epsilon). May be done in place.
   //
   //   weight  float [cols]
@@ -198,6 +203,10 @@ class Kernels {
   // to[0, cols) = from[0, cols) for each row, all at once: no `to` is a `from`, and no two are
   // equal unless their rows are. For a backend in host memory a loop of copies.
   virtual void copy_rows(std::span<const RowCopy> rows, int64_t cols);
+
+  // to = from, binary32 of the same shape that do not overlap. May be recorded (StepGraphs), unlike
+  // copy_rows, whose rows are read when it is called.
+  virtual void copy_matrix(const MatrixView& from, const MatrixView& to);
 
   // What a backend outside host memory brings beside the operations; null where the host samples,
   // and where nothing is recorded.

@@ -44,14 +44,8 @@ void embed(const Pass& pass, const MatrixView& x) {
   const Weights& w = pass.weights;
   const Part part = w.shard.attention();
   if (part.is_whole()) return pass.kernels.embed(w.embed_tokens, pass.batch.token_ids, x);
-  const int64_t count = w.embed_tokens.rows - 1;  // the last row is zeros
-  const int64_t begin = part.index * count;
-  std::vector<int32_t> rows;
-  for (const int32_t id : pass.batch.token_ids) {
-    const bool is_here = id >= begin && id < begin + count;
-    rows.push_back(static_cast<int32_t>(is_here ? id - begin : count));
-  }
-  pass.kernels.embed(w.embed_tokens, rows, x);
+  pass.kernels.embed_part(w.embed_tokens, part.index * w.embed_tokens.rows, pass.batch.token_ids,
+                          x);
   pass.add_up(x);
 }
 

@@ -228,19 +228,12 @@ Status Loader::embedding() {
   const Part part = options_.shard.attention();
   const int64_t row_bytes = config_.hidden_size * dtype_size(view.dtype);
   const auto part_bytes = static_cast<size_t>(part.count(config_.vocab_size) * row_bytes);
-  const auto zero_bytes = part.is_whole() ? size_t{0} : static_cast<size_t>(row_bytes);
-  void* memory = NIBBLE_TRY(allocate(part_bytes + zero_bytes));
+  void* memory = NIBBLE_TRY(allocate(part_bytes));
   NIBBLE_TRY(kernels_.device().copy_to_device(
       memory, view.bytes.subspan(static_cast<size_t>(part.begin(config_.vocab_size) * row_bytes),
                                  part_bytes)));
-  if (zero_bytes > 0) {
-    const std::vector<std::byte> zeros(zero_bytes);
-    NIBBLE_TRY(
-        kernels_.device().copy_to_device(static_cast<std::byte*>(memory) + part_bytes, zeros));
-  }
-  weights_.embed_tokens =
-      MatrixView{memory, view.dtype, part.count(config_.vocab_size) + (part.is_whole() ? 0 : 1),
-                 config_.hidden_size, config_.hidden_size};
+  weights_.embed_tokens = MatrixView{memory, view.dtype, part.count(config_.vocab_size),
+                                     config_.hidden_size, config_.hidden_size};
   return {};
 }
 

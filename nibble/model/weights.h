@@ -84,8 +84,7 @@ struct WeightsOptions {
 // Move-only; owns all device memory that its members point into. With a shard, linears, MLPs and
 // mla_shape.num_heads are this rank's share.
 struct Weights {
-  // BF16 or F32 [vocab_size, hidden_size]; of a part, its rows and then one of zeros, which stands
-  // for all tokens of other ranks.
+  // BF16 or F32 [vocab_size, hidden_size]; of a part, its rows.
   MatrixView embed_tokens;
   std::vector<LayerWeights> layers;
   const float* norm = nullptr;

@@ -74,11 +74,15 @@ TEST(Serve, TheCardsCommandLineWorksOnOneDevice) {
     EXPECT_THAT(run.err, HasSubstr(note));
   }
   std::vector<std::string> eight = card;
-  eight.insert(eight.end(), {"--tp_size", "8"});
-  const ProgramRun refused = dry_run(eight);
+  eight.insert(eight.end(), {"--tp_size", "8", "--ep_size", "2"});
+  const ProgramRun many = dry_run(eight);
+  ASSERT_EQ(many.exit_code, 0) << many.err;
+  EXPECT_EQ(configuration(many)["tp_size"], 8);
+  EXPECT_EQ(configuration(many)["ep_size"], 2);
+  one.insert(one.end(), {"--pp_size", "2"});
+  const ProgramRun refused = dry_run(one);
   EXPECT_EQ(refused.exit_code, 1);
-  EXPECT_THAT(refused.err, HasSubstr("--tp_size: 8 is not supported"));
-  EXPECT_THAT(refused.err, HasSubstr("use 1"));
+  EXPECT_THAT(refused.err, HasSubstr("--pp_size: 2 is not supported"));
 }
 
 TEST(Serve, NewKeysAndOldKeysMeanTheSame) {

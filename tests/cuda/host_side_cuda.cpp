@@ -68,6 +68,14 @@ class HostSideCuda final : public Kernels {
     cuda_->embed(on_device, token_ids, output(out));
     finish();
   }
+  void embed_part(const MatrixView& table, int64_t first_id, std::span<const int32_t> token_ids,
+                  const MatrixView& out) override {
+    MatrixView on_device = table;
+    on_device.data =
+        copy(table.data, static_cast<size_t>(table.rows * table.stride * dtype_size(table.dtype)));
+    cuda_->embed_part(on_device, first_id, token_ids, output(out));
+    finish();
+  }
   void rms_norm(const MatrixView& x, const float* weight, float epsilon,
                 const MatrixView& out) override {
     const MatrixView input = input_of(x);

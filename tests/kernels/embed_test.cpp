@@ -25,6 +25,20 @@ TEST(Embed, CopiesTheRowsOfTheTokens) {
   }
 }
 
+TEST(Embed, APartGivesZerosForTheTokensOfOthers) {
+  const std::vector<float> part = {1, -2, 3, 4};  // tokens 5 and 6
+  const std::vector<int32_t> ids = {6, 0, 5, 7};
+  for (const auto& [name, kernels] : all_backends()) {
+    SCOPED_TRACE(name);
+    TestMatrix out(4, 2);
+    const std::vector<float> copy = part;
+    kernels->embed_part({const_cast<float*>(copy.data()), DType::kF32, 2, 2, 2}, 5, ids,
+                        out.view());
+    EXPECT_THAT(out.values(), testing::ElementsAre(3, 4, 0, 0, 1, -2, 0, 0));
+    EXPECT_TRUE(out.padding_intact());
+  }
+}
+
 TEST(Embed, WorksAtEveryWidth) {
   for (const auto& [name, kernels] : all_backends()) {
     for (const int64_t cols : {1, 15, 16, 100}) {

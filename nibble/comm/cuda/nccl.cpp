@@ -22,6 +22,8 @@ Result<Nccl> open() {
   // Multicast can take a host's GPUs out of service when it goes wrong, and what is sent here is
   // too small to gain from it.
   (void)::setenv("NCCL_NVLS_ENABLE", "0", 0);
+  // Ranks need not record the same step into a graph: then NCCL must not exchange buffers for it.
+  (void)::setenv("NCCL_GRAPH_REGISTER", "0", 0);
   void* library = nullptr;
   for (const char* name : std::initializer_list<const char*>{std::getenv("NIBBLE_NCCL"),
                                                              "libnccl.so.2", "libnccl.so"}) {

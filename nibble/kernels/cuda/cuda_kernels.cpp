@@ -66,11 +66,17 @@ void CudaKernels::keep(cudaError_t code, std::string_view operation) {
 void CudaKernels::embed(const MatrixView& table, std::span<const int32_t> token_ids,
                         const MatrixView& out) {
   if (out.rows == 0) return;
-  NIBBLE_CHECK(table.cols == out.cols && static_cast<int64_t>(token_ids.size()) == out.rows);
   for (const int32_t id : token_ids) NIBBLE_CHECK(id >= 0 && id < table.rows);
+  embed_part(table, 0, token_ids, out);
+}
+
+void CudaKernels::embed_part(const MatrixView& table, int64_t first_id,
+                             std::span<const int32_t> token_ids, const MatrixView& out) {
+  if (out.rows == 0) return;
+  NIBBLE_CHECK(table.cols == out.cols && static_cast<int64_t>(token_ids.size()) == out.rows);
   const int32_t* const ids = token_ids_.put(token_ids);
   if (ids == nullptr) return;
-  launch_embed(table, ids, out, stream_);
+  launch_embed(table, first_id, ids, out, stream_);
   keep(cudaGetLastError(), "embed");
 }
 
@@ -94,6 +100,15 @@ void CudaKernels::copy_rows(std::span<const RowCopy> rows, int64_t cols) {
   const RowCopy* const copies = row_copies_.put(rows);
   if (copies == nullptr) return;
   keep(launch_copy_rows(copies, static_cast<int64_t>(rows.size()), cols, stream_), "copy_rows");
+}
+
+void CudaKernels::copy_matrix(const MatrixView& from, const MatrixView& to) {
+  if (from.rows == 0) return;
+  NIBBLE_CHECK(from.rows == to.rows && from.cols == to.cols);
+  const auto bytes = [](int64_t count) { return static_cast<size_t>(count) * sizeof(float); };
+  keep(cudaMemcpy2DAsync(to.data, bytes(to.stride), from.data, bytes(from.stride), bytes(from.cols),
+                         static_cast<size_t>(from.rows), cudaMemcpyDeviceToDevice, stream_),
+       "copy_matrix");
 }
 
 Result<std::unique_ptr<DeviceSampler>> CudaKernels::make_sampler(int64_t vocab_size) {

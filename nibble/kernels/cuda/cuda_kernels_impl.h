@@ -45,6 +45,8 @@ class CudaKernels final : public Kernels {
 
   void embed(const MatrixView& table, std::span<const int32_t> token_ids,
              const MatrixView& out) override;
+  void embed_part(const MatrixView& table, int64_t first_id, std::span<const int32_t> token_ids,
+                  const MatrixView& out) override;
   void rms_norm(const MatrixView& x, const float* weight, float epsilon,
                 const MatrixView& out) override;
   void linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) override;
@@ -64,6 +66,7 @@ class CudaKernels final : public Kernels {
            const RouterShape& shape, const int32_t* expert_ids, const float* weights,
            const MatrixView& out) override;
   void copy_rows(std::span<const RowCopy> rows, int64_t cols) override;
+  void copy_matrix(const MatrixView& from, const MatrixView& to) override;
   Result<std::unique_ptr<DeviceSampler>> make_sampler(int64_t vocab_size) override;
   std::unique_ptr<StepGraphs> make_step_graphs() override;
 

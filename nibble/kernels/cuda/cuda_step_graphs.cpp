@@ -47,7 +47,7 @@ class CudaStepGraphs final : public StepGraphs {
     kernels_->set_context_bound(bound);
     // From here on every operation finds its inputs in place, so that none is sent from inside.
     const bool staged = kernels_->stage(token_ids, attention, cache);
-    if (staged && entry.exec && entry.generation == memory_generation()) {
+    if (staged && entry.exec && entry.generation == memory_generation(kernels_->device())) {
       launch(entry);
     } else if (!staged || entry.refused || entry.runs < kRunsBeforeRecording) {
       // The first run makes all memory that it needs.
@@ -66,7 +66,8 @@ class CudaStepGraphs final : public StepGraphs {
     StepGraphStats stats = stats_;
     stats.num_graphs = 0;
     for (const auto& [key, entry] : entries_) {
-      if (entry.exec && entry.generation == memory_generation()) ++stats.num_graphs;
+      if (entry.exec && entry.generation == memory_generation(kernels_->device()))
+        ++stats.num_graphs;
     }
     return stats;
   }
@@ -100,7 +101,7 @@ class CudaStepGraphs final : public StepGraphs {
 
   void record(Entry& entry, int kind, int64_t tokens, const std::function<void()>& work) {
     entry.exec.reset();
-    const uint64_t generation = memory_generation();
+    const uint64_t generation = memory_generation(kernels_->device());
     const uint64_t free_before = free_bytes();
     cudaStream_t stream = kernels_->stream();
     cudaError_t code = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
@@ -112,7 +113,7 @@ class CudaStepGraphs final : public StepGraphs {
     cudaGraphExec_t exec = nullptr;
     if (code == cudaSuccess) code = cudaGraphInstantiate(&exec, graph, 0);
     if (graph != nullptr) (void)cudaGraphDestroy(graph);
-    if (code != cudaSuccess || generation != memory_generation()) {
+    if (code != cudaSuccess || generation != memory_generation(kernels_->device())) {
       (void)cudaGetLastError();
       if (exec != nullptr) (void)cudaGraphExecDestroy(exec);
       if (code != cudaSuccess) {

@@ -1,15 +1,17 @@
 #include "nibble/kernels/cuda/device_memory.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
+#include <mutex>
+#include <unordered_map>
 
 #include "nibble/device/cuda/cuda_stream.h"
 
 namespace nibble::cuda {
 namespace {
 
-std::atomic<uint64_t> g_generation{0};
+std::mutex g_mutex;
+std::unordered_map<const Device*, uint64_t> g_generations;  // a later device may go on counting
 
 // A buffer of at least `bytes`; what it held is lost. False: the error is kept.
 bool grow(Device& device, size_t bytes, bool host_visible, Buffer& buffer) {
@@ -26,13 +28,20 @@ bool grow(Device& device, size_t bytes, bool host_visible, Buffer& buffer) {
     return false;
   }
   buffer = *std::move(grown);
-  if (!host_visible) g_generation.fetch_add(1);
+  if (!host_visible) {
+    const std::lock_guard lock(g_mutex);
+    ++g_generations[&device];
+  }
   return true;
 }
 
 }  // namespace
 
-uint64_t memory_generation() { return g_generation.load(); }
+uint64_t memory_generation(const Device& device) {
+  const std::lock_guard lock(g_mutex);
+  const auto found = g_generations.find(&device);
+  return found == g_generations.end() ? 0 : found->second;
+}
 
 void* Scratch::bytes(size_t count) {
   return grow(*device_, std::max<size_t>(count, 1), false, buffer_) ? buffer_.data() : nullptr;

@@ -12,9 +12,9 @@
 
 namespace nibble::cuda {
 
-// Counts how often device memory of any Scratch or Upload moved: work that was recorded with its
-// addresses is void then.
-uint64_t memory_generation();
+// Counts how often memory of any Scratch or Upload of the device moved: work that was recorded with
+// its addresses is void then. Ranks on several devices run the same operations and so count alike.
+uint64_t memory_generation(const Device& device);
 
 // Device memory of at least what was last asked for. Not thread-safe.
 class Scratch {

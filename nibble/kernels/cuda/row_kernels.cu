@@ -12,14 +12,21 @@ constexpr int kThreads = 256;
 
 unsigned blocks_for(int64_t count) { return static_cast<unsigned>(ceil_div(count, kThreads)); }
 
-__global__ void embed_kernel(const void* table, bool bf16, int64_t table_stride,
-                             const int32_t* token_ids, float* out, int64_t out_stride,
-                             int64_t cols) {
+// Tokens without a row in the table give zeros.
+__global__ void embed_kernel(const void* table, bool bf16, int64_t table_stride, int64_t table_rows,
+                             int64_t first_id, const int32_t* token_ids, float* out,
+                             int64_t out_stride, int64_t cols) {
   let_next_start();
   wait_for_previous();
   const int64_t t = blockIdx.x;
-  const int64_t row = token_ids[t] * table_stride;
+  const int64_t id = token_ids[t] - first_id;
+  const bool is_here = id >= 0 && id < table_rows;
+  const int64_t row = id * table_stride;
   for (int64_t i = threadIdx.x; i < cols; i += kThreads) {
+    if (!is_here) {
+      out[t * out_stride + i] = 0;
+      continue;
+    }
     out[t * out_stride + i] = bf16 ? bf16_value(static_cast<const uint16_t*>(table)[row + i])
                                    : static_cast<const float*>(table)[row + i];
   }
@@ -280,11 +287,11 @@ __global__ void swiglu_kernel(const float* gate, const float* up, int64_t count,
 
 }  // namespace
 
-void launch_embed(const MatrixView& table, const int32_t* token_ids, const MatrixView& out,
-                  cudaStream_t stream) {
+void launch_embed(const MatrixView& table, int64_t first_id, const int32_t* token_ids,
+                  const MatrixView& out, cudaStream_t stream) {
   launch_overlapped(embed_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream,
-                    table.data, table.dtype == DType::kBf16, table.stride, token_ids,
-                    out.row<float>(0), out.stride, out.cols);
+                    table.data, table.dtype == DType::kBf16, table.stride, table.rows, first_id,
+                    token_ids, out.row<float>(0), out.stride, out.cols);
 }
 
 void launch_rms_norm(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out,

@@ -12,8 +12,8 @@
 
 namespace nibble::cuda {
 
-void launch_embed(const MatrixView& table, const int32_t* token_ids, const MatrixView& out,
-                  cudaStream_t stream);
+void launch_embed(const MatrixView& table, int64_t first_id, const int32_t* token_ids,
+                  const MatrixView& out, cudaStream_t stream);
 void launch_rms_norm(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out,
                      cudaStream_t stream);
 void launch_add(const MatrixView& x, const MatrixView& y, cudaStream_t stream);

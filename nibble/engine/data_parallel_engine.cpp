@@ -1,0 +1,141 @@
+#include "nibble/engine/data_parallel_engine.h"
+
+#include <algorithm>
+#include <exception>
+#include <iterator>
+#include <thread>
+#include <utility>
+
+namespace nibble {
+
+DataParallelEngine::DataParallelEngine(LoadedModel& model, const EngineOptions& options,
+                                       std::unique_ptr<LaneGroup> group)
+    : Engine(model, options, group->passes(0), group->num_blocks()), group_(std::move(group)) {}
+
+Result<std::unique_ptr<Engine>> DataParallelEngine::create(LoadedModel& model,
+                                                           const EngineOptions& options,
+                                                           const PassPlan& plan) {
+  auto group = NIBBLE_TRY(LaneGroup::create(model, plan));
+  const int64_t num_blocks = group->num_blocks();
+  std::unique_ptr<DataParallelEngine> engine(
+      new DataParallelEngine(model, options, std::move(group)));
+  NIBBLE_TRY(engine->settle_max_seq_len());
+  for (int lane = 1; lane < model.comm->size(); ++lane) {
+    std::unique_ptr<Engine> other(
+        new Engine(model, options, engine->group_->passes(lane), num_blocks));
+    NIBBLE_TRY(other->settle_max_seq_len());
+    engine->others_.push_back(std::move(other));
+  }
+  return std::unique_ptr<Engine>(std::move(engine));
+}
+
+// Ids of all lanes in one row: lane l's id k is k * num_lanes + l.
+Result<uint64_t> DataParallelEngine::add(Request request) {
+  int best = 0;
+  LaneLoad load = lane_load(request);
+  for (int lane = 1; lane < num_lanes(); ++lane) {
+    const LaneLoad other = others_[static_cast<size_t>(lane) - 1]->lane_load(request);
+    const int64_t gain =
+        (other.cached_tokens - other.waiting_tokens) - (load.cached_tokens - load.waiting_tokens);
+    if (gain > 0 || (gain == 0 && other.num_sequences < load.num_sequences)) {
+      best = lane;
+      load = other;
+    }
+  }
+  const auto id = best == 0 ? Engine::add(std::move(request))
+                            : others_[static_cast<size_t>(best) - 1]->add(std::move(request));
+  if (!id) return id;
+  return *id * static_cast<uint64_t>(num_lanes()) + static_cast<uint64_t>(best);
+}
+
+void DataParallelEngine::cancel(uint64_t id) {
+  const auto lanes = static_cast<uint64_t>(num_lanes());
+  const uint64_t lane = id % lanes;
+  if (lane == 0) {
+    Engine::cancel(id / lanes);
+  } else {
+    others_[lane - 1]->cancel(id / lanes);
+  }
+}
+
+bool DataParallelEngine::lane_has_work(int lane) const {
+  return lane == 0 ? Engine::has_work() : others_[static_cast<size_t>(lane) - 1]->has_work();
+}
+
+bool DataParallelEngine::has_work() const {
+  for (int lane = 0; lane < num_lanes(); ++lane) {
+    if (lane_has_work(lane)) return true;
+  }
+  return false;
+}
+
+std::vector<RequestUpdate> DataParallelEngine::step_lane(int lane) {
+  std::vector<RequestUpdate> updates =
+      lane == 0 ? Engine::step() : others_[static_cast<size_t>(lane) - 1]->step();
+  for (RequestUpdate& update : updates) {
+    update.id = update.id * static_cast<uint64_t>(num_lanes()) + static_cast<uint64_t>(lane);
+  }
+  return updates;
+}
+
+std::vector<RequestUpdate> DataParallelEngine::step() {
+  std::vector<int> lanes;
+  for (int lane = 0; lane < num_lanes(); ++lane) {
+    if (lane_has_work(lane)) lanes.push_back(lane);
+  }
+  if (lanes.empty()) return {};
+  group_->enter(static_cast<int>(lanes.size()));
+  std::vector<std::vector<RequestUpdate>> updates(lanes.size());
+  std::vector<std::exception_ptr> failures(lanes.size());
+  const auto run = [&](size_t i) {
+    try {
+      updates[i] = step_lane(lanes[i]);
+    } catch (...) {
+      failures[i] = std::current_exception();
+    }
+    group_->leave();
+  };
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < lanes.size(); ++i) threads.emplace_back(run, i);
+  run(0);
+  for (std::thread& thread : threads) thread.join();
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
+  for (const auto& lane : others_) {
+    if (lane->failure_ && !failure_) failure_ = lane->failure_;
+  }
+  std::vector<RequestUpdate> all;
+  for (auto& of_lane : updates) {
+    std::move(of_lane.begin(), of_lane.end(), std::back_inserter(all));
+  }
+  return all;
+}
+
+EngineStats DataParallelEngine::stats() const {
+  EngineStats all = Engine::stats();
+  for (const auto& lane : others_) {
+    const EngineStats stats = lane->stats();
+    all.num_steps = std::max(all.num_steps, stats.num_steps);
+    all.num_prompt_tokens += stats.num_prompt_tokens;
+    all.num_generated_tokens += stats.num_generated_tokens;
+    all.num_cached_tokens += stats.num_cached_tokens;
+    all.num_preemptions += stats.num_preemptions;
+    all.num_windows += stats.num_windows;
+    all.num_draft_tokens += stats.num_draft_tokens;
+    for (size_t i = 0; i < all.accepted_at.size(); ++i) all.accepted_at[i] += stats.accepted_at[i];
+    all.num_running += stats.num_running;
+    all.num_waiting += stats.num_waiting;
+    all.num_blocks += stats.num_blocks;
+    all.num_used_blocks += stats.num_used_blocks;
+    all.num_cached_blocks += stats.num_cached_blocks;
+  }
+  return all;
+}
+
+void DataParallelEngine::reset_prefix_cache() {
+  Engine::reset_prefix_cache();
+  for (const auto& lane : others_) lane->reset_prefix_cache();
+}
+
+}  // namespace nibble
