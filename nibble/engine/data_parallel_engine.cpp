@@ -112,6 +112,18 @@ std::vector<RequestUpdate> DataParallelEngine::step() {
   return all;
 }
 
+namespace {
+
+// A step of one lane is part of a step of all: its tokens count, its time doesn't.
+void add_lane(const StepCount& of_lane, StepCount& all) {
+  all.steps = std::max(all.steps, of_lane.steps);
+  all.seconds = std::max(all.seconds, of_lane.seconds);
+  all.tokens += of_lane.tokens;
+  all.sequences += of_lane.sequences;
+}
+
+}  // namespace
+
 EngineStats DataParallelEngine::stats() const {
   EngineStats all = Engine::stats();
   for (const auto& lane : others_) {
@@ -129,6 +141,21 @@ EngineStats DataParallelEngine::stats() const {
     all.num_blocks += stats.num_blocks;
     all.num_used_blocks += stats.num_used_blocks;
     all.num_cached_blocks += stats.num_cached_blocks;
+    add_lane(stats.prefill_steps, all.prefill_steps);
+    add_lane(stats.decode_steps, all.decode_steps);
+    add_lane(stats.mixed_steps, all.mixed_steps);
+    for (int thinking : {0, 1}) {
+      for (int relaxed : {0, 1}) {
+        const DraftCount& count = stats.drafts[thinking][relaxed];
+        all.drafts[thinking][relaxed].windows += count.windows;
+        all.drafts[thinking][relaxed].draft_tokens += count.draft_tokens;
+        all.drafts[thinking][relaxed].accepted_tokens += count.accepted_tokens;
+      }
+    }
+    all.num_guided += stats.num_guided;
+    all.guided_seconds += stats.guided_seconds;
+    all.num_device_windows += stats.num_device_windows;
+    all.num_host_windows += stats.num_host_windows;
   }
   return all;
 }

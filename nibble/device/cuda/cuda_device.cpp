@@ -70,6 +70,7 @@ class CudaDevice final : public Device {
   }
 
   cudaStream_t stream() const { return stream_; }
+  Status make_current() const { return check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
 
   void keep_error(Error error) {
     const std::lock_guard lock(mutex_);
@@ -171,8 +172,6 @@ class CudaDevice final : public Device {
     return check(cudaStreamSynchronize(stream_), call);
   }
 
-  Status make_current() const { return check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
-
   int ordinal_;
   std::string name_;
   cudaStream_t stream_;
@@ -218,6 +217,8 @@ Result<std::unique_ptr<Device>> make_cuda_device(int ordinal) {
 void keep_cuda_error(Device& device, Error error) {
   static_cast<CudaDevice&>(device).keep_error(std::move(error));
 }
+
+Status use_cuda_device(Device& device) { return static_cast<CudaDevice&>(device).make_current(); }
 
 cudaStream_t cuda_stream(Device& device) { return static_cast<CudaDevice&>(device).stream(); }
 

@@ -151,6 +151,7 @@ Status PackPool::copy(Slot& slot, size_t offset, std::span<const std::byte> sour
 
 Status PackPool::run(const HostLinear& source,
                      const std::function<void(const LinearWeight&, cudaStream_t)>& rearrange) {
+  NIBBLE_TRY(use_cuda_device(*device_));  // loading threads come and go
   const SourceBytes bytes = source_bytes(source.format, source.rows, source.cols);
   Slot slot = NIBBLE_TRY(take(bytes.total()));
   Status status = copy(slot, 0, {static_cast<const std::byte*>(source.data), bytes.data});
