@@ -187,7 +187,7 @@ void Connection::arm_read_timer(std::chrono::milliseconds timeout, int status) {
   read_timer_.async_wait([weak = weak_from_this(), status](SystemError error) {
     const auto self = weak.lock();
     if (error || !self || self->closed_) return;
-    if (self->read_timer_.expiry() > Clock::now()) return;  // armed anew meanwhile
+    if (self->read_timer_.expiry() > Clock::now()) return;  // armed anew or stopped meanwhile
     if (status == 0) return self->close();
     self->refuse(status, "the request did not arrive in time");
   });
@@ -203,6 +203,7 @@ void Connection::wait_for_request(std::chrono::milliseconds timeout) {
   const auto on_read = [self = shared_from_this()](SystemError error, size_t bytes) {
     self->reading_ = false;
     if (error) return self->close();  // a half-closed socket counts as gone
+    if (self->lingering_) return self->drain();
     self->buffer_.commit(bytes);
     if (self->replying_) return self->wait_for_request({});
     self->read_header();
@@ -221,7 +222,9 @@ void Connection::read_header() {
   parser_.emplace();
   parser_->header_limit(kMaxHeaderBytes);
   parser_->body_limit(shared_->handler->max_body_bytes());
+  reading_ = true;
   const auto on_header = [self = shared_from_this()](SystemError error, size_t) {
+    self->reading_ = false;
     self->on_header(error);
   };
   if (tls_) {
@@ -231,8 +234,15 @@ void Connection::read_header() {
   }
 }
 
+// A request that came too slowly has its answer before it is read.
+bool Connection::is_refused() {
+  if (closed_ || replying_) return true;
+  if (lingering_) drain();
+  return lingering_;
+}
+
 void Connection::on_header(SystemError error) {
-  if (closed_ || ending_) return;
+  if (is_refused()) return;
   leave();
   if (error) return refuse_for(error);
   const auto length = parser_->content_length();
@@ -246,7 +256,9 @@ void Connection::on_header(SystemError error) {
     queue_piece("HTTP/1.1 100 Continue\r\n\r\n");
   }
   arm_read_timer(shared_->options.body_timeout, 408);
+  reading_ = true;
   const auto on_body = [self = shared_from_this()](SystemError body_error, size_t) {
+    self->reading_ = false;
     self->on_request(body_error);
   };
   if (tls_) {
@@ -281,9 +293,9 @@ void Connection::refuse(int status, std::string_view message) {
 }
 
 void Connection::on_request(SystemError error) {
-  if (closed_ || ending_) return;
+  if (is_refused()) return;
   if (error) return refuse_for(error);
-  read_timer_.cancel();
+  read_timer_.expires_at(Clock::time_point::max());
   auto message = parser_->release();
   parser_.reset();
   HttpRequest request;
@@ -410,6 +422,7 @@ void Connection::linger() {
   if (closed_) return;
   SystemError ignored;
   lowest().shutdown(Socket::shutdown_send, ignored);
+  lingering_ = true;
   arm_read_timer(std::chrono::seconds(2));
   if (!reading_) drain();
 }

@@ -81,6 +81,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // client is seen at once.
   void wait_for_request(std::chrono::milliseconds timeout);
   void read_header();
+  bool is_refused();
   void on_header(SystemError error);
   void refuse_for(SystemError error);
   void refuse(int status, std::string_view message);
@@ -110,7 +111,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   beast::flat_buffer buffer_;
   std::optional<http::request_parser<http::string_body>> parser_;
-  bool reading_ = false;
+  bool reading_ = false;  // a read is outstanding, and buffer_ is its own
   std::list<Connection*>* list_ = nullptr;
   std::list<Connection*>::iterator place_;
   std::chrono::steady_clock::time_point since_;
@@ -121,6 +122,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool replying_ = false;   // between a request and the last byte of its answer
   bool streaming_ = false;  // begin() was called
   bool ending_ = false;     // all of the answer is queued
+  bool lingering_ = false;  // nothing is answered any more
   bool keep_alive_ = true;
   bool chunked_ = true;
   bool head_only_ = false;

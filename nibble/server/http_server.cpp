@@ -10,6 +10,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
+#include "nibble/base/short_turns.h"
 #include "nibble/server/http_connection.h"
 
 namespace nibble {
@@ -65,7 +66,10 @@ class AsioServer final : public HttpServer {
         return {};
       }
     }
-    return unavailable(fmt::format("cannot listen on {}: {}", where, error.message()));
+    return unavailable(fmt::format("cannot listen on {}: {}{}", where, error.message(),
+                                   error == asio::error::address_in_use
+                                       ? "; --port takes another one, 0 any that is free"
+                                       : ""));
   }
 
   uint16_t port() const override { return port_; }
@@ -75,6 +79,7 @@ class AsioServer final : public HttpServer {
   void run(std::chrono::milliseconds interval, std::function<void()> tick) override {
     interval_ = interval;
     tick_ = std::move(tick);
+    (void)ask_for_short_turns();  // the engine computes on every processor
     if (local_acceptor_.is_open()) {
       accept(local_acceptor_);
     } else {

@@ -84,6 +84,50 @@ TEST(Http, SlowRequestsEnd) {
   EXPECT_EQ(silent.receive_all(), "");
   EXPECT_EQ(read_answer(half).status, 408);
   EXPECT_EQ(read_answer(body).status, 408);
+  // What they send behind their answer is thrown away: it is no request and does no harm.
+  for (Client* client : {&half, &body}) {
+    for (int i = 0; i < 20; ++i) {
+      client->send(std::string(5000, 'x'));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    client->send(request_text("GET", "/health"));
+    client->half_close();
+    EXPECT_EQ(client->receive_all(), "");
+  }
+  EXPECT_EQ(server.ask("GET", "/health").status, 200);
+}
+
+TEST(Http, NothingIsAnsweredBehindAClose) {
+  const TestServer server;
+  Client client(server.port());
+  client.send(request_text("GET", "/health", "", "Connection: close\r\n"));
+  EXPECT_EQ(read_answer(client).status, 200);
+  client.send(request_text("GET", "/version"));
+  client.half_close();
+  EXPECT_EQ(client.receive_all(), "");
+}
+
+// Headers that come byte by byte hold neither memory nor anyone else up, and end.
+TEST(Http, ManySlowRequestsHarmNobody) {
+  HttpServerOptions http;
+  http.header_timeout = std::chrono::milliseconds(300);
+  http.max_handshakes = 1000;
+  const TestServer server({}, http);
+  std::vector<std::unique_ptr<Client>> slow;
+  for (int i = 0; i < 200; ++i) {
+    slow.push_back(std::make_unique<Client>(server.port()));
+    slow.back()->send("GET /version HTT");
+  }
+  for (int round = 0; round < 12; ++round) {
+    for (const auto& client : slow) client->send(std::string(1 + 100 * (round % 3), 'X'));
+    EXPECT_EQ(server.ask("GET", "/health").status, 200);
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  }
+  for (const auto& client : slow) {
+    client->half_close();
+    const std::string answer = client->receive_all();
+    EXPECT_TRUE(answer.empty() || answer.starts_with("HTTP/1.1 4")) << answer;
+  }
 }
 
 TEST(Http, IdleConnectionsGiveWay) {
