@@ -6,15 +6,14 @@
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <random>
 #include <sstream>
 
 #include "nibble/base/error.h"
 #include "nibble/base/interrupt.h"
-#include "nibble/base/mapped_file.h"
 #include "nibble/base/output_file.h"
 #include "nibble/cli/bench_command.h"
 #include "nibble/cli/cli_common.h"
+#include "nibble/cli/load_dataset.h"
 #include "nibble/cli/load_report.h"
 #include "nibble/server/load_generator.h"
 
@@ -25,22 +24,11 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   std::string base_url = "http://127.0.0.1:8000";
-  std::string endpoint = "/v1/completions";
-  std::string model;
   std::string api_key;
-  std::string dataset = "random";
-  std::string dataset_file;
-  int64_t random_input_len = 256;
-  int64_t random_output_len = 128;
-  double random_range_ratio = 0;
-  int64_t num_prompts = 100;
+  LoadDataset load;
   int64_t num_warmups = 0;
-  double request_rate = 0;  // a second; 0: all at once
-  double burstiness = 1;
   int64_t max_concurrency = 0;
-  bool ignore_eos = false;
-  double temperature = 0;
-  int64_t seed = 0;
+  bool server_delay = false;
   std::vector<std::string> goodput;
   std::vector<double> percentiles = {50, 90, 99};
   std::vector<std::string> percentile_metrics;
@@ -57,8 +45,6 @@ class Bench {
   Status run(int* exit_code);
 
  private:
-  Result<std::vector<LoadRequest>> make_requests();
-  Result<std::vector<Json>> read_dataset(std::mt19937_64& rng);
   std::map<std::string, double> spec_decode() const;
   void describe_server(LoadSummary* summary) const;
   LoadSummary summarize(const std::vector<LoadResult>& results, double duration) const;
@@ -69,116 +55,6 @@ class Bench {
   LoadTarget target_;
   std::map<std::string, double> limits_;  // "ttft" -> ms
 };
-
-Json token_prompt(int64_t length, std::mt19937_64& rng) {
-  // Ids that every vocabulary has, and that are no special tokens in DeepSeek's.
-  std::uniform_int_distribution<int> draw(300, 2300);
-  Json ids = Json::array();
-  for (int64_t i = 0; i < length; ++i) ids.push_back(draw(rng));
-  return ids;
-}
-
-Result<std::vector<Json>> Bench::read_dataset(std::mt19937_64& rng) {
-  const bool chat = o_.endpoint.ends_with("/chat/completions");
-  std::vector<Json> bodies;
-  const auto body_of = [&](Json prompt) {
-    Json body = Json::object();
-    if (!chat || prompt.is_array()) {
-      body["prompt"] = std::move(prompt);
-    } else {
-      body["messages"] = {{{"role", "user"}, {"content", std::move(prompt)}}};
-    }
-    return body;
-  };
-  if (o_.dataset == "random") {
-    if (chat) {
-      return invalid_argument(
-          "--dataset random sends token ids, which /v1/chat/completions does not take; use "
-          "/v1/completions, or --dataset jsonl");
-    }
-    const auto length = [&](int64_t middle) {
-      const double spread = o_.random_range_ratio * static_cast<double>(middle);
-      std::uniform_real_distribution<double> draw(static_cast<double>(middle) - spread,
-                                                  static_cast<double>(middle) + spread);
-      return std::max<int64_t>(1, std::llround(draw(rng)));
-    };
-    for (int64_t i = 0; i < o_.num_prompts; ++i) {
-      Json body = body_of(token_prompt(length(o_.random_input_len), rng));
-      body["max_tokens"] = length(o_.random_output_len);
-      bodies.push_back(std::move(body));
-    }
-    return bodies;
-  }
-  const std::string text = NIBBLE_TRY(read_text_file(o_.dataset_file));
-  std::vector<Json> rows;
-  if (o_.dataset == "sharegpt") {
-    const Json file = Json::parse(text, nullptr, false);
-    if (!file.is_array()) return invalid_argument(o_.dataset_file + " is no JSON array");
-    for (const Json& entry : file) {
-      if (entry.is_object() && entry.contains("conversations") &&
-          entry["conversations"].is_array() && !entry["conversations"].empty()) {
-        rows.push_back({{"prompt", entry["conversations"][0].value("value", "")}});
-      }
-    }
-  } else {
-    std::istringstream lines(text);
-    std::string line;
-    for (int number = 1; std::getline(lines, line); ++number) {
-      if (line.empty()) continue;
-      Json row = Json::parse(line, nullptr, false);
-      if (!row.is_object() || (!row.contains("prompt") && !row.contains("messages"))) {
-        return invalid_argument(fmt::format("{}:{} is no JSON object with prompt or messages",
-                                            o_.dataset_file, number));
-      }
-      rows.push_back(std::move(row));
-    }
-  }
-  if (rows.empty()) return invalid_argument(o_.dataset_file + " holds no prompt");
-  for (int64_t i = 0; i < o_.num_prompts; ++i) {
-    const Json& row = rows[static_cast<size_t>(i) % rows.size()];
-    Json body =
-        row.contains("messages") ? Json{{"messages", row["messages"]}} : body_of(row["prompt"]);
-    if (row.contains("tools")) body["tools"] = row["tools"];
-    body["max_tokens"] = row.value("output_len", row.value("max_tokens", o_.random_output_len));
-    if (row.contains("timestamp") && row["timestamp"].is_number()) {
-      body["timestamp"] = row["timestamp"];
-    }
-    bodies.push_back(std::move(body));
-  }
-  return bodies;
-}
-
-Result<std::vector<LoadRequest>> Bench::make_requests() {
-  std::mt19937_64 rng(static_cast<uint64_t>(o_.seed));
-  std::vector<Json> bodies = NIBBLE_TRY(read_dataset(rng));
-  std::vector<LoadRequest> requests;
-  double at = 0;
-  std::gamma_distribution<double> gap(
-      o_.burstiness, o_.request_rate > 0 ? 1 / (o_.request_rate * o_.burstiness) : 1);
-  for (Json& body : bodies) {
-    LoadRequest request;
-    if (body.contains("timestamp")) {
-      request.start_second = body["timestamp"].get<double>();
-      body.erase("timestamp");
-    } else if (o_.request_rate > 0) {
-      request.start_second = at;
-      at += gap(rng);
-    }
-    if (!o_.model.empty()) body["model"] = o_.model;
-    body["stream"] = true;
-    body["stream_options"] = {{"include_usage", true}};
-    body["temperature"] = o_.temperature;
-    if (o_.ignore_eos) {
-      body["ignore_eos"] = true;
-      body["min_tokens"] = body["max_tokens"];
-    }
-    request.body = body.dump(-1, ' ', false, Json::error_handler_t::replace);
-    requests.push_back(std::move(request));
-  }
-  std::stable_sort(requests.begin(), requests.end(),
-                   [](const auto& a, const auto& b) { return a.start_second < b.start_second; });
-  return requests;
-}
 
 std::string position_name(size_t position) { return fmt::format("position {}", position); }
 
@@ -200,7 +76,7 @@ void Bench::describe_server(LoadSummary* summary) const {
     summary->num_drafts = info["num_drafts"].get<int64_t>();
   }
   if (!summary->model.empty()) return;
-  summary->model = o_.model;
+  summary->model = o_.load.model;
   const Json models = read("/v1/models");
   if (summary->model.empty() && models.is_object() && models.contains("data") &&
       models["data"].is_array() && !models["data"].empty()) {
@@ -237,7 +113,7 @@ LoadSummary Bench::summarize(const std::vector<LoadResult>& results, double dura
   LoadSummary summary;
   summary.duration = duration;
   summary.max_concurrency = o_.max_concurrency;
-  summary.request_rate = o_.request_rate;
+  summary.request_rate = o_.load.request_rate;
   summary.has_goodput = !limits_.empty();
   summary.percentiles = o_.percentiles;
   summary.percentile_metrics = o_.percentile_metrics;
@@ -245,6 +121,8 @@ LoadSummary Bench::summarize(const std::vector<LoadResult>& results, double dura
                      {"tpot", "Time per Output Token (excl. 1st token)", "TPOT", {}},
                      {"itl", "Inter-token Latency", "ITL", {}},
                      {"e2el", "End-to-end Latency", "E2EL", {}}};
+  if (o_.server_delay)
+    summary.metrics.push_back({"delay", "Server's Share of a Token", "Delay", {}});
   std::vector<std::pair<double, int>> changes;
   std::map<int64_t, double> per_second;
   for (const LoadResult& result : results) {
@@ -270,6 +148,9 @@ LoadSummary Bench::summarize(const std::vector<LoadResult>& results, double dura
       at += gap;
       per_second[static_cast<int64_t>(at)] += share;
     }
+    if (o_.server_delay) {
+      for (const double delay : result.delays) summary.metrics[4].values.push_back(1e3 * delay);
+    }
     if (is_good(result, tpot)) ++summary.good;
     changes.emplace_back(result.start, 1);
     changes.emplace_back(result.start + result.latency, -1);
@@ -294,8 +175,9 @@ Status Bench::save(const std::string& path, const std::string& text) {
 }
 
 Status Bench::run(int* exit_code) {
-  target_ = NIBBLE_TRY(parse_load_target(o_.base_url, o_.endpoint));
+  target_ = NIBBLE_TRY(parse_load_target(o_.base_url, o_.load.endpoint));
   target_.api_key = o_.api_key;
+  target_.ask_step_time = o_.server_delay;
   for (const std::string& limit : o_.goodput) {
     const size_t colon = limit.find(':');
     const std::string name = limit.substr(0, colon);
@@ -305,10 +187,7 @@ Status Bench::run(int* exit_code) {
     }
     limits_[name] = std::strtod(limit.c_str() + colon + 1, nullptr);
   }
-  if (o_.dataset != "random" && o_.dataset_file.empty()) {
-    return invalid_argument(fmt::format("--dataset {} needs --dataset-file", o_.dataset));
-  }
-  const std::vector<LoadRequest> requests = NIBBLE_TRY(make_requests());
+  const std::vector<LoadRequest> requests = NIBBLE_TRY(make_load_requests(o_.load));
   const auto go_on = [](int64_t) { return !interrupted(); };
   if (o_.num_warmups > 0) {
     std::vector<LoadRequest> some;
@@ -351,19 +230,27 @@ Status Bench::run(int* exit_code) {
   return {};
 }
 
-void add_options(CLI::App& command, Options* o) {
-  command.add_option("--base-url", o->base_url, "Server [http://127.0.0.1:8000]")->type_name("URL");
+void add_load_options(CLI::App& command, LoadDataset* o) {
   command.add_option("--endpoint", o->endpoint, "[/v1/completions]")->type_name("PATH");
   command.add_option("--model", o->model, "Name to ask for [the server's first]")
       ->type_name("NAME");
-  command.add_option("--api-key", o->api_key, "Sent as Authorization: Bearer")->type_name("KEY");
-  command.add_option("--dataset", o->dataset, "random, sharegpt or jsonl [random]")
-      ->check(CLI::IsMember({"random", "sharegpt", "jsonl"}).description(""))
+  command.add_option("--dataset", o->kind, "random, sharegpt, jsonl or mooncake [random]")
+      ->check(CLI::IsMember({"random", "sharegpt", "jsonl", "mooncake"}).description(""))
       ->type_name("NAME");
   command
-      .add_option("--dataset-file", o->dataset_file,
-                  "JSON lines: prompt or messages, output_len, timestamp (seconds)")
+      .add_option(
+          "--dataset-file", o->file,
+          "jsonl: prompt, messages or input_len; output_len, timestamp (seconds). mooncake: "
+          "timestamp (ms), input_length, output_length, hash_ids")
       ->type_name("FILE");
+  command.add_option("--trace-speedup", o->trace_speedup, "Divides the timestamps [1]")
+      ->check(CLI::Range(1e-6, 1e6).description(""))
+      ->type_name("X");
+  command
+      .add_option("--trace-length-scale", o->trace_length_scale,
+                  "Multiplies a mooncake trace's lengths [1]")
+      ->check(CLI::Range(1e-6, 1e6).description(""))
+      ->type_name("X");
   command.add_option("--random-input-len", o->random_input_len, "Tokens [256]")
       ->check(CLI::Range(1, 10'000'000).description(""))
       ->type_name("N");
@@ -375,11 +262,8 @@ void add_options(CLI::App& command, Options* o) {
                   "Lengths vary by this share, 0..1 [0]")
       ->check(CLI::Range(0.0, 1.0).description(""))
       ->type_name("X");
-  command.add_option("--num-prompts", o->num_prompts, "Requests [100]")
+  command.add_option("--num-prompts", o->num_prompts, "Requests [100, or a whole trace]")
       ->check(CLI::Range(1, 100'000'000).description(""))
-      ->type_name("N");
-  command.add_option("--num-warmups", o->num_warmups, "Requests before, not counted [0]")
-      ->check(CLI::Range(0, 1'000'000).description(""))
       ->type_name("N");
   command.add_option("--request-rate", o->request_rate, "A second; Poisson [all at once]")
       ->check(CLI::Range(0.0, 1e9).description(""))
@@ -387,12 +271,23 @@ void add_options(CLI::App& command, Options* o) {
   command.add_option("--burstiness", o->burstiness, "1 is Poisson; less comes in bursts [1]")
       ->check(CLI::Range(0.001, 1e6).description(""))
       ->type_name("X");
-  command.add_option("--max-concurrency", o->max_concurrency, "Requests at once [no limit]")
-      ->check(CLI::Range(0, 1'000'000).description(""))
-      ->type_name("N");
   command.add_flag("--ignore-eos", o->ignore_eos, "Outputs of exactly the asked length");
   command.add_option("--temperature", o->temperature, "[0]")->type_name("X");
   command.add_option("--seed", o->seed, "Of prompts and arrivals [0]")->type_name("N");
+}
+
+void add_options(CLI::App& command, Options* o) {
+  command.add_option("--base-url", o->base_url, "Server [http://127.0.0.1:8000]")->type_name("URL");
+  command.add_option("--api-key", o->api_key, "Sent as Authorization: Bearer")->type_name("KEY");
+  add_load_options(command, &o->load);
+  command.add_option("--num-warmups", o->num_warmups, "Requests before, not counted [0]")
+      ->check(CLI::Range(0, 1'000'000).description(""))
+      ->type_name("N");
+  command.add_option("--max-concurrency", o->max_concurrency, "Requests at once [no limit]")
+      ->check(CLI::Range(0, 1'000'000).description(""))
+      ->type_name("N");
+  command.add_flag("--server-delay", o->server_delay,
+                   "Of nibble serve on this host: from a step's end until a token is read here");
   command.add_option("--goodput", o->goodput, "ttft:MS tpot:MS e2el:MS, all must hold")
       ->type_name("LIMIT");
   command.add_option("--percentiles", o->percentiles, "[50,90,99]")
@@ -401,9 +296,9 @@ void add_options(CLI::App& command, Options* o) {
       ->type_name("P");
   command
       .add_option("--percentile-metrics", o->percentile_metrics,
-                  "Parts of the table: ttft, tpot, itl, e2el [all]")
+                  "Parts of the table: ttft, tpot, itl, e2el, delay [all]")
       ->delimiter(',')
-      ->check(CLI::IsMember({"ttft", "tpot", "itl", "e2el"}).description(""))
+      ->check(CLI::IsMember({"ttft", "tpot", "itl", "e2el", "delay"}).description(""))
       ->type_name("NAME");
   command.add_option("--layout", o->layout, "Table as of vllm or of trtllm [vllm]")
       ->check(CLI::IsMember({"vllm", "trtllm"}).description(""))

@@ -8,7 +8,7 @@
 
 namespace nibble {
 
-// One of the four times, in milliseconds, or tokens a second of one user.
+// One of the times, in milliseconds, or tokens a second of one user.
 struct LoadMetric {
   const char* name;     // "ttft"
   const char* heading;  // of its part of the table
@@ -26,7 +26,7 @@ struct LoadSummary {
   int64_t output_tokens = 0;
   double peak_output = 0;  // tokens in the busiest second
   int64_t peak_concurrency = 0;
-  std::vector<LoadMetric> metrics;  // ttft, tpot, itl, e2el; each sorted
+  std::vector<LoadMetric> metrics;  // ttft, tpot, itl, e2el, maybe delay; each sorted
   std::optional<double> acceptance_length;
   double drafts = 0;
   double draft_tokens = 0;

@@ -293,9 +293,9 @@ Status Server::run() {
   directory_ = NIBBLE_TRY(resolve_model(options_.model));
   command_line_keys_ = options_.service.access.api_keys;
   if (!options_.api_key_file.empty()) {
-    for (std::string& key : NIBBLE_TRY(read_key_file(options_.api_key_file))) {
-      options_.service.access.api_keys.push_back(std::move(key));
-    }
+    auto keys = read_key_file(options_.api_key_file);
+    if (!keys) return tl::unexpected(std::move(keys).error().with_context("--api_key_file"));
+    for (std::string& key : *keys) options_.service.access.api_keys.push_back(std::move(key));
   }
   for (const std::string& note : options_.notes) log_info(note);
   log_info("nibble " + options_.service.version + " serves " + options_.model);

@@ -171,8 +171,8 @@ TEST(Serve, BadOptionsAreUsageErrors) {
 std::vector<std::string> words_behind(const std::string& file, const std::string& mark) {
   std::ifstream in(std::string(NIBBLE_SOURCE_DIR "/packaging/") + file);
   for (std::string line; std::getline(in, line);) {
-    const size_t at = line.find(mark);
-    if (at == std::string::npos) continue;
+    const size_t at = line.find_first_not_of(' ');  // HEALTHCHECK has a CMD, too
+    if (at == std::string::npos || line.compare(at, mark.size(), mark) != 0) continue;
     std::string rest = line.substr(at + mark.size());
     for (char& c : rest) {
       if (std::string_view("[]\",").find(c) != std::string_view::npos) c = ' ';
