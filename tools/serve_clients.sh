@@ -18,7 +18,7 @@ if [[ $mode == --install || $mode == --all ]]; then
 fi
 if [[ $mode == --all && ! -x $venv-heavy/bin/guidellm ]]; then
   python3 -m venv "$venv-heavy"
-  "$venv-heavy/bin/pip" install --quiet "lm-eval[api]" guidellm
+  "$venv-heavy/bin/pip" install --quiet "lm-eval[api]" "guidellm>=0.8"
 fi
 if [[ ! -x $venv/bin/python ]]; then
   echo "skipped: no $venv; tools/serve_clients.sh $program $venv --install makes it (needs a network)"
@@ -38,7 +38,7 @@ done
 
 if [[ $mode == --install || $mode == --all ]]; then
   # Every operation with made-up requests: no 500, only documented statuses and types.
-  "$venv/bin/schemathesis" run "$url/openapi.json" --url "$url" --max-examples 20 --seed 1 --no-color \
+  "$venv/bin/schemathesis" run "$url/openapi.json" --url "$url" --max-examples 20 --seed 1 --no-color --request-timeout 60 \
     --checks not_a_server_error,status_code_conformance,content_type_conformance
 fi
 
@@ -82,6 +82,10 @@ YAML
     --model_args "model=demo,base_url=$url/v1/completions,num_concurrent=8,max_retries=1,tokenizer=$root/models/demo,tokenizer_backend=huggingface" \
     --tasks nibble_choice --limit 10 | tee "$work/lm_eval"
   grep -q 'acc' "$work/lm_eval"
-  "$venv-heavy/bin/guidellm" benchmark --target "$url" --model demo --processor "$root/models/demo" --rate-type concurrent \
-    --rate 4 --max-requests 32 --data "prompt_tokens=64,output_tokens=32" --output-path "$work/guidellm.json"
+  # Its command line is that of 0.8.
+  "$venv-heavy/bin/guidellm" run --backend "kind=openai_http,target=$url,model=demo" \
+    --profile kind=concurrent,streams=4 --constraint kind=max_requests,count=32 \
+    --tokenizer "kind=huggingface_auto,model=$root/models/demo" \
+    --data kind=synthetic_text,prompt_tokens=64,output_tokens=32 \
+    --output "kind=json,path=$work/guidellm.json" --disable-console-interactive
 fi
