@@ -42,8 +42,8 @@ Result<uint64_t> DataParallelEngine::add(Request request) {
       load = other;
     }
   }
-  const auto id = best == 0 ? Engine::add(std::move(request))
-                            : others_[static_cast<size_t>(best) - 1]->add(std::move(request));
+  auto id = best == 0 ? Engine::add(std::move(request))
+                      : others_[static_cast<size_t>(best) - 1]->add(std::move(request));
   if (!id) return id;
   return *id * static_cast<uint64_t>(num_lanes()) + static_cast<uint64_t>(best);
 }

@@ -19,6 +19,7 @@ Status bring_answers(Communicator& comm, std::span<const PassRound::Part> parts,
   std::vector<Communicator::Bytes> receives(parts.size());
   sends[0] = mine;
   if (comm.rank() == 0) {
+    NIBBLE_CHECK(all != nullptr);
     all->resize(parts.size());
     for (size_t r = 0; r < parts.size(); ++r) {
       (*all)[r].resize(static_cast<size_t>(parts[r].answer_size));

@@ -1,6 +1,7 @@
 #include "nibble/engine/sequence_sampler.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "nibble/base/check.h"
 
@@ -47,16 +48,16 @@ std::optional<RelaxedThinking> SequenceSampler::relaxed_now(const Drafts& drafts
   return rule;
 }
 
-// How many drafts stand whatever the model says, for benchmarks: forced_acceptance_length - 1 on
-// average.
+// How many drafts stand whatever the model says, for benchmarks: window n, of n from 0, ends behind
+// 1 + (n + 1) L tokens, rounded down, for an acceptance length of L.
 std::optional<int64_t> SequenceSampler::num_forced(const Drafts& drafts) const {
   if (!context_.forced_acceptance_length || drafts.size() == 0) return std::nullopt;
-  const double wanted = *context_.forced_acceptance_length - 1;
-  const auto whole = static_cast<int64_t>(wanted);
-  const double chance = uniform(params_, static_cast<int64_t>(counts_.output().size()),
-                                RandomStream::kAcceptance, choice_);
-  const int64_t more = chance < wanted - static_cast<double>(whole) ? 1 : 0;
-  return std::min(whole + more, drafts.size());
+  const double length = *context_.forced_acceptance_length;
+  const auto position = static_cast<int64_t>(counts_.output().size());
+  const double windows = std::round(static_cast<double>(position - 1) / length);
+  const auto end = static_cast<int64_t>(std::floor(1 + (windows + 1) * length));
+  return std::clamp<int64_t>(end - position - 1, 0,
+                             std::min(drafts.size(), static_cast<int64_t>(std::ceil(length)) - 1));
 }
 
 Result<Verification> SequenceSampler::verify(const Drafts& drafts, const ProcessedRow& row,
