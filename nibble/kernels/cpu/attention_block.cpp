@@ -105,16 +105,17 @@ PanelFormat cache_format(DType dtype) {
   }
 }
 
-void fill_keys(const float* source, int64_t stride, int64_t first, int64_t valid, int64_t first_dim,
-               int64_t count, float* keys) {
-  const int64_t panel = first / kPanelRows;
+void fill_keys(const PanelIsa& isa, const float* source, int64_t stride, int64_t first,
+               int64_t valid, int64_t first_dim, int64_t count, float* keys) {
   const int64_t filled = std::clamp<int64_t>(valid - first, 0, kPanelRows);
-  for (int64_t d = first_dim; d < first_dim + count; ++d) {
-    float* const out =
-        keys + d / kSliceCols * kGroupFloats + panel * kPanelFloats + d % kSliceCols * kPanelRows;
-    const float* const in = source + first * stride + (d - first_dim);
-    for (int64_t p = 0; p < filled; ++p) out[p] = in[p * stride];
-    for (int64_t p = filled; p < kPanelRows; ++p) out[p] = 0;
+  const float* in = source + first * stride;
+  for (int64_t d = first_dim; d < first_dim + count;) {
+    const int64_t piece = std::min(first_dim + count - d, kSliceCols - d % kSliceCols);
+    isa.transpose(in, stride, filled, piece,
+                  keys + d / kSliceCols * kGroupFloats + first / kPanelRows * kPanelFloats +
+                      d % kSliceCols * kPanelRows);
+    in += piece;
+    d += piece;
   }
 }
 

@@ -72,8 +72,8 @@ PanelFormat cache_format(DType dtype);
 // keys[., d, position] for the positions [first, first + 16) of a block and dims [first_dim,
 // first_dim + count): from rows of `source` (position p at source + p * stride); positions from
 // `valid` on become zeros.
-void fill_keys(const float* source, int64_t stride, int64_t first, int64_t valid, int64_t first_dim,
-               int64_t count, float* keys);
+void fill_keys(const PanelIsa& isa, const float* source, int64_t stride, int64_t first,
+               int64_t valid, int64_t first_dim, int64_t count, float* keys);
 
 // `count` elements of the cache from element `first` of the entry in `slot`, as binary32.
 void read_cache(const PanelIsa& isa, const KvCacheView& cache, const int32_t* block_table,

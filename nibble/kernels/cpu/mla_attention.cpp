@@ -105,10 +105,10 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
         }
         for (int64_t first = 0; first < valid; first += kPanelRows) {
           for (int64_t d = 0; d < shape.qk_nope_head_dim; d += kPanelRows) {
-            fill_keys(expanded + d / kPanelRows * kPanelFloats, kPanelRows, first, valid, d,
+            fill_keys(*isa_, expanded + d / kPanelRows * kPanelFloats, kPanelRows, first, valid, d,
                       std::min<int64_t>(kPanelRows, shape.qk_nope_head_dim - d), keys);
           }
-          fill_keys(rope, shape.qk_rope_head_dim, first, valid, shape.qk_nope_head_dim,
+          fill_keys(*isa_, rope, shape.qk_rope_head_dim, first, valid, shape.qk_nope_head_dim,
                     shape.qk_rope_head_dim, keys);
         }
         attend_block(*isa_, rows, start, keys, expanded + panels.nope * kPanelFloats,

@@ -160,15 +160,20 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
           for (int64_t c = 0; c < latent; c += kPanelRows) {
             float* const value = values + c / kPanelRows * kPanelFloats + p * kPanelRows;
             const int64_t count = std::min<int64_t>(kPanelRows, shape.kv_lora_rank - c);
+            if (count == kPanelRows) {  // a known size is a vector move, another one a call
+              std::copy_n(entry + c, kPanelRows, value);
+              continue;
+            }
             std::copy_n(entry + c, count, value);
             std::fill_n(value + count, kPanelRows - count, 0.0f);
           }
         }
         for (int64_t first = 0; first < valid; first += kPanelRows) {
-          fill_keys(entries, shape.entry_size(), first, valid, 0, shape.kv_lora_rank, keys);
+          fill_keys(*isa_, entries, shape.entry_size(), first, valid, 0, shape.kv_lora_rank, keys);
           // Zeros against the padding of q'.
-          fill_keys(entries, 0, first, 0, shape.kv_lora_rank, latent - shape.kv_lora_rank, keys);
-          fill_keys(entries + shape.kv_lora_rank, shape.entry_size(), first, valid, latent,
+          fill_keys(*isa_, entries, 0, first, 0, shape.kv_lora_rank, latent - shape.kv_lora_rank,
+                    keys);
+          fill_keys(*isa_, entries + shape.kv_lora_rank, shape.entry_size(), first, valid, latent,
                     shape.qk_rope_head_dim, keys);
         }
         attend_block(*isa_, rows, start, keys, values, block_scratch);

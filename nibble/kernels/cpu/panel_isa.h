@@ -85,6 +85,10 @@ struct PanelIsa {
   // Exact conversions: format kF32 (copy), kBf16 or kFp8 (E4M3 with scale 1, NaN codes to NaN).
   void (*to_float)(PanelFormat format, const void* source, int64_t count, float* out);
 
+  // out[d * 16 + r] = source[r * stride + d] for d < count and r < rows <= 16; 0 for rows <= r
+  // < 16.
+  void (*transpose)(const float* source, int64_t stride, int64_t rows, int64_t count, float* out);
+
   // Attention of a few query rows on cached entries as they are stored; `dim` is a multiple of 16,
   // the first of an entry's elements, in `format` (kF32, kBf16 or kFp8, whose NaN codes are NaN).
   // scores[r, i] = sum over dim of q[r, d] entry i [d], in 16 partial sums and a fixed tree.

@@ -411,6 +411,21 @@ void to_float(PanelFormat format, const void* source, int64_t count, float* out)
   }
 }
 
+void transpose(const float* source, int64_t stride, int64_t rows, int64_t count, float* out) {
+  int64_t d = 0;
+  if (rows == 16) {
+    for (; d + 16 <= count; d += 16) {
+      V16 block[16];
+      for (int r = 0; r < 16; ++r) block[r] = v_load(source + r * stride + d);
+      v_transpose(block);
+      for (int r = 0; r < 16; ++r) v_store(out + (d + r) * 16, block[r]);
+    }
+  }
+  for (; d < count; ++d) {
+    for (int64_t r = 0; r < 16; ++r) out[d * 16 + r] = r < rows ? source[r * stride + d] : 0.0f;
+  }
+}
+
 // Sixteen elements from `d` of a cached entry.
 template <PanelFormat kFormat>
 V16 v_load_entry(const void* entry, int64_t d) {
@@ -464,8 +479,8 @@ void score_entries_of(const void* const* entries, int64_t count, int64_t dim, co
                       int64_t q_row, int64_t rows, float* scores, int64_t scores_row) {
   int64_t r = 0;
   for (; r + kRowTile <= rows; r += kRowTile) {
-    score_rows<kFormat, kRowTile>(entries, count, dim, q + r * q_row, q_row, scores + r * scores_row,
-                                  scores_row);
+    score_rows<kFormat, kRowTile>(entries, count, dim, q + r * q_row, q_row,
+                                  scores + r * scores_row, scores_row);
   }
   for (; r < rows; ++r) {
     score_rows<kFormat, 1>(entries, count, dim, q + r * q_row, q_row, scores + r * scores_row,
@@ -474,8 +489,7 @@ void score_entries_of(const void* const* entries, int64_t count, int64_t dim, co
 }
 
 void score_entries(PanelFormat format, const void* const* entries, int64_t count, int64_t dim,
-                   const float* q, int64_t q_row, int64_t rows, float* scores,
-                   int64_t scores_row) {
+                   const float* q, int64_t q_row, int64_t rows, float* scores, int64_t scores_row) {
   switch (format) {
     case PanelFormat::kF32:
       return score_entries_of<PanelFormat::kF32>(entries, count, dim, q, q_row, rows, scores,
@@ -550,15 +564,15 @@ void add_entries(PanelFormat format, const void* const* entries, int64_t count, 
                  int64_t sums_row, bool accumulate) {
   switch (format) {
     case PanelFormat::kF32:
-      return add_entries_of<PanelFormat::kF32>(entries, count, dim, weights, weights_row, rows, sums,
-                                               sums_row, accumulate);
+      return add_entries_of<PanelFormat::kF32>(entries, count, dim, weights, weights_row, rows,
+                                               sums, sums_row, accumulate);
     case PanelFormat::kBf16:
       return add_entries_of<PanelFormat::kBf16>(entries, count, dim, weights, weights_row, rows,
                                                 sums, sums_row, accumulate);
     case PanelFormat::kFp8:
     case PanelFormat::kNvfp4:
-      return add_entries_of<PanelFormat::kFp8>(entries, count, dim, weights, weights_row, rows, sums,
-                                               sums_row, accumulate);
+      return add_entries_of<PanelFormat::kFp8>(entries, count, dim, weights, weights_row, rows,
+                                               sums, sums_row, accumulate);
   }
 }
 
@@ -569,5 +583,5 @@ void add_entries(PanelFormat format, const void* const* entries, int64_t count, 
   {                                                                                    \
     NIBBLE_FUSED_TOKENS, nibble::multiply, nibble::dequantize, nibble::multiply_fused, \
         nibble::swiglu, nibble::softmax_block, nibble::scale_all, nibble::to_float,    \
-        nibble::score_entries, nibble::add_entries, nibble::exp_all                    \
+        nibble::transpose, nibble::score_entries, nibble::add_entries, nibble::exp_all \
   }

@@ -9,8 +9,8 @@ struct V16 {
   __m256 hi;
 };
 
-constexpr int kRowTile = 2;    // query rows of a tile of score_entries and add_entries
-constexpr int kEntryTile = 2;  // entries, or columns / 16
+constexpr int kRowTile = 2;     // query rows of a tile of score_entries and add_entries
+constexpr int kEntryTile = 2;   // entries, or columns / 16
 constexpr int kTilePanels = 1;  // times 6 tokens: 12 accumulators of 16 registers
 constexpr int fused_panels(int tokens, PanelFormat) { return tokens <= 2 ? 2 : 1; }
 
@@ -54,6 +54,17 @@ inline __m256 half_bf16(const uint16_t* p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
+// rows[i][j] and rows[j][i] change places.
+inline void v_transpose(V16* rows) {
+  float in[16][16];
+  float out[16][16];
+  for (int i = 0; i < 16; ++i) v_store(in[i], rows[i]);
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) out[j][i] = in[i][j];
+  }
+  for (int i = 0; i < 16; ++i) rows[i] = v_load(out[i]);
+}
+
 inline V16 v_load_bf16(const uint16_t* p) { return {half_bf16(p), half_bf16(p + 8)}; }
 
 // Finite E4M3 codes. Exponent and fraction moved into a binary32's place, subnormals included, are

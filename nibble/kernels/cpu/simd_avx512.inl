@@ -6,8 +6,8 @@ namespace {
 
 using V16 = __m512;
 
-constexpr int kRowTile = 4;    // query rows of a tile of score_entries and add_entries
-constexpr int kEntryTile = 4;  // entries, or columns / 16
+constexpr int kRowTile = 4;     // query rows of a tile of score_entries and add_entries
+constexpr int kEntryTile = 4;   // entries, or columns / 16
 constexpr int kTilePanels = 4;  // times 6 tokens: 24 accumulators of 32 registers
 // As few streams as keep the units busy: memory gives its full rate to two sequential streams, two
 // thirds of it to four or eight.
@@ -40,6 +40,42 @@ inline float v_sum(V16 v) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// rows[i][j] and rows[j][i] change places: pairs, fours, then the four 128-bit lanes.
+inline void v_transpose(V16* rows) {
+  V16 t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  const auto low = [](V16 a, V16 b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  const auto high = [](V16 a, V16 b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  // Lane l of column[4 * i + j] becomes rows 4 * i .. 4 * i + 3 of column 4 * l + j.
+  V16 column[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    column[i] = low(t[i], t[i + 2]);
+    column[i + 1] = high(t[i], t[i + 2]);
+    column[i + 2] = low(t[i + 1], t[i + 3]);
+    column[i + 3] = high(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const V16 a = _mm512_shuffle_f32x4(column[j], column[4 + j], 0x44);
+    const V16 b = _mm512_shuffle_f32x4(column[j], column[4 + j], 0xee);
+    const V16 c = _mm512_shuffle_f32x4(column[8 + j], column[12 + j], 0x44);
+    const V16 d = _mm512_shuffle_f32x4(column[8 + j], column[12 + j], 0xee);
+    rows[j] = _mm512_shuffle_f32x4(a, c, 0x88);
+    rows[4 + j] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    rows[8 + j] = _mm512_shuffle_f32x4(b, d, 0x88);
+    rows[12 + j] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
 }
 
 inline V16 v_load_bf16(const uint16_t* p) {

@@ -82,6 +82,17 @@ inline float v_sum(const V16& v) {
   return sums.v[0];
 }
 
+// rows[i][j] and rows[j][i] change places.
+inline void v_transpose(V16* rows) {
+  float in[16][16];
+  float out[16][16];
+  for (int i = 0; i < 16; ++i) v_store(in[i], rows[i]);
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) out[j][i] = in[i][j];
+  }
+  for (int i = 0; i < 16; ++i) rows[i] = v_load(out[i]);
+}
+
 inline V16 v_load_bf16(const uint16_t* p) {
   return v_make([&](int i) {
     const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
