@@ -3,10 +3,12 @@
 #   tools/build.sh cuda nibble tests_cuda bench_cuda
 # then, on a machine with the GPU:
 #   tools/gpu_run.sh OUT [tests] [sanitizer] [bench] [demo]     default: these four
-#   tools/gpu_run.sh OUT [runtime] [offline] [serve] [eval] [quantize] [slice]
+#   tools/gpu_run.sh OUT [runtime] [offline] [serve] [eval] [quantize] [slice] [offload] [offload-whole]
 # runtime: the tests of sampling, engine and device alone; offline, serve, eval, quantize: the demo
 # through these commands; slice: a checkpoint of R1's widths, in SLICE_DIR (default /dev/shm) with
-# SLICE_LAYERS layers, loaded and run.
+# SLICE_LAYERS layers, loaded and run; offload: experts in GPU memory, RAM and files: tests, the demo,
+# and OFFLOAD_LAYERS (20) layers of R1's widths at 100 to 25 % on the GPU, which takes 32 GB of RAM;
+# offload-whole: all of R1 over OFFLOAD_GPUS (2) GPUs and OFFLOAD_RAM_GB (200) of RAM.
 # Raw output goes to the folder OUT, a summary to stdout. BIN names the folder of the programs when it
 # is not build/cuda (programs and their libraries may have been gathered with tools/gpu_pack.sh).
 set -uo pipefail
@@ -149,9 +151,33 @@ for part in "${parts[@]}"; do
       cat "$out/slice.txt"
       rm -rf "$slice"
       ;;
+    offload)
+      run offload_tests "$(program tests_cuda)" \
+        --gtest_filter='*Offload*:StagedMoe*:CudaTransferQueue*'
+      grep -E "FAILED|PASSED|SKIPPED|tests ran|Failure" "$out/offload_tests.txt" | tail -40
+      on_demo() {
+        local packed
+        packed=$(mktemp -d)/demo
+        "$(program nibble)" pack models/demo "$packed" --backend cuda
+        for options in "" "--gpu-expert-slots 8" "--gpu-expert-slots 1 --ram 1MB"; do
+          echo "options: $options"
+          # shellcheck disable=SC2086
+          "$(program nibble)" run "$packed" --backend cuda --temperature 0 --max-tokens 40 \
+            --prompt "Once upon a time" $options
+        done
+      }
+      run offload_demo on_demo
+      cat "$out/offload_demo.txt"
+      run offload "$(program bench_cuda)" "offload:${OFFLOAD_LAYERS:-20}"
+      cat "$out/offload.txt"
+      ;;
+    offload-whole)
+      run offload_whole "$(program bench_cuda)" "offload-whole:${OFFLOAD_GPUS:-2}:${OFFLOAD_RAM_GB:-200}"
+      cat "$out/offload_whole.txt"
+      ;;
     *)
       echo "unknown part $part, expected tests, sanitizer, bench, demo, runtime, offline, serve, eval," \
-        "quantize or slice" >&2
+        "quantize, slice, offload or offload-whole" >&2
       exit 2
       ;;
   esac

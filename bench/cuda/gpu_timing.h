@@ -91,4 +91,9 @@ struct EngineBenchOptions {
 };
 void bench_engine(const EngineBenchOptions& options);
 
+// A slice of R1 whose experts lie in GPU memory and RAM (offload_bench.cpp).
+void bench_offload(int layers);
+// All of R1 over num_gpus GPUs, layer after layer, with the rest of its experts in RAM.
+void bench_offload_whole(int num_gpus, double ram_gb);
+
 }  // namespace nibble::bench

@@ -8,6 +8,10 @@
 // whole engine, 2 x BATCH requests of IN + OUT tokens a row; with DRAFTS an acceptance of LENGTH
 // tokens is forced. engine:4:1:0:3:58:3:2.8:1024:128:1,8,32 is all of R1. Run it in the repository:
 // it borrows the tokenizer of models/demo.
+//
+// bench_cuda offload:LAYERS: so many MoE layers with 100 to 25 % of their experts in GPU memory.
+// bench_cuda offload-whole:GPUS:RAM_GB: all of R1, its layers dealt to GPUS, experts in their
+// memory and RAM_GB of the host's.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -59,12 +63,18 @@ int main(int argc, char** argv) {
   for (const std::string& part : parts) {
     nibble::bench::RanksOptions ranks;
     int attention_dp = 0;
+    int num_gpus = 0;
+    double ram_gb = 0;
     if (std::sscanf(part.c_str(), "ranks:%d:%d:%d:%d:%d", &ranks.tp_size, &ranks.ep_size,
                     &attention_dp, &ranks.dense_layers, &ranks.moe_layers) == 5) {
       ranks.enable_attention_dp = attention_dp != 0;
       nibble::bench::bench_ranks(ranks);
     } else if (const auto engine = engine_options(part)) {
       nibble::bench::bench_engine(*engine);
+    } else if (int layers = 0; std::sscanf(part.c_str(), "offload:%d", &layers) == 1) {
+      nibble::bench::bench_offload(layers);
+    } else if (std::sscanf(part.c_str(), "offload-whole:%d:%lf", &num_gpus, &ram_gb) == 2) {
+      nibble::bench::bench_offload_whole(num_gpus, ram_gb);
     } else {
       only_ranks = false;
     }

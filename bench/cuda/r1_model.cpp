@@ -19,6 +19,9 @@ constexpr int64_t kPositions = 16384;
 // soon look alike to the routers and share their experts.
 constexpr float kNvfp4Scale = 1e-9f;
 
+// Routers of different layers are the same values, begun elsewhere.
+constexpr size_t kRouterShift = 1009;
+
 }  // namespace
 
 ModelConfig r1_config(const R1Options& options) {
@@ -29,6 +32,7 @@ ModelConfig r1_config(const R1Options& options) {
   config.moe_intermediate_size = 2048;
   config.num_hidden_layers = options.dense_layers + options.moe_layers;
   config.num_attention_heads = 128;
+  config.first_k_dense_replace = options.dense_layers;
   config.n_routed_experts = 256;
   config.n_shared_experts = 1;
   config.num_experts_per_tok = 8;
@@ -70,13 +74,13 @@ R1Model::R1Model(Kernels& kernels, const R1Options& options)
   weights_.lm_head = linear(LinearFormat::kBf16, part.count(config.vocab_size), 7168);
   weights_.layers.resize(static_cast<size_t>(config.num_hidden_layers));
   for (size_t i = 0; i < weights_.layers.size(); ++i) {
-    fill(weights_.layers[i], static_cast<int>(i) >= options.dense_layers);
+    fill(weights_.layers[i], static_cast<int>(i), static_cast<int>(i) >= options.dense_layers);
   }
   if (options.with_mtp) {
     MtpWeights& mtp = weights_.mtp.emplace();
     mtp.enorm = mtp.hnorm = mtp.shared_head_norm = ones_;
     mtp.eh_proj = linear(LinearFormat::kBf16, 7168, 2 * 7168);
-    fill(mtp.layer, true);
+    fill(mtp.layer, config.num_hidden_layers, true);
   }
   kv_b_host_ = {};
   router_host_ = {};
@@ -127,22 +131,23 @@ MlpWeight R1Model::mlp(int64_t intermediate) {
 }
 
 // Of a size that spreads tokens over all experts: sigmoids of logits of about unit deviation.
-LinearWeight R1Model::router() {
+LinearWeight R1Model::router(int layer) {
   if (router_host_.empty()) {
     std::mt19937 rng(9);
     std::normal_distribution<float> normal(0, 0.0118f);
-    router_host_.resize(size_t{256} * 7168);
+    router_host_.resize(size_t{256} * 7168 + 64 * kRouterShift);
     for (uint16_t& value : router_host_) value = float_to_bf16(normal(rng));
   }
   HostLinear host;
   host.rows = 256;
   host.cols = 7168;
-  host.data = router_host_.data();
+  const size_t shift = options_.other_routers ? static_cast<size_t>(layer) * kRouterShift : 0;
+  host.data = router_host_.data() + shift;
   void* const memory = take(kernels_.packed_bytes(host.format, host.rows, host.cols));
   return kernels_.pack(host, ActivationFormat::kUnquantized, memory).value();
 }
 
-void R1Model::fill(LayerWeights& layer, bool is_moe) {
+void R1Model::fill(LayerWeights& layer, int number, bool is_moe) {
   const Part part = options_.shard.attention();
   AttentionWeights& w = layer.self_attn;
   layer.input_layernorm = layer.post_attention_layernorm = w.q_a_layernorm = w.kv_a_layernorm =
@@ -168,12 +173,12 @@ void R1Model::fill(LayerWeights& layer, bool is_moe) {
     return;
   }
   MoeWeights& moe = layer.moe.emplace();
-  moe.gate = router();
+  moe.layer = number;
+  moe.gate = router(number);
   moe.e_score_correction_bias = bias_;
   const Part slice = options_.shard.expert_slice();
-  for (int e = 0; e < weights_.router_shape.local_experts(); ++e) {
-    moe.experts.push_back(mlp(slice.count(2048)));
-  }
+  const int experts = options_.with_experts ? weights_.router_shape.local_experts() : 0;
+  for (int e = 0; e < experts; ++e) moe.experts.push_back(mlp(slice.count(2048)));
   moe.shared_experts = mlp(part.count(2048));
 }
 

@@ -15,6 +15,8 @@ struct R1Options {
   int dense_layers = 3;
   int moe_layers = 58;
   bool with_mtp = true;
+  bool with_experts = true;                    // routed ones; false where an ExpertStore has them
+  bool other_routers = false;                  // each layer its own; otherwise all the same
   LinearFormat o_proj = LinearFormat::kNvfp4;  // NVFP4 in v2's layout, BF16 in NVIDIA's first one
   Shard shard;
   Communicator* comm = nullptr;  // on device memory
@@ -28,14 +30,15 @@ class R1Model {
   const Weights& weights() const { return weights_; }
   // With the memory that they lie in; this object is empty then.
   Weights take_weights();
+  Weights& weights() { return weights_; }
 
  private:
   const float* floats(const std::vector<float>& values);
   void* take(size_t bytes);
   LinearWeight linear(LinearFormat format, int64_t rows, int64_t cols);
-  LinearWeight router();
+  LinearWeight router(int layer);
   MlpWeight mlp(int64_t intermediate);
-  void fill(LayerWeights& layer, bool is_moe);
+  void fill(LayerWeights& layer, int number, bool is_moe);
 
   Kernels& kernels_;
   R1Options options_;

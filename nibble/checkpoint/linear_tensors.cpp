@@ -76,10 +76,7 @@ Result<float> read_scalar(const CheckpointSource& source, const std::string& nam
 Status read_nvfp4_scalars(const CheckpointSource& source, std::string_view module,
                           LinearTensors& linear) {
   linear.global_scale = NIBBLE_TRY(read_scalar(source, tensor_name(module, "weight_scale_2")));
-  const std::string input_scale = tensor_name(module, "input_scale");
-  if (source.find(input_scale) != nullptr) {
-    linear.input_scale = NIBBLE_TRY(read_scalar(source, input_scale));
-  }
+  linear.input_scale = NIBBLE_TRY(read_input_scale(source, module));
   return {};
 }
 
@@ -188,6 +185,15 @@ Status check_nvfp4_shapes(const CheckpointSource& source, std::string_view modul
 }
 
 }  // namespace
+
+Result<std::optional<float>> read_input_scale(const CheckpointSource& source,
+                                              std::string_view module) {
+  const std::string name = tensor_name(module, "input_scale");
+  if (source.find(name) == nullptr) return std::optional<float>();
+  NIBBLE_TRY(check_scalar(source, name));
+  const float value = NIBBLE_TRY(read_scalar(source, name));
+  return std::optional<float>(value);
+}
 
 std::string_view weight_format_name(WeightFormat format) {
   switch (format) {

@@ -57,6 +57,11 @@ Result<WeightFormat> check_linear_shapes(const CheckpointSource& source, std::st
 Result<LinearTensors> read_linear(const CheckpointSource& source, std::string_view module,
                                   int64_t expected_rows, int64_t expected_cols);
 
+// `module`.input_scale, or nothing where there is none. Errors: kCorrupt naming it when it is not
+// one positive finite number of F32 or BF16.
+Result<std::optional<float>> read_input_scale(const CheckpointSource& source,
+                                              std::string_view module);
+
 // A rectangle of a matrix. Block scales may not be cut: NVFP4 on multiples of 16 columns, FP8 on
 // multiples of 128 rows and columns or at the matrix's end (linear_slice_grain).
 struct LinearSlice {

@@ -17,6 +17,27 @@ void add_expert_options(CLI::App& command, ExpertArguments* a) {
       ->transform(CLI::AsSizeValue(true).description(""))
       ->type_name("SIZE")
       ->group(group);
+  command
+      .add_option("--gpu-expert-memory", a->gpu_memory,
+                  "With --backend cuda: GPU memory for routed experts [all, or 85 % of what is "
+                  "free]")
+      ->transform(CLI::AsSizeValue(true).description(""))
+      ->type_name("SIZE")
+      ->group(group);
+  command
+      .add_option("--gpu-expert-slots", a->gpu_slots,
+                  "The same as a number of experts of each layer")
+      ->type_name("N")
+      ->group(group);
+  command
+      .add_option("--gpu-reserved", a->gpu_reserved,
+                  "GPU memory that experts leave when no budget is given [2GiB]")
+      ->transform(CLI::AsSizeValue(true).description(""))
+      ->type_name("SIZE")
+      ->group(group);
+  command.add_option("--copy-streams", a->copy_streams, "From RAM to the GPU, 1 or 2 [1]")
+      ->type_name("N")
+      ->group(group);
   command.add_option("--expert-cache", a->cache, "What stays: lfu, lru or score [lfu]")
       ->type_name("NAME")
       ->group(group);
@@ -56,6 +77,17 @@ void add_expert_options(CLI::App& command, ExpertArguments* a) {
 Result<ExpertOptions> expert_options(const ExpertArguments& a) {
   ExpertOptions options;
   options.memory_bytes = a.memory;
+  options.gpu_memory_bytes = a.gpu_memory;
+  if (a.gpu_slots && *a.gpu_slots < 1) {
+    return invalid_argument(
+        fmt::format("--gpu-expert-slots is {}, expected 1 or more", *a.gpu_slots));
+  }
+  options.gpu_slots = a.gpu_slots;
+  options.gpu_reserved_bytes = a.gpu_reserved.value_or(options.gpu_reserved_bytes);
+  if (a.copy_streams < 1 || a.copy_streams > 2) {
+    return invalid_argument(fmt::format("--copy-streams is {}, expected 1 or 2", a.copy_streams));
+  }
+  options.copy_streams = a.copy_streams;
   options.eviction.kind = NIBBLE_TRY(parse_eviction_kind(a.cache));
   if (a.ageing_tokens && *a.ageing_tokens < 1) {
     return invalid_argument(
@@ -94,6 +126,14 @@ std::string describe_experts(const ExpertStoreStats& s) {
       text += fmt::format(" at {}/s", format_bytes(static_cast<uint64_t>(rate)));
     }
     text += fmt::format("; waited {:.2f} s; {} evicted", s.stall_seconds, count(s.num_evictions));
+  }
+  if (s.below.num_slots > 0) {
+    text += fmt::format("; below it {} of {} in RAM, {:.1f} % of {} were there",
+                        count(s.below.num_resident), count(s.below.num_slots),
+                        100 * s.below.hit_rate(), count(s.below.num_hits + s.below.num_misses));
+    if (s.below.bytes_read > 0) {
+      text += fmt::format(", read {}", format_bytes(static_cast<uint64_t>(s.below.bytes_read)));
+    }
   }
   if (s.num_guesses > 0) {
     text += fmt::format("; {} guessed: {} in time, {} late, {} wasted", count(s.num_guesses),

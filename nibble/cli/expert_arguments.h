@@ -17,6 +17,10 @@ namespace nibble {
 
 struct ExpertArguments {
   std::optional<uint64_t> memory;
+  std::optional<uint64_t> gpu_memory;
+  std::optional<int64_t> gpu_slots;
+  std::optional<uint64_t> gpu_reserved;
+  int copy_streams = 1;
   std::string cache = "lfu";
   std::optional<int64_t> ageing_tokens;
   int prefetch_layers = 1;

@@ -105,11 +105,6 @@ Status run_pack(const PackArguments& arguments) {
   KernelOptions kernel_options;
   kernel_options.threads = 1;
   const auto kernels = NIBBLE_TRY(make_kernels(arguments.backend, kernel_options));
-  if (!kernels->device().is_host()) {
-    return unsupported(
-        fmt::format("experts are packed for backends in host memory (cpu, reference), not for {}",
-                    kernels->name()));
-  }
   auto directory =
       NIBBLE_TRY(OutputDirectory::create(arguments.out, arguments.overwrite, /*resume=*/true));
   directory.keep(true);
@@ -151,7 +146,9 @@ void add_pack_command(CLI::App& app, int* exit_code) {
       "  nibble run R1-packed --expert-memory 96GB -p \"The capital of France is\"");
   command->add_option("MODEL", arguments->in, "Checkpoint folder, or a model's name")->required();
   command->add_option("OUT", arguments->out, "Folder to write; must not exist")->required();
-  command->add_option("--backend", arguments->backend, "Who will read it: cpu or reference [cpu]")
+  command
+      ->add_option("--backend", arguments->backend,
+                   "Who will read it: cpu, cuda or reference [cpu]")
       ->type_name("NAME");
   command->add_option("--threads", arguments->threads, "Threads to use [all processors]")
       ->check(CLI::Range(1, 4096).description(""))

@@ -280,6 +280,11 @@ void Runner::print_json(const std::string& prompt, const Answer& answer) const {
                        {"guesses_used", experts->num_guesses_used},
                        {"guesses_late", experts->num_guesses_late},
                        {"guesses_wasted", experts->num_guesses_wasted}};
+    if (const auto& ram = experts->below; ram.num_slots > 0) {
+      json["experts"]["ram"] = {{"slots", ram.num_slots},       {"resident", ram.num_resident},
+                                {"hits", ram.num_hits},         {"misses", ram.num_misses},
+                                {"bytes_read", ram.bytes_read}, {"read_seconds", ram.read_seconds}};
+    }
   }
   print(json.dump() + "\n");
 }

@@ -24,6 +24,37 @@ void add_expert_settings(std::vector<ServeSetting>& s) {
                  o.model_options.experts.memory_bytes = static_cast<uint64_t>(*bytes);
                  return {};
                }});
+  s.push_back({"gpu_expert_memory",
+               {},
+               {},
+               kExperts,
+               "With backend cuda: GPU memory for routed experts [all, or 85 % of what is free]",
+               "SIZE",
+               [](Options& o, const std::string& v) -> Status {
+                 const auto bytes = parse_size(v);
+                 if (!bytes) {
+                   return invalid_argument(fmt::format("'{}' is no size such as 24GB", v));
+                 }
+                 o.model_options.experts.gpu_memory_bytes = static_cast<uint64_t>(*bytes);
+                 return {};
+               }});
+  s.push_back(
+      {"gpu_expert_slots",
+       {},
+       {},
+       kExperts,
+       "The same as a number of experts of each layer",
+       "N",
+       integer(1, 1 << 20, [](Options& o, int64_t v) { o.model_options.experts.gpu_slots = v; })});
+  s.push_back({"copy_streams",
+               {},
+               {},
+               kExperts,
+               "From RAM to the GPU, 1 or 2 [1]",
+               "N",
+               integer(1, 2, [](Options& o, int64_t v) {
+                 o.model_options.experts.copy_streams = static_cast<int>(v);
+               })});
   s.push_back({"expert_cache",
                {},
                {},

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "nibble/base/result.h"
+#include "nibble/device/transfer_queue.h"
 
 namespace nibble {
 
@@ -93,6 +94,12 @@ class Device {
 
   // Waits for all work that was given to the device; returns the first error of any of it.
   virtual Status synchronize() = 0;
+
+  // Copies beside the device's work, on num_streams (1 or 2) streams of their own. Null for a host
+  // device, whose work is done when a call returns.
+  virtual Result<std::unique_ptr<TransferQueue>> make_transfer_queue(int /*num_streams*/) {
+    return std::unique_ptr<TransferQueue>();
+  }
 
   virtual Result<DeviceMemory> memory() = 0;
 

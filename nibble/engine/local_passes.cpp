@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "nibble/base/check.h"
+#include "nibble/base/log.h"
 #include "nibble/engine/padded_batch.h"
+#include "nibble/model/expert_store.h"
 #include "nibble/model/forward.h"
 
 namespace nibble {
@@ -12,6 +14,18 @@ namespace {
 
 constexpr int kMainPass = 0;
 constexpr int kMtpPass = 1;
+
+// Whether passes stop at each layer to ask where its experts are: then they can't be recorded.
+bool asks_for_experts(const LoadedModel& model) {
+  const ExpertStore* const store = model.weights.expert_store;
+  if (store == nullptr) return false;
+  const auto& layers = model.weights.layers;
+  const bool asks = std::any_of(layers.begin(), layers.end(), [&](const LayerWeights& layer) {
+    return layer.moe && store->resident(layer.moe->layer).empty();
+  });
+  if (asks) log_info("steps are not recorded as CUDA graphs: experts come while they run");
+  return asks;
+}
 
 }  // namespace
 
@@ -23,8 +37,9 @@ Result<std::unique_ptr<LocalPasses>> LocalPasses::create(LoadedModel& model,
   std::unique_ptr<StepGraphs> graphs;
   const Shard& shard = model.weights.shard;
   // With attention data parallel what is launched depends on the other ranks' batches, too.
-  if (!options.graph_sizes.empty() && !shard.enable_attention_dp)
+  if (!options.graph_sizes.empty() && !shard.enable_attention_dp && !asks_for_experts(model)) {
     graphs = model.kernels->make_step_graphs();
+  }
   int64_t logit_rows = kLogitRows;
   if (graphs) {
     max_rows = std::max(max_rows, options.graph_sizes.back());

@@ -43,4 +43,6 @@ Result<std::unique_ptr<DeviceSampler>> Kernels::make_sampler(int64_t /*vocab_siz
 
 std::unique_ptr<StepGraphs> Kernels::make_step_graphs() { return nullptr; }
 
+StagedMoe* Kernels::staged_moe() { return nullptr; }
+
 }  // namespace nibble

@@ -20,6 +20,7 @@
 #include "nibble/kernels/device_sampler.h"
 #include "nibble/kernels/linear_weight.h"
 #include "nibble/kernels/matrix_view.h"
+#include "nibble/kernels/staged_moe.h"
 #include "nibble/kernels/step_graphs.h"
 
 namespace nibble {
@@ -212,6 +213,8 @@ class Kernels {
   // and where nothing is recorded.
   virtual Result<std::unique_ptr<DeviceSampler>> make_sampler(int64_t vocab_size);
   virtual std::unique_ptr<StepGraphs> make_step_graphs();
+  // One for each Kernels; null where experts are computed in host memory, one by one.
+  virtual StagedMoe* staged_moe();
 };
 
 }  // namespace nibble

@@ -5,49 +5,22 @@
 
 #include "nibble/base/check.h"
 #include "nibble/model/expert_store.h"
+#include "nibble/model/expert_uses.h"
 
 namespace nibble {
 namespace {
 
-// More tokens than this want most of the next layer's experts anyway, and routing them twice costs.
-constexpr int64_t kMaxPredictedTokens = 8;
-
-// The choices of a step, gathered by expert, in order of their number.
-void gather_uses(const int32_t* ids, const float* weights, int64_t choices, int num_experts,
-                 ExpertScratch& scratch, std::vector<ExpertUse>& uses) {
-  scratch.counts.assign(static_cast<size_t>(num_experts), {});
-  for (int64_t i = 0; i < choices; ++i) {
-    ExpertUse& use = scratch.counts[static_cast<size_t>(ids[i])];
-    ++use.tokens;
-    use.weight += weights[i];
-  }
-  uses.clear();
-  for (int32_t e = 0; e < num_experts; ++e) {
-    ExpertUse& use = scratch.counts[static_cast<size_t>(e)];
-    use.expert = e;
-    if (use.tokens > 0) uses.push_back(use);
-  }
-}
-
-// Runs the next layer's router over this layer's input: residual streams change slowly from layer
-// to layer, so most of what it chooses is right (spec kernels section 5.2).
 void predict_next(const Weights& weights, int layer, Kernels& kernels, const MatrixView& x,
                   Workspace& workspace) {
-  const size_t next = static_cast<size_t>(layer) + 1;
-  if (x.rows > kMaxPredictedTokens || next >= weights.layers.size()) return;
-  if (!weights.layers[next].moe || !weights.expert_store->wants_prefetch(layer + 1)) return;
-  const MoeWeights& moe = *weights.layers[next].moe;
+  const MoeWeights* const next = layer_to_predict(weights, layer, x.rows);
+  if (next == nullptr) return;
   ExpertScratch& scratch = workspace.experts;
   const int64_t choices = x.rows * weights.router_shape.num_experts_per_tok;
   scratch.guess_ids.resize(static_cast<size_t>(choices));
   scratch.guess_weights.resize(static_cast<size_t>(choices));
-  kernels.route(x, moe.gate, moe.e_score_correction_bias, weights.router_shape,
+  kernels.route(x, next->gate, next->e_score_correction_bias, weights.router_shape,
                 scratch.guess_ids.data(), scratch.guess_weights.data());
-  gather_uses(scratch.guess_ids.data(), scratch.guess_weights.data(), choices,
-              weights.router_shape.n_routed_experts, scratch, scratch.guesses);
-  std::sort(scratch.guesses.begin(), scratch.guesses.end(),
-            [](const ExpertUse& a, const ExpertUse& b) { return a.weight > b.weight; });
-  weights.expert_store->prefetch(layer + 1, scratch.guesses);
+  prefetch_guesses(weights, layer, scratch.guess_ids, scratch.guess_weights, scratch);
 }
 
 // Expert e over the tokens that chose it: gathered, computed together, scattered to
@@ -105,7 +78,9 @@ Status moe_from_store(const Weights& weights, const MoeWeights& layer, Kernels& 
   const MlpWeight* const shared = layer.shared_experts ? &*layer.shared_experts : nullptr;
   ExpertScratch& scratch = workspace.experts;
 
-  gather_uses(ids, choice_weights, x.rows * slots, shape.n_routed_experts, scratch, scratch.uses);
+  const auto choices = static_cast<size_t>(x.rows * slots);
+  gather_uses({ids, choices}, {choice_weights, choices}, shape.n_routed_experts, scratch,
+              scratch.uses);
   store.announce(layer.layer, scratch.uses, x.rows);
   predict_next(weights, layer.layer, kernels, x, workspace);
   scratch.wanted.clear();

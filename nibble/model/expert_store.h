@@ -31,17 +31,32 @@ struct ExpertStoreStats {
   int64_t num_guesses_used = 0;    // there in time; also among the hits
   int64_t num_guesses_late = 0;    // on their way when they were wanted
   int64_t num_guesses_wasted = 0;  // evicted or cancelled before anyone wanted them
-  double stall_seconds = 0;        // waits of the forward pass
+  double stall_seconds = 0;        // waits of the forward pass on the host
   double read_seconds = 0;         // in which at least one read was under way
   int64_t num_slots = 0;           // now: experts that fit in memory
   int64_t num_resident = 0;        // now: experts that are there
   int64_t num_experts = 0;         // of the model
   int64_t expert_bytes = 0;        // of the largest record
 
+  // The tier below, where experts come to a device through the host's memory: what was asked of it
+  // by misses and guesses. All zero without one.
+  struct Below {
+    int64_t num_slots = 0;
+    int64_t num_resident = 0;
+    int64_t num_hits = 0;
+    int64_t num_misses = 0;
+    int64_t bytes_read = 0;  // from its file
+    double read_seconds = 0;
+
+    double hit_rate() const { return share_of(num_hits, num_misses); }
+  } below;
+
   // The share of wanted experts that needed no wait; 1 when nothing was wanted.
-  double hit_rate() const {
-    const int64_t wanted = num_hits + num_misses + num_guesses_late;
-    return wanted == 0 ? 1.0 : static_cast<double>(num_hits) / static_cast<double>(wanted);
+  double hit_rate() const { return share_of(num_hits, num_misses + num_guesses_late); }
+
+  static double share_of(int64_t found, int64_t missed) {
+    const int64_t all = found + missed;
+    return all == 0 ? 1.0 : static_cast<double>(found) / static_cast<double>(all);
   }
 };
 
@@ -94,7 +109,8 @@ class ExpertStore {
   virtual void announce(int layer, std::span<const ExpertUse> uses, int64_t num_tokens) = 0;
 
   // Leases as many of `wanted`, which were announced, as are in device memory; waits until at least
-  // one is. Every expert named in the lease has its data, whose checksum was right.
+  // one is. Every expert named in the lease has its data, whose checksum was right, for what reads
+  // it in host memory or is given to the device from now on.
   // Errors: kCorrupt or kUnavailable naming the expert's record; the next try reads it again.
   virtual Result<ExpertLease> acquire(int layer, std::span<const int32_t> wanted) = 0;
 
@@ -106,6 +122,10 @@ class ExpertStore {
   virtual void prefetch(int layer, std::span<const ExpertUse> guesses) = 0;
 
   virtual ExpertStoreStats stats() const = 0;
+
+  // All experts of the layer, where they are in device memory for good and nobody counts their
+  // uses: the pass then asks for nothing. Otherwise empty. The same at any time.
+  virtual std::span<const MlpWeight> resident(int /*layer*/) const { return {}; }
 
  protected:
   friend class ExpertLease;

@@ -6,6 +6,8 @@
 
 #include "nibble/base/check.h"
 #include "nibble/model/expert_moe.h"
+#include "nibble/model/expert_store.h"
+#include "nibble/model/staged_expert_moe.h"
 
 namespace nibble {
 namespace {
@@ -84,10 +86,18 @@ Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const Mat
   float* expert_weights = pass.workspace.expert_weights;
   pass.kernels.route(x, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
   pass.observe(ActivationSite::kMlpInput, x);
+  std::span<const MlpWeight> experts = w.experts;
   if (pass.weights.expert_store != nullptr) {
-    return moe_from_store(pass.weights, w, pass.kernels, x, pass.workspace, out);
+    experts = pass.weights.expert_store->resident(w.layer);
+    if (experts.empty() && pass.kernels.device().is_host()) {
+      return moe_from_store(pass.weights, w, pass.kernels, x, pass.workspace, out);
+    }
+    if (experts.empty()) {
+      return staged_moe_from_store(pass.weights, w, pass.config.moe_intermediate_size, pass.kernels,
+                                   x, pass.workspace, out);
+    }
   }
-  pass.kernels.moe(x, w.experts, w.shared_experts ? &*w.shared_experts : nullptr, shape, expert_ids,
+  pass.kernels.moe(x, experts, w.shared_experts ? &*w.shared_experts : nullptr, shape, expert_ids,
                    expert_weights, out);
   pass.add_up(out);
   return {};

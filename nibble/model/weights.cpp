@@ -19,25 +19,12 @@
 #include "nibble/base/thread_pool.h"
 #include "nibble/checkpoint/finite_values.h"
 #include "nibble/checkpoint/linear_tensors.h"
+#include "nibble/model/linear_format.h"
 #include "nibble/model/rope.h"
 #include "nibble/numeric/bf16.h"
 
 namespace nibble {
 namespace {
-
-LinearFormat linear_format(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kF32:
-      return LinearFormat::kF32;
-    case WeightFormat::kBf16:
-      return LinearFormat::kBf16;
-    case WeightFormat::kFp8Block:
-      return LinearFormat::kFp8Block;
-    case WeightFormat::kNvfp4:
-      return LinearFormat::kNvfp4;
-  }
-  return LinearFormat::kF32;
-}
 
 // Collects what a model needs as jobs, then runs them on all threads. The targets must not move
 // between the two.
@@ -160,13 +147,7 @@ Status Loader::load_linear(const Job& job) {
   const LinearSliceTensors slice =
       NIBBLE_TRY(read_linear_slice(source_, job.name, job.rows, job.cols, job.slice));
   const LinearTensors& tensors = slice.tensors;
-  const HostLinear host{linear_format(tensors.format),
-                        tensors.rows,
-                        tensors.cols,
-                        tensors.weight.bytes.data(),
-                        tensors.scales.bytes.data(),
-                        tensors.global_scale,
-                        tensors.input_scale.value_or(1.0f)};
+  const HostLinear host = host_linear(tensors, tensors.input_scale.value_or(1.0f));
   if (job.mla_up != nullptr) {
     const size_t bytes = kernels_.packed_mla_up_bytes(host.format, weights_.mla_shape);
     void* memory = NIBBLE_TRY(allocate(bytes));

@@ -23,8 +23,7 @@ using Clock = std::chrono::steady_clock;
 
 class CheckpointLoader final : public ExpertLoader {
  public:
-  CheckpointLoader(const CheckpointSource& source, const ModelConfig& config,
-                   const Kernels& kernels)
+  CheckpointLoader(const CheckpointSource& source, const ModelConfig& config, Kernels& kernels)
       : source_(source), config_(config), kernels_(kernels) {}
   ~CheckpointLoader() override {
     {
@@ -138,7 +137,7 @@ class CheckpointLoader final : public ExpertLoader {
 
   const CheckpointSource& source_;
   ModelConfig config_;
-  const Kernels& kernels_;
+  Kernels& kernels_;
   std::map<int, ExpertInputScales> scales_;     // by layer
   std::map<int, std::vector<uint64_t>> bytes_;  // by layer, expert
 
@@ -158,7 +157,7 @@ class CheckpointLoader final : public ExpertLoader {
 
 Result<std::unique_ptr<ExpertLoader>> make_checkpoint_loader(const CheckpointSource& source,
                                                              const ModelConfig& config,
-                                                             const Kernels& kernels, bool with_mtp,
+                                                             Kernels& kernels, bool with_mtp,
                                                              int num_threads) {
   NIBBLE_CHECK(num_threads >= 1);
   auto loader = std::make_unique<CheckpointLoader>(source, config, kernels);

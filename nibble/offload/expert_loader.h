@@ -1,5 +1,5 @@
-// Brings experts' records into memory: from a packed file as they lie there, or from a checkpoint
-// folder, packed on the way.
+// Brings experts' records into memory: from a packed file as they lie there, from a checkpoint
+// folder, packed on the way, or from the host's memory into a device's (host_tier_loader.h).
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "nibble/checkpoint/config.h"
 #include "nibble/checkpoint/source.h"
 #include "nibble/kernels/kernels.h"
+#include "nibble/model/expert_store.h"
 #include "nibble/offload/expert_format.h"
 #include "nibble/offload/record_reader.h"
 
@@ -37,9 +39,30 @@ class ExpertLoader {
   virtual void hurry(uint64_t ticket) = 0;
   virtual bool cancel(uint64_t ticket) = 0;
 
+  // Instead of start(), where nothing has to be read: the expert in `destination`, for work that is
+  // given to the device after use(). Nothing when it has to be read.
+  virtual std::optional<MlpWeight> start_at_hand(int /*layer*/, int /*expert*/,
+                                                 std::span<std::byte> /*destination*/) {
+    return std::nullopt;
+  }
+
+  // The expert in a record that start() filled. Errors: those of read_expert_record.
+  virtual Result<MlpWeight> open(std::span<std::byte> record, int layer, int expert,
+                                 const ExpertShape& shape, ActivationFormat activation) {
+    return read_expert_record(record, layer, expert, shape, activation);
+  }
+
+  // Records that are on their way to a device may arrive behind start()'s end. Work given to the
+  // device after use() finds them there; a record may be filled anew once the work that was given
+  // to it before used() has run. By their first bytes; one after the other.
+  virtual void use(std::span<const std::byte* const> /*records*/) {}
+  virtual void used(std::span<const std::byte* const> /*records*/) {}
+
   virtual uint64_t bytes_read() const = 0;
   virtual double busy_seconds() const = 0;
   virtual std::string description() const = 0;
+  // Of the tier that this reads from, where it is one.
+  virtual ExpertStoreStats::Below below() const { return {}; }
 };
 
 // From a packed file. Errors: those of ExpertFile::open and RecordReader::open; kCorrupt for a file
@@ -53,7 +76,7 @@ Result<std::unique_ptr<ExpertLoader>> make_packed_loader(const std::filesystem::
 // num_threads >= 1 read and pack. Errors: those of expert_record_bytes and expert_input_scales.
 Result<std::unique_ptr<ExpertLoader>> make_checkpoint_loader(const CheckpointSource& source,
                                                              const ModelConfig& config,
-                                                             const Kernels& kernels, bool with_mtp,
+                                                             Kernels& kernels, bool with_mtp,
                                                              int num_threads);
 
 }  // namespace nibble

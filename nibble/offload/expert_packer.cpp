@@ -140,7 +140,7 @@ Result<PackJob> plan_job(const CheckpointSource& source, const ModelConfig& conf
 // Reads or makes the records on all threads.
 class RecordWriter {
  public:
-  RecordWriter(const CheckpointSource& source, const ModelConfig& config, const Kernels& kernels,
+  RecordWriter(const CheckpointSource& source, const ModelConfig& config, Kernels& kernels,
                const PackJob& job, const PartFile& file, bool resume)
       : source_(source),
         config_(config),
@@ -192,7 +192,7 @@ class RecordWriter {
 
   const CheckpointSource& source_;
   const ModelConfig& config_;
-  const Kernels& kernels_;
+  Kernels& kernels_;
   const PackJob& job_;
   const PartFile& file_;
   bool resume_;
@@ -203,7 +203,7 @@ class RecordWriter {
 }  // namespace
 
 Result<PackExpertsReport> pack_experts(const CheckpointSource& source, const ModelConfig& config,
-                                       const Kernels& kernels, const std::filesystem::path& path,
+                                       Kernels& kernels, const std::filesystem::path& path,
                                        const PackExpertsOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const PackJob job = NIBBLE_TRY(plan_job(source, config, kernels, options.source_fingerprint));

@@ -26,11 +26,11 @@ struct PackExpertsReport {
 
 // All routed experts of all layers, the MTP layer's included. The file grows as PATH.part and is
 // renamed when it is complete. A PATH.part of the same checkpoint, layout and shapes is gone on
-// with: records whose checksum is right are kept. `kernels` has its memory in the host.
+// with: records whose checksum is right are kept.
 // Errors: those of pack_expert, naming the tensor; of the file system, naming the file; kCancelled
 // after an interrupt.
 Result<PackExpertsReport> pack_experts(const CheckpointSource& source, const ModelConfig& config,
-                                       const Kernels& kernels, const std::filesystem::path& path,
+                                       Kernels& kernels, const std::filesystem::path& path,
                                        const PackExpertsOptions& options);
 
 }  // namespace nibble

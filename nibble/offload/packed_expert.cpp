@@ -4,13 +4,14 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/checkpoint/linear_tensors.h"
+#include "nibble/model/linear_format.h"
 
 namespace nibble {
 namespace {
@@ -34,34 +35,23 @@ std::array<ExpertMatrix, 3> matrices_of(const ModelConfig& config, int layer, in
            {prefix + "down_proj", config.hidden_size, config.moe_intermediate_size}}};
 }
 
-LinearFormat linear_format_of(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kF32:
-      return LinearFormat::kF32;
-    case WeightFormat::kBf16:
-      return LinearFormat::kBf16;
-    case WeightFormat::kFp8Block:
-      return LinearFormat::kFp8Block;
-    case WeightFormat::kNvfp4:
-      return LinearFormat::kNvfp4;
+// Packs into `destination` in host memory, whatever memory the backend packs in.
+Result<LinearWeight> pack_on_host(Kernels& kernels, const HostLinear& host,
+                                  std::span<std::byte> destination) {
+  Device& device = kernels.device();
+  if (device.is_host()) {
+    return kernels.pack(host, ActivationFormat::kUnquantized, destination.data());
   }
-  return LinearFormat::kF32;
-}
-
-Result<float> read_scalar(const CheckpointSource& source, const std::string& name) {
-  const TensorView view = NIBBLE_TRY(source.read(name));
-  float value = 0;
-  if (view.dtype == DType::kF32 && view.bytes.size() == sizeof(float)) {
-    value = *view.data<float>();
-  } else if (view.dtype == DType::kBf16 && view.bytes.size() == 2) {
-    value = std::bit_cast<float>(uint32_t{*view.data<uint16_t>()} << 16);
-  } else {
-    return corrupt(fmt::format("{} is no single F32 or BF16 number", name));
+  const Buffer buffer = NIBBLE_TRY(device.allocate(destination.size()));
+  LinearWeight weight =
+      NIBBLE_TRY(kernels.pack(host, ActivationFormat::kUnquantized, buffer.data()));
+  NIBBLE_TRY(device.copy_to_host(destination, buffer.data()));
+  for (const void** const pointer : {&weight.data, &weight.scales}) {
+    if (*pointer == nullptr) continue;
+    *pointer =
+        destination.data() + (static_cast<const std::byte*>(*pointer) - buffer.as<std::byte>());
   }
-  if (!std::isfinite(value) || value <= 0) {
-    return corrupt(fmt::format("{} is {}, expected a positive number", name, value));
-  }
-  return value;
+  return weight;
 }
 
 }  // namespace
@@ -82,8 +72,8 @@ Result<uint64_t> expert_record_bytes(const CheckpointSource& source, const Model
   for (const ExpertMatrix& matrix : matrices_of(config, layer, expert)) {
     const WeightFormat format =
         NIBBLE_TRY(check_linear_shapes(source, matrix.module, matrix.rows, matrix.cols));
-    bytes += aligned(kernels.packed_bytes(linear_format_of(format), matrix.rows, matrix.cols));
-    if (formats != nullptr) *formats |= uint64_t{1} << static_cast<int>(linear_format_of(format));
+    bytes += aligned(kernels.packed_bytes(linear_format(format), matrix.rows, matrix.cols));
+    if (formats != nullptr) *formats |= uint64_t{1} << static_cast<int>(linear_format(format));
   }
   return align_expert_bytes(bytes);
 }
@@ -94,19 +84,17 @@ Result<ExpertInputScales> expert_input_scales(const CheckpointSource& source,
   for (int e = 0; e < config.n_routed_experts; ++e) {
     const auto matrices = matrices_of(config, layer, e);
     for (size_t i = 0; i < matrices.size(); ++i) {
-      const std::string name = matrices[i].module + ".input_scale";
-      // Without one a matrix counts as 1, as when the layer is loaded whole.
-      float value = 1;
-      if (source.find(name) != nullptr) value = NIBBLE_TRY(read_scalar(source, name));
+      const std::optional<float> value = NIBBLE_TRY(read_input_scale(source, matrices[i].module));
       float& largest = i < 2 ? scales.input : scales.product;
-      largest = std::max(largest, value);
+      // Without one a matrix counts as 1, as when the layer is loaded whole.
+      largest = std::max(largest, value.value_or(1.0f));
     }
   }
   return scales;
 }
 
-Status pack_expert(const CheckpointSource& source, const ModelConfig& config,
-                   const Kernels& kernels, int layer, int expert, const ExpertInputScales& scales,
+Status pack_expert(const CheckpointSource& source, const ModelConfig& config, Kernels& kernels,
+                   int layer, int expert, const ExpertInputScales& scales,
                    std::span<std::byte> record) {
   NIBBLE_CHECK(record.size() % kExpertAlignment == 0);
   ExpertRecordHeader header;
@@ -118,18 +106,12 @@ Status pack_expert(const CheckpointSource& source, const ModelConfig& config,
     const ExpertMatrix& matrix = matrices[i];
     const LinearTensors tensors =
         NIBBLE_TRY(read_linear(source, matrix.module, matrix.rows, matrix.cols));
-    const HostLinear host{linear_format_of(tensors.format),
-                          tensors.rows,
-                          tensors.cols,
-                          tensors.weight.bytes.data(),
-                          tensors.scales.bytes.data(),
-                          tensors.global_scale,
-                          i < 2 ? scales.input : scales.product};
+    const HostLinear host = host_linear(tensors, i < 2 ? scales.input : scales.product);
     const uint64_t packed = kernels.packed_bytes(host.format, host.rows, host.cols);
     const uint64_t end = offset + aligned(packed);
     NIBBLE_CHECK(end <= record.size());
     std::memset(record.data() + offset + packed, 0, end - offset - packed);
-    const auto weight = kernels.pack(host, ActivationFormat::kUnquantized, record.data() + offset);
+    const auto weight = pack_on_host(kernels, host, record.subspan(offset, packed));
     if (!weight) return tl::unexpected(Error(weight.error()).with_context(matrix.module));
     release_linear(source, matrix.module);
     const auto place = [&](const void* pointer) -> uint64_t {

@@ -34,10 +34,11 @@ Result<ExpertInputScales> expert_input_scales(const CheckpointSource& source,
                                               const ModelConfig& config, int layer);
 
 // Reads the expert's three matrices and packs them into `record`, whose size is what
-// expert_record_bytes said and whose address is a multiple of 64. Thread-safe. Errors: those of
+// expert_record_bytes said and whose address is a multiple of 64: host memory, also for a backend
+// that packs on a device. Thread-safe. Errors: those of
 // read_linear and Kernels::pack, naming the tensor.
-Status pack_expert(const CheckpointSource& source, const ModelConfig& config,
-                   const Kernels& kernels, int layer, int expert, const ExpertInputScales& scales,
+Status pack_expert(const CheckpointSource& source, const ModelConfig& config, Kernels& kernels,
+                   int layer, int expert, const ExpertInputScales& scales,
                    std::span<std::byte> record);
 
 }  // namespace nibble

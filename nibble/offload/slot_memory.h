@@ -1,33 +1,53 @@
-// Memory for one record: whole pages, given back to the system when it goes.
+// Memory for records: whole pages of the host, page-locked ones, or a device's own.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "nibble/base/result.h"
+#include "nibble/device/device.h"
 
 namespace nibble {
 
-// Move-only.
+// Memory for one record, given back when it goes. Move-only.
 class SlotMemory {
  public:
   SlotMemory() = default;
-  // bytes: a multiple of 4096. Errors: kOutOfMemory.
+  // Part of what `owner` keeps.
+  SlotMemory(std::span<std::byte> bytes, std::shared_ptr<void> owner)
+      : bytes_(bytes), owner_(std::move(owner)) {}
+  // Pages of the host. bytes: a multiple of 4096. Errors: kOutOfMemory.
   static Result<SlotMemory> allocate(size_t bytes);
-  SlotMemory(SlotMemory&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
-  SlotMemory& operator=(SlotMemory&& other) noexcept {
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
+  SlotMemory(SlotMemory&&) noexcept = default;
+  SlotMemory& operator=(SlotMemory&&) noexcept = default;
   SlotMemory(const SlotMemory&) = delete;
   SlotMemory& operator=(const SlotMemory&) = delete;
-  ~SlotMemory();
+  ~SlotMemory() = default;
 
   std::span<std::byte> bytes() const { return bytes_; }
 
  private:
   std::span<std::byte> bytes_;
+  std::shared_ptr<void> owner_;
 };
+
+// `count` slots of slot_bytes, a multiple of 4096. Errors: kOutOfMemory.
+using SlotAllocator =
+    std::function<Result<std::vector<SlotMemory>>(size_t slot_bytes, int64_t count)>;
+
+// Each on its own.
+SlotAllocator host_slots();
+
+// The same, page-locked for the device, which must outlive the slots.
+SlotAllocator page_locked_slots(Device& device);
+
+// In the device's memory, many in one allocation: given back together. The device must outlive
+// them.
+SlotAllocator device_slots(Device& device);
 
 }  // namespace nibble

@@ -22,6 +22,9 @@ constexpr auto kPatience = std::chrono::seconds(10);  // before a wait is told
 // Slots that belong to no layer: reads under way while a layer's own are in use.
 constexpr int64_t kFloatingSlots = 4;
 
+// Experts on their way to a device that are leased together: they run while the next ones come.
+constexpr size_t kArriving = 16;
+
 }  // namespace
 
 TieredStore::TieredStore(const ModelConfig& config, TieredStoreOptions options)
@@ -75,7 +78,13 @@ Result<std::unique_ptr<TieredStore>> TieredStore::create(std::unique_ptr<ExpertL
   return store;
 }
 
-TieredStore::~TieredStore() { loader_.reset(); }
+TieredStore::~TieredStore() {
+  {
+    const std::lock_guard lock(mutex_);
+    fetches_.clear();  // nobody waits any more
+  }
+  loader_.reset();
+}
 
 TieredStore::Layer& TieredStore::layer_of(int number) {
   const int index = layer_index_.at(static_cast<size_t>(number));
@@ -98,9 +107,12 @@ Status TieredStore::resize(uint64_t bytes) {
     return invalid_argument(fmt::format("--expert-memory is {}, and one expert takes {}",
                                         format_bytes(bytes), format_bytes(slot_bytes_)));
   }
-  while (static_cast<int64_t>(slots_.size()) < slots) {
-    slots_.push_back(NIBBLE_TRY(SlotMemory::allocate(slot_bytes_)));
-    free_slots_.push_back(static_cast<int>(slots_.size()) - 1);
+  if (const auto missing = slots - static_cast<int64_t>(slots_.size()); missing > 0) {
+    auto more = NIBBLE_TRY(options_.allocate_slots(slot_bytes_, missing));
+    for (SlotMemory& slot : more) {
+      slots_.push_back(std::move(slot));
+      free_slots_.push_back(static_cast<int>(slots_.size()) - 1);
+    }
   }
   target_slots_ = slots;
   const auto layers = static_cast<int64_t>(layers_.size());
@@ -148,9 +160,14 @@ void TieredStore::trim() {
 }
 
 Status TieredStore::set_memory(uint64_t bytes) {
+  if (options_.on_device) {
+    return unsupported("the device's room for experts can't change while it is in use");
+  }
   const std::lock_guard lock(mutex_);
   if (layers_.empty()) return {};
-  return resize(bytes);
+  NIBBLE_TRY(resize(bytes));
+  begin_fetches();
+  return {};
 }
 
 void TieredStore::evict(Layer& layer, Entry& entry) {
@@ -229,12 +246,21 @@ void TieredStore::begin_read(Layer& layer, int expert, int slot, bool urgent) {
   ++layer.held;
   const uint64_t bytes = loader_->record_bytes(layer.number, expert);
   const auto memory = slots_[static_cast<size_t>(slot)].bytes().first(bytes);
+  if (urgent) {
+    if (const auto weight = loader_->start_at_hand(layer.number, expert, memory)) {
+      entry.state = State::kReady;
+      entry.arriving = true;
+      layer.table[static_cast<size_t>(expert)] = *weight;
+      ++layer.num_ready;
+      return;
+    }
+  }
   entry.ticket = loader_->start(
       layer.number, expert, memory, urgent,
-      [this, number = layer.number, expert, memory](Status status) {
+      [this, loader = loader_.get(), number = layer.number, expert, memory](Status status) {
         std::optional<MlpWeight> weight;
         if (status) {
-          auto read = read_expert_record(memory, number, expert, shape_, options_.activation);
+          auto read = loader->open(memory, number, expert, shape_, options_.activation);
           if (read) {
             weight = *read;
           } else {
@@ -249,7 +275,7 @@ void TieredStore::begin_read(Layer& layer, int expert, int slot, bool urgent) {
 
 void TieredStore::finish_read(int number, int expert, const std::optional<MlpWeight>& weight,
                               Status status) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   Layer& layer = layer_of(number);
   Entry& entry = layer.entries[static_cast<size_t>(expert)];
   NIBBLE_CHECK(entry.state == State::kReading);
@@ -269,8 +295,12 @@ void TieredStore::finish_read(int number, int expert, const std::optional<MlpWei
       entry.error = std::move(status).error();
     }
   }
+  auto ended = ended_fetches(layer, expert);
   if (static_cast<int64_t>(slots_.size()) > target_slots_) trim();
+  begin_fetches();
   changed_.notify_all();
+  lock.unlock();
+  for (auto& [done, result] : ended) done(std::move(result));
 }
 
 void TieredStore::clear_wanted() {
@@ -361,6 +391,7 @@ Result<ExpertLease> TieredStore::acquire(int number, std::span<const int32_t> wa
   for (;;) {
     start_missing(layer, wanted);
     std::vector<int32_t> ids;
+    std::vector<int32_t> arriving;
     for (const int32_t e : wanted) {
       Entry& entry = layer.entries[static_cast<size_t>(e)];
       if (entry.state == State::kFailed) {
@@ -369,15 +400,21 @@ Result<ExpertLease> TieredStore::acquire(int number, std::span<const int32_t> wa
         clear_wanted();
         return tl::unexpected(std::move(error));
       }
-      if (entry.state == State::kReady) ids.push_back(e);
+      if (entry.state == State::kReady) (entry.arriving ? arriving : ids).push_back(e);
+    }
+    if (ids.empty()) {
+      ids.swap(arriving);
+      ids.resize(std::min(ids.size(), kArriving));
     }
     if (!ids.empty()) {
       for (const int32_t e : ids) {
         Entry& entry = layer.entries[static_cast<size_t>(e)];
         ++entry.leases;
         entry.wanted = false;
+        entry.arriving = false;
         layer.leased[static_cast<size_t>(e)] = layer.table[static_cast<size_t>(e)];
       }
+      if (options_.on_device) loader_->use(records_of(layer, ids));
       return ExpertLease(this, number, layer.leased, std::move(ids));
     }
     wait(lock, layer, wanted);
@@ -387,8 +424,10 @@ Result<ExpertLease> TieredStore::acquire(int number, std::span<const int32_t> wa
 void TieredStore::release(int number, std::span<const int32_t> experts) noexcept {
   const std::lock_guard lock(mutex_);
   Layer& layer = layer_of(number);
+  if (options_.on_device) loader_->used(records_of(layer, experts));
   for (const int32_t e : experts) --layer.entries[static_cast<size_t>(e)].leases;
   if (static_cast<int64_t>(slots_.size()) > target_slots_) trim();
+  begin_fetches();
   changed_.notify_all();
 }
 
@@ -435,11 +474,119 @@ Status TieredStore::preload(std::span<const HotExpert> experts, bool pin) {
     reading.push_back(hot);
   }
   for (const HotExpert& hot : reading) {
-    Entry& entry = layer_of(hot.layer).entries[static_cast<size_t>(hot.expert)];
+    Layer& layer = layer_of(hot.layer);
+    Entry& entry = layer.entries[static_cast<size_t>(hot.expert)];
     changed_.wait(lock, [&] { return entry.state != State::kReading; });
     if (entry.state == State::kFailed) return tl::unexpected(*std::move(entry.error));
+    // Of all experts nobody asks again (resident()).
+    if (options_.on_device) loader_->use(records_of(layer, std::span(&hot.expert, 1)));
   }
   return {};
+}
+
+std::span<const MlpWeight> TieredStore::resident(int number) const {
+  // Where the budget may change, or uses are recorded, each step asks.
+  if (!options_.on_device || !everything_fits_ || options_.trace != nullptr) return {};
+  return layer_of(number).table;
+}
+
+std::vector<const std::byte*> TieredStore::records_of(const Layer& layer,
+                                                      std::span<const int32_t> experts) const {
+  std::vector<const std::byte*> records;
+  for (const int32_t e : experts) {
+    const Entry& entry = layer.entries[static_cast<size_t>(e)];
+    records.push_back(slots_[static_cast<size_t>(entry.slot)].bytes().data());
+  }
+  return records;
+}
+
+TieredStore::Fetched TieredStore::lease_to_fetch(Layer& layer, int expert) {
+  Entry& entry = layer.entries[static_cast<size_t>(expert)];
+  ++entry.leases;
+  entry.wanted = false;
+  return {layer.table[static_cast<size_t>(expert)],
+          slots_[static_cast<size_t>(entry.slot)].bytes().first(
+              loader_->record_bytes(layer.number, expert))};
+}
+
+std::optional<TieredStore::Fetched> TieredStore::fetch_now(int number, int expert) {
+  const std::lock_guard lock(mutex_);
+  Layer& layer = layer_of(number);
+  if (layer.entries[static_cast<size_t>(expert)].state != State::kReady) return std::nullopt;
+  const ExpertUse use{expert, 1, 0};
+  layer.policy->use({&use, 1}, 1);
+  ++stats_.num_hits;
+  return lease_to_fetch(layer, expert);
+}
+
+std::optional<TieredStore::Fetched> TieredStore::fetch(int number, int expert, bool urgent,
+                                                       FetchDone done) {
+  if (auto fetched = fetch_now(number, expert)) return fetched;
+  const std::lock_guard lock(mutex_);
+  Layer& layer = layer_of(number);
+  Entry& entry = layer.entries[static_cast<size_t>(expert)];
+  const ExpertUse use{expert, 1, 0};
+  layer.policy->use({&use, 1}, 1);
+  ++stats_.num_misses;
+  if (entry.state == State::kReady) return lease_to_fetch(layer, expert);
+  if (entry.state == State::kFailed) entry = Entry{};
+  if (entry.state == State::kReading && urgent) loader_->hurry(entry.ticket);
+  entry.wanted = true;
+  fetches_.push_back({number, expert, urgent, std::move(done)});
+  begin_fetches();
+  return std::nullopt;
+}
+
+void TieredStore::hurry_fetch(int number, int expert) {
+  const std::lock_guard lock(mutex_);
+  Entry& entry = layer_of(number).entries[static_cast<size_t>(expert)];
+  if (entry.state == State::kReading) loader_->hurry(entry.ticket);
+  for (Fetch& fetch : fetches_) {
+    if (fetch.layer == number && fetch.expert == expert) fetch.urgent = true;
+  }
+  begin_fetches();
+}
+
+void TieredStore::end_fetch(int number, int expert) {
+  const int32_t id = expert;
+  release(number, {&id, 1});
+}
+
+// Reads what is fetched as far as there are slots, the urgent ones first.
+void TieredStore::begin_fetches() {
+  for (const bool urgent : {true, false}) {
+    for (const Fetch& fetch : fetches_) {
+      if (fetch.urgent != urgent) continue;
+      Layer& layer = layer_of(fetch.layer);
+      Entry& entry = layer.entries[static_cast<size_t>(fetch.expert)];
+      if (entry.state != State::kAbsent) continue;
+      int slot = -1;
+      if (!take_slot(fetch.layer, true, &slot)) return;
+      begin_read(layer, fetch.expert, slot, urgent);
+      entry.guessed = false;  // whoever guesses counts
+    }
+  }
+}
+
+std::vector<std::pair<TieredStore::FetchDone, Result<TieredStore::Fetched>>>
+TieredStore::ended_fetches(Layer& layer, int expert) {
+  std::vector<std::pair<FetchDone, Result<Fetched>>> ended;
+  Entry& entry = layer.entries[static_cast<size_t>(expert)];
+  for (auto fetch = fetches_.begin(); fetch != fetches_.end();) {
+    if (fetch->layer != layer.number || fetch->expert != expert) {
+      ++fetch;
+      continue;
+    }
+    if (entry.state == State::kReady) {
+      ended.emplace_back(std::move(fetch->done), lease_to_fetch(layer, expert));
+    } else {
+      const Error error = entry.error.value_or(Error{ErrorCode::kCancelled, "cancelled"});
+      ended.emplace_back(std::move(fetch->done), tl::unexpected(error));
+    }
+    fetch = fetches_.erase(fetch);
+  }
+  if (!ended.empty() && entry.state != State::kReady) entry = Entry{};
+  return ended;
 }
 
 ExpertStoreStats TieredStore::stats() const {
@@ -449,6 +596,7 @@ ExpertStoreStats TieredStore::stats() const {
   for (const Layer& layer : layers_) stats.num_resident += layer.num_ready;
   stats.bytes_read = static_cast<int64_t>(loader_->bytes_read());
   stats.read_seconds = loader_->busy_seconds();
+  stats.below = loader_->below();
   return stats;
 }
 

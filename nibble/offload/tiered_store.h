@@ -1,5 +1,8 @@
 // Experts in two tiers: as many as a budget allows in memory, the rest in a file below.
 //
+// The upper tier may be a device's memory: then the loader is the tier below it
+// (host_tier_loader.h), another store whose experts are fetched instead of announced.
+//
 // Memory is cut into slots of one record. A layer has a share of them; what its policy values least
 // makes room for what is wanted. While a large step streams a layer through, slots that other
 // layers hold above their share, and a few that belong to none, take the reads that are under way.
@@ -8,11 +11,14 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "nibble/base/result.h"
@@ -36,6 +42,10 @@ struct TieredStoreOptions {
   std::vector<HotExpert> hot_experts;
   double hot_share = 0.5;
   ActivationFormat activation = ActivationFormat::kUnquantized;
+  SlotAllocator allocate_slots = host_slots();
+  // The slots are a device's, whose work may run behind the host: what the loader's use() and
+  // used() are for. The budget can't change then.
+  bool on_device = false;
   std::unique_ptr<RoutingTraceWriter> trace;  // may be null
 };
 
@@ -54,9 +64,29 @@ class TieredStore final : public ExpertStore {
   bool wants_prefetch(int layer) const override;
   void prefetch(int layer, std::span<const ExpertUse> guesses) override;
   ExpertStoreStats stats() const override;
+  std::span<const MlpWeight> resident(int layer) const override;
+
+  // What a tier above asks for, on any thread, instead of announce() and acquire(). A fetched
+  // expert stays until end_fetch().
+  struct Fetched {
+    MlpWeight weight;
+    std::span<const std::byte> record;
+  };
+  using FetchDone = std::function<void(Result<Fetched>)>;
+  // Only if it is in memory already.
+  std::optional<Fetched> fetch_now(int layer, int expert);
+  // Otherwise it is read, urgent ones first; then `done` is called on a thread of the loader.
+  // Returned, and `done` not called, if it came to memory meanwhile. Errors of `done`: as
+  // acquire().
+  std::optional<Fetched> fetch(int layer, int expert, bool urgent, FetchDone done);
+  void hurry_fetch(int layer, int expert);
+  void end_fetch(int layer, int expert);
+  uint64_t record_bytes(int layer, int expert) const {
+    return loader_->record_bytes(layer, expert);
+  }
 
   // Changes the budget while it runs, from any thread. What is in use stays until its lease ends.
-  // Errors: as create().
+  // Errors: as create(); kUnsupported for slots of a device.
   Status set_memory(uint64_t bytes);
 
   std::string description() const;
@@ -70,6 +100,7 @@ class TieredStore final : public ExpertStore {
     bool wanted = false;   // announced, not yet leased
     bool guessed = false;  // read for a prediction, not yet announced
     bool pinned = false;
+    bool arriving = false;  // its copy was begun at once, and nobody waited for it yet
     uint64_t ticket = 0;
     std::optional<Error> error;
   };
@@ -88,6 +119,13 @@ class TieredStore final : public ExpertStore {
 
   TieredStore(const ModelConfig& config, TieredStoreOptions options);
 
+  struct Fetch {
+    int layer;
+    int expert;
+    bool urgent;
+    FetchDone done;
+  };
+
   // All below are called with the lock held.
   Layer& layer_of(int number);
   const Layer& layer_of(int number) const;
@@ -104,6 +142,13 @@ class TieredStore final : public ExpertStore {
   void clear_wanted();
   void wait(std::unique_lock<std::mutex>& lock, const Layer& layer,
             std::span<const int32_t> wanted);
+
+  Fetched lease_to_fetch(Layer& layer, int expert);
+  void begin_fetches();
+  // The fetches of an expert whose read has ended, taken from the queue.
+  std::vector<std::pair<FetchDone, Result<Fetched>>> ended_fetches(Layer& layer, int expert);
+  std::vector<const std::byte*> records_of(const Layer& layer,
+                                           std::span<const int32_t> experts) const;
 
   Status preload(std::span<const HotExpert> experts, bool pin);
   void finish_read(int layer, int expert, const std::optional<MlpWeight>& weight,
@@ -124,6 +169,7 @@ class TieredStore final : public ExpertStore {
   int64_t target_slots_ = 0;
   bool everything_fits_ = false;
   Layer* last_announced_ = nullptr;
+  std::deque<Fetch> fetches_;  // whose expert is not in memory yet
   ExpertStoreStats stats_;
 
   std::unique_ptr<ExpertLoader> loader_;  // goes first: its threads call finish_read

@@ -108,6 +108,22 @@ void print_experts(const ExpertStoreStats& experts, Page& page) {
   page.value("nibble_expert_guesses_total", experts.num_guesses_wasted, "outcome=\"wasted\"");
 }
 
+// Where experts reach a GPU through the host's memory, the figures above are the GPU's, and what
+// they name files is RAM.
+void print_experts_below(const ExpertStoreStats::Below& ram, Page& page) {
+  if (ram.num_slots == 0) return;
+  page.single("nibble_expert_ram_slots", "gauge", "Experts that RAM below the GPU has room for.",
+              ram.num_slots);
+  page.single("nibble_expert_ram_resident", "gauge", "Experts that are in RAM below the GPU.",
+              ram.num_resident);
+  page.family("nibble_expert_ram_fetches_total", "counter",
+              "Experts that the GPU fetched from RAM, by where they were.");
+  page.value("nibble_expert_ram_fetches_total", ram.num_hits, "found=\"memory\"");
+  page.value("nibble_expert_ram_fetches_total", ram.num_misses, "found=\"file\"");
+  page.single("nibble_expert_ram_read_bytes_total", "counter",
+              "Bytes of experts read from files to RAM.", ram.bytes_read);
+}
+
 void print_drafts(const EngineStats& stats, Page* page) {
   constexpr std::string_view kPhases[] = {"answer", "think"};
   constexpr std::string_view kRules[] = {"strict", "relaxed"};
@@ -295,7 +311,10 @@ std::string ServerMetrics::print(const EngineStats& stats, const ServerFacts& fa
   page.value("nibble_kv_blocks", stats.num_cached_blocks, "state=\"cached\"");
   page.value("nibble_kv_blocks", stats.num_blocks - stats.num_used_blocks - stats.num_cached_blocks,
              "state=\"free\"");
-  if (stats.experts) print_experts(*stats.experts, page);
+  if (stats.experts) {
+    print_experts(*stats.experts, page);
+    print_experts_below(stats.experts->below, page);
+  }
   page.single("nibble_connections", "gauge", "Open connections.", facts.num_connections);
   page.single("nibble_load_bytes", "gauge", "Bytes of the checkpoint that are loaded.",
               facts.load_bytes);

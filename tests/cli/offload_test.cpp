@@ -97,6 +97,10 @@ TEST(ExpertTiers, BadOptionsAreRefusedBeforeTheRun) {
       {{"--expert-cache", "fifo"}, "lfu, lru or score"},
       {{"--prefetch-layers", "2"}, "expected 0 or 1"},
       {{"--ageing-tokens", "0"}, "expected 1 or more"},
+      {{"--gpu-expert-slots", "0"}, "expected 1 or more"},
+      {{"--gpu-expert-slots", "4"}, "an option of --backend cuda"},
+      {{"--gpu-expert-memory", "1GB"}, "an option of --backend cuda"},
+      {{"--copy-streams", "3"}, "expected 1 or 2"},
   };
   for (const auto& [options, message] : cases) {
     const ProgramRun run = run_nibble(question("demo", options));

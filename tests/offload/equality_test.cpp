@@ -4,86 +4,18 @@
 
 #include <map>
 
-#include "nibble/engine/engine.h"
-#include "tests/offload/offload_fixture.h"
+#include "tests/offload/offload_runs.h"
 
 namespace nibble {
 namespace {
 
+using testing::offload_requests;
+using testing::OffloadRun;
+using testing::plain_run;
+using testing::run_requests;
+using testing::Tiered;
+
 constexpr int64_t kDemoExperts = 4 * 16;  // three MoE layers and the MTP layer
-
-std::vector<Request> offload_requests() {
-  std::vector<Request> requests;
-  for (const auto& prompt : testing::reference_prompts()) {
-    Request request;
-    request.prompt_token_ids = prompt.ids;
-    const auto i = static_cast<int64_t>(requests.size());
-    request.params.temperature = i % 2 == 0 ? 0 : 0.8;
-    request.params.seed = i;
-    request.params.max_tokens = 16 + i;
-    request.params.ignore_eos = true;
-    requests.push_back(std::move(request));
-    if (requests.size() == 6) break;
-  }
-  return requests;
-}
-
-struct OffloadRun {
-  std::vector<std::vector<int32_t>> outputs;
-  EngineStats stats;
-};
-
-OffloadRun run_requests(LoadedModel& model, int64_t batch, int64_t drafts) {
-  EngineOptions options;
-  options.max_batch_size = batch;
-  options.max_num_tokens = 64;
-  options.num_drafts = drafts;
-  options.num_blocks = 256;
-  auto engine = Engine::create(model, options);
-  if (!engine) throw std::runtime_error(engine.error().message);
-  std::vector<uint64_t> ids;
-  for (Request& request : offload_requests()) {
-    ids.push_back((*engine)->add(std::move(request)).value());
-  }
-  std::map<uint64_t, std::vector<int32_t>> outputs;
-  while ((*engine)->has_work()) {
-    for (const RequestUpdate& update : (*engine)->step()) {
-      EXPECT_FALSE(update.error.has_value()) << update.error->message;
-      auto& tokens = outputs[update.id];
-      tokens.insert(tokens.end(), update.token_ids.begin(), update.token_ids.end());
-    }
-  }
-  OffloadRun run;
-  for (const uint64_t id : ids) run.outputs.push_back(outputs[id]);
-  run.stats = (*engine)->stats();
-  return run;
-}
-
-// The demo model with its experts from `store` instead of its own.
-class Tiered {
- public:
-  explicit Tiered(std::unique_ptr<TieredStore> store) : store_(std::move(store)) {
-    static const std::unique_ptr<LoadedModel> model =
-        testing::load_model(testing::demo_checkpoint(), "cpu");
-    model_ = model.get();
-    model_->weights.expert_store = store_.get();
-  }
-  ~Tiered() { model_->weights.expert_store = nullptr; }
-  LoadedModel& model() { return *model_; }
-  TieredStore& store() { return *store_; }
-
- private:
-  std::unique_ptr<TieredStore> store_;
-  LoadedModel* model_;
-};
-
-const OffloadRun& plain_run(int64_t drafts) {
-  static std::map<int64_t, OffloadRun> runs;
-  const auto found = runs.find(drafts);
-  if (found != runs.end()) return found->second;
-  const auto model = testing::load_model(testing::demo_checkpoint(), "cpu");
-  return runs.emplace(drafts, run_requests(*model, 1, drafts)).first->second;
-}
 
 class OffloadEquality : public ::testing::TestWithParam<int64_t> {};
 

@@ -12,6 +12,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/text.h"
 #include "nibble/device/cuda/cuda_stream.h"
+#include "nibble/device/cuda/cuda_transfer_queue.h"
 #include "nibble/device/cuda/slab_pool.h"
 #include "nibble/device/memory_report.h"
 
@@ -132,6 +133,10 @@ class CudaDevice final : public Device {
       return tl::unexpected(std::move(*error));
     }
     return launched ? std::move(finished) : std::move(launched);
+  }
+
+  Result<std::unique_ptr<TransferQueue>> make_transfer_queue(int num_streams) override {
+    return make_cuda_transfer_queue(ordinal_, stream_, num_streams);
   }
 
   Result<DeviceMemory> memory() override {

@@ -69,6 +69,18 @@ class CudaKernels final : public Kernels {
   void copy_matrix(const MatrixView& from, const MatrixView& to) override;
   Result<std::unique_ptr<DeviceSampler>> make_sampler(int64_t vocab_size) override;
   std::unique_ptr<StepGraphs> make_step_graphs() override;
+  StagedMoe* staged_moe() override;
+
+  // For experts that come while a pass runs (cuda_staged_moe.h): every slot of `x` whose expert is
+  // in `ready`, and the shared expert where there is one, go to their rows of expert_rows
+  // [tokens * (k + 1), hidden_size], laid out by expert_chunks(). `upload` keeps their table.
+  // False: the error is kept.
+  bool moe_part(const MatrixView& x, std::span<const MlpWeight> experts,
+                std::span<const int32_t> ready, const MlpWeight* shared, const RouterShape& shape,
+                const int32_t* expert_ids, float* expert_rows, Upload& upload);
+  // Adds up what moe_part() wrote.
+  void moe_combine(const RouterShape& shape, const int32_t* expert_ids, const float* weights,
+                   bool with_shared, float* expert_rows, const MatrixView& out);
 
   // For recorded work (cuda_step_graphs.h): sends all that operations on this batch read, so that
   // they find it in place. False: the error is kept.
@@ -81,16 +93,23 @@ class CudaKernels final : public Kernels {
   void keep(cudaError_t code, std::string_view operation);
 
  private:
-  // A MoE layer's experts as the device sees them; `host` is what it was made from.
+  // A MoE layer's experts as the device sees them.
   struct ExpertTable {
-    std::vector<MlpWeight> host;
-    Buffer buffer;
     const StreamGroup* gate_up = nullptr;  // [experts + shared]
     const StreamGroup* down = nullptr;
     const W4a4Weight* w4a4[3] = {};  // gate, up, down
     const uint8_t* classes = nullptr;
-    std::vector<std::pair<int, size_t>> present;  // the classes there are, and an expert of each
+    std::vector<std::pair<int, MlpWeight>> present;  // the classes there are, and an MLP of each
     bool shared_joins = false;
+    bool is_whole = true;  // every expert has a class
+
+    void point_to(const std::byte* bytes, size_t count);  // count: experts + shared
+  };
+  // One that stays, of a layer whose experts do; `host` is what it was made from.
+  struct KeptTable {
+    ExpertTable table;
+    std::vector<MlpWeight> host;
+    Buffer buffer;
   };
 
   // x as BF16 parts, rows contiguous.
@@ -111,6 +130,11 @@ class CudaKernels final : public Kernels {
   W4a4Activations quantize(const float* x, int64_t rows, int64_t cols, int64_t stride,
                            float input_scale);
   const ExpertTable* expert_table(std::span<const MlpWeight> experts, const MlpWeight* shared);
+  // The bytes of a table with the experts `ready`. False: the error is kept.
+  bool describe_experts(std::span<const MlpWeight> experts, std::span<const int32_t> ready,
+                        const MlpWeight* shared, ExpertTable& table, std::vector<std::byte>& bytes);
+  void moe_rows(const MatrixView& x, const ExpertTable& table, const MlpWeight* shared,
+                const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
   void moe_streamed(const MatrixView& x, const ExpertTable& table, int cls, const MlpWeight& like,
                     const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
   // Whether wgmma serves the experts (gemm_nvfp4.h): for many tokens, and where it is allowed.
@@ -154,7 +178,9 @@ class CudaKernels final : public Kernels {
   Upload tables_;
   Upload row_copies_;
   int64_t context_bound_ = 0;
-  std::unordered_map<const MlpWeight*, ExpertTable> expert_tables_;
+  std::unordered_map<const MlpWeight*, KeptTable> expert_tables_;
+  std::vector<std::byte> table_bytes_;
+  std::unique_ptr<StagedMoe> staged_moe_;
 };
 
 }  // namespace nibble::cuda

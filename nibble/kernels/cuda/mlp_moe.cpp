@@ -3,12 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <numeric>
 
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/cuda_staged_moe.h"
 #include "nibble/kernels/cuda/gemm_nvfp4.h"
 #include "nibble/kernels/cuda/moe_plan.h"
 #include "nibble/kernels/cuda/packed_layout.h"
@@ -73,6 +74,16 @@ void set_shape(StreamArgs& args, const LinearWeight& weight) {
   args.x_units = static_cast<int>(shape.x_units);
 }
 
+// Where the parts of a table's bytes lie: groups of gate and up, groups of down, the three matrices
+// for W4A4, classes.
+struct TableLayout {
+  size_t count;  // experts + shared
+
+  size_t w4a4() const { return 2 * count * sizeof(StreamGroup); }
+  size_t classes() const { return w4a4() + 3 * count * sizeof(W4a4Weight); }
+  size_t bytes() const { return classes() + count; }
+};
+
 }  // namespace
 
 void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) {
@@ -134,53 +145,26 @@ void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const Matrix
   keep(launch_linear_stream(down, work_tokens, stream_), "mlp: down");
 }
 
-// Made at a layer's first step and found again by the address of its experts; compared each time,
-// as an address may come to belong to other weights.
-const CudaKernels::ExpertTable* CudaKernels::expert_table(std::span<const MlpWeight> experts,
-                                                          const MlpWeight* shared) {
-  ExpertTable& table = expert_tables_[experts.data()];
-  std::vector<MlpWeight> all(experts.begin(), experts.end());
-  if (shared != nullptr) all.push_back(*shared);
-  if (std::equal(all.begin(), all.end(), table.host.begin(), table.host.end(), same_mlp)) {
-    return &table;
-  }
-  table = ExpertTable();
+bool CudaKernels::describe_experts(std::span<const MlpWeight> experts,
+                                   std::span<const int32_t> ready, const MlpWeight* shared,
+                                   ExpertTable& table, std::vector<std::byte>& bytes) {
   const MlpWeight& like = experts[0];
-  const size_t count = all.size();
-  std::vector<StreamGroup> groups(2 * count);
-  std::vector<W4a4Weight> w4a4(3 * count);
-  std::vector<uint8_t> classes(count);
-  for (size_t e = 0; e < count; ++e) {
-    const MlpWeight& mlp = all[e];
-    const bool is_shared = e == experts.size();
-    const bool joins = same_shape(mlp.gate_proj, like.gate_proj) &&
-                       same_shape(mlp.down_proj, like.down_proj) &&
-                       mlp.gate_proj.format == mlp.up_proj.format &&
-                       mlp.gate_proj.format == mlp.down_proj.format && fusable(mlp);
-    if (is_shared && !joins) {
-      classes[e] = 0xff;
-      continue;
-    }
-    NIBBLE_CHECK(same_shape(mlp.gate_proj, like.gate_proj) &&
-                 same_shape(mlp.up_proj, like.gate_proj) &&
-                 same_shape(mlp.down_proj, like.down_proj));
-    if (!has_one_class(mlp)) {
-      expert_tables_.erase(experts.data());
-      keep_cuda_error(
-          *device_,
-          {ErrorCode::kUnsupported,
-           fmt::format(
-               "expert {} has gate, up and down in different formats; the cuda backend takes "
-               "one format an expert, --backend cpu any",
-               e)});
-      return nullptr;
-    }
-    table.shared_joins = table.shared_joins || is_shared;
+  const size_t count = experts.size() + (shared != nullptr ? 1 : 0);
+  const TableLayout layout{count};
+  bytes.assign(layout.bytes(), std::byte{0});
+  auto* const groups = reinterpret_cast<StreamGroup*>(bytes.data());
+  auto* const w4a4 = reinterpret_cast<W4a4Weight*>(bytes.data() + layout.w4a4());
+  auto* const classes = reinterpret_cast<uint8_t*>(bytes.data() + layout.classes());
+  std::fill_n(classes, count, uint8_t{0xff});
+  table.present.clear();
+  table.shared_joins = false;
+  table.is_whole = ready.size() == experts.size();
+  const auto put = [&](size_t e, const MlpWeight& mlp) {
     const int cls = class_of(mlp);
     classes[e] = static_cast<uint8_t>(cls);
     const auto known = [&](const auto& entry) { return entry.first == cls; };
     if (std::none_of(table.present.begin(), table.present.end(), known)) {
-      table.present.emplace_back(cls, e);
+      table.present.emplace_back(cls, mlp);
     }
     groups[e] = {bytes_of(mlp.gate_proj), bytes_of(mlp.up_proj), mlp.gate_proj.global_scale,
                  mlp.up_proj.global_scale};
@@ -189,31 +173,73 @@ const CudaKernels::ExpertTable* CudaKernels::expert_table(std::span<const MlpWei
     w4a4[e] = w4a4_of(mlp.gate_proj);
     w4a4[count + e] = w4a4_of(mlp.up_proj);
     w4a4[2 * count + e] = w4a4_of(mlp.down_proj);
+  };
+  for (const int32_t e : ready) {
+    const MlpWeight& mlp = experts[static_cast<size_t>(e)];
+    NIBBLE_CHECK(same_shape(mlp.gate_proj, like.gate_proj) &&
+                 same_shape(mlp.up_proj, like.gate_proj) &&
+                 same_shape(mlp.down_proj, like.down_proj));
+    if (!has_one_class(mlp)) {
+      keep_cuda_error(
+          *device_,
+          {ErrorCode::kUnsupported,
+           fmt::format(
+               "expert {} has gate, up and down in different formats; the cuda backend takes "
+               "one format an expert, --backend cpu any",
+               e)});
+      return false;
+    }
+    put(static_cast<size_t>(e), mlp);
   }
-  const size_t group_bytes = groups.size() * sizeof(StreamGroup);
-  const size_t w4a4_bytes = w4a4.size() * sizeof(W4a4Weight);
-  std::vector<std::byte> bytes(group_bytes + w4a4_bytes + classes.size());
-  std::memcpy(bytes.data(), groups.data(), group_bytes);
-  std::memcpy(bytes.data() + group_bytes, w4a4.data(), w4a4_bytes);
-  std::memcpy(bytes.data() + group_bytes + w4a4_bytes, classes.data(), classes.size());
-  auto buffer = device_->allocate(bytes.size());
+  if (shared == nullptr) return true;
+  table.shared_joins = same_shape(shared->gate_proj, like.gate_proj) &&
+                       same_shape(shared->down_proj, like.down_proj) && has_one_class(*shared) &&
+                       fusable(*shared);
+  if (table.shared_joins) put(experts.size(), *shared);
+  return true;
+}
+
+void CudaKernels::ExpertTable::point_to(const std::byte* bytes, size_t count) {
+  const TableLayout layout{count};
+  gate_up = reinterpret_cast<const StreamGroup*>(bytes);
+  down = gate_up + count;
+  for (size_t i = 0; i < 3; ++i) {
+    w4a4[i] = reinterpret_cast<const W4a4Weight*>(bytes + layout.w4a4()) + i * count;
+  }
+  classes = reinterpret_cast<const uint8_t*>(bytes + layout.classes());
+}
+
+// Made at a layer's first step and found again by the address of its experts; compared each time,
+// as an address may come to belong to other weights.
+const CudaKernels::ExpertTable* CudaKernels::expert_table(std::span<const MlpWeight> experts,
+                                                          const MlpWeight* shared) {
+  KeptTable& kept = expert_tables_[experts.data()];
+  const size_t count = experts.size() + (shared != nullptr ? 1 : 0);
+  if (kept.host.size() == count &&
+      std::equal(experts.begin(), experts.end(), kept.host.begin(), same_mlp) &&
+      (shared == nullptr || same_mlp(*shared, kept.host.back()))) {
+    return &kept.table;
+  }
+  kept = KeptTable();
+  std::vector<int32_t> all(experts.size());
+  std::iota(all.begin(), all.end(), 0);
+  if (!describe_experts(experts, all, shared, kept.table, table_bytes_)) {
+    expert_tables_.erase(experts.data());
+    return nullptr;
+  }
+  auto buffer = device_->allocate(table_bytes_.size());
   Status copied;
-  if (buffer) copied = device_->copy_to_device(buffer->data(), bytes);
+  if (buffer) copied = device_->copy_to_device(buffer->data(), table_bytes_);
   if (!buffer || !copied) {
     expert_tables_.erase(experts.data());
     keep(cudaErrorMemoryAllocation, "moe: the table of experts");
     return nullptr;
   }
-  table.buffer = *std::move(buffer);
-  const auto* const at = table.buffer.as<const std::byte>();
-  table.gate_up = reinterpret_cast<const StreamGroup*>(at);
-  table.down = table.gate_up + count;
-  for (size_t i = 0; i < 3; ++i) {
-    table.w4a4[i] = reinterpret_cast<const W4a4Weight*>(at + group_bytes) + i * count;
-  }
-  table.classes = reinterpret_cast<const uint8_t*>(at + group_bytes + w4a4_bytes);
-  table.host = std::move(all);
-  return &table;
+  kept.buffer = *std::move(buffer);
+  kept.table.point_to(kept.buffer.as<const std::byte>(), count);
+  kept.host.assign(experts.begin(), experts.end());
+  if (shared != nullptr) kept.host.push_back(*shared);
+  return &kept.table;
 }
 
 void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, int cls,
@@ -230,7 +256,7 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   plan.num_experts = shape.local_experts();
   plan.shared = table.shared_joins;
   plan.work_tokens = work_tokens;
-  plan.classes = table.present.size() > 1 ? table.classes : nullptr;
+  plan.classes = table.present.size() > 1 || !table.is_whole ? table.classes : nullptr;
   plan.wanted = static_cast<uint8_t>(cls);
   const int64_t max_work = max_moe_work(slots, x.rows, shape.local_experts(), work_tokens);
   const int64_t ints = ceil_div(all_slots, 4) * 4 + 4;
@@ -302,7 +328,7 @@ void CudaKernels::moe_multiplied(const MatrixView& x, const ExpertTable& table, 
   plan.num_tokens = static_cast<int>(x.rows);
   plan.num_experts = shape.local_experts();
   plan.shared = table.shared_joins;
-  plan.classes = table.present.size() > 1 ? table.classes : nullptr;
+  plan.classes = table.present.size() > 1 || !table.is_whole ? table.classes : nullptr;
   plan.wanted = static_cast<uint8_t>(cls);
   plan.row_capacity = gemm_row_capacity(all_slots, groups);
   plan.work_capacity = max_gemm_work(all_slots, groups);
@@ -403,6 +429,25 @@ void CudaKernels::moe_w4a4(const MatrixView& x, const ExpertTable& table, const 
   keep(cudaGetLastError(), "moe with NVFP4 activations");
 }
 
+// The rows of one chunk: those of the slots, then those of the shared expert.
+void CudaKernels::moe_rows(const MatrixView& x, const ExpertTable& table, const MlpWeight* shared,
+                           const RouterShape& shape, const int32_t* expert_ids,
+                           float* expert_rows) {
+  for (const auto& [cls, like] : table.present) {
+    if (cls == kW4a4Class) {
+      moe_w4a4(x, table, like, shape, expert_ids, expert_rows);
+    } else if (takes_many_experts(like, x.rows)) {
+      moe_multiplied(x, table, cls, like, shape, expert_ids, expert_rows);
+    } else {
+      moe_streamed(x, table, cls, like, shape, expert_ids, expert_rows);
+    }
+  }
+  if (shared != nullptr && !table.shared_joins) {
+    float* const shared_rows = expert_rows + x.rows * shape.num_experts_per_tok * x.cols;
+    mlp(x, *shared, MatrixView{shared_rows, DType::kF32, x.rows, x.cols, x.cols});
+  }
+}
+
 void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
                       const MlpWeight* shared, const RouterShape& shape, const int32_t* expert_ids,
                       const float* weights, const MatrixView& out) {
@@ -430,23 +475,48 @@ void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
                          local_ids, stream_);
     expert_ids = local_ids;
   }
-  float* const shared_rows = expert_rows + slots * x.cols;
-  for (const auto& [cls, index] : table->present) {
-    const MlpWeight& like = table->host[index];
-    if (cls == kW4a4Class) {
-      moe_w4a4(x, *table, like, shape, expert_ids, expert_rows);
-    } else if (takes_many_experts(like, x.rows)) {
-      moe_multiplied(x, *table, cls, like, shape, expert_ids, expert_rows);
-    } else {
-      moe_streamed(x, *table, cls, like, shape, expert_ids, expert_rows);
-    }
+  moe_rows(x, *table, shared, shape, expert_ids, expert_rows);
+  moe_combine(shape, expert_ids, weights, shared != nullptr, expert_rows, out);
+}
+
+// Chunks as moe() takes them, so that an expert's rows fall into the same pieces.
+bool CudaKernels::moe_part(const MatrixView& x, std::span<const MlpWeight> experts,
+                           std::span<const int32_t> ready, const MlpWeight* shared,
+                           const RouterShape& shape, const int32_t* expert_ids, float* expert_rows,
+                           Upload& upload) {
+  NIBBLE_CHECK(static_cast<int>(experts.size()) == shape.n_routed_experts);
+  NIBBLE_CHECK(experts.size() + 1 <= kMaxGemmGroups);
+  ExpertTable table;
+  if (!describe_experts(experts, ready, shared, table, table_bytes_)) return false;
+  const auto* const bytes = upload.put(std::span<const std::byte>(table_bytes_));
+  if (bytes == nullptr) return false;
+  table.point_to(bytes, experts.size() + (shared != nullptr ? 1 : 0));
+  const int64_t k = shape.num_experts_per_tok;
+  for (int64_t t = 0; t < x.rows; t += kMoeTokens) {
+    const int64_t count = std::min(kMoeTokens, x.rows - t);
+    moe_rows(x.slice_rows(t, count), table, shared, shape, expert_ids + t * k,
+             expert_rows + t * (k + 1) * x.cols);
   }
-  if (shared != nullptr && !table->shared_joins) {
-    mlp(x, *shared, MatrixView{shared_rows, DType::kF32, x.rows, x.cols, x.cols});
+  return true;
+}
+
+void CudaKernels::moe_combine(const RouterShape& shape, const int32_t* expert_ids,
+                              const float* weights, bool with_shared, float* expert_rows,
+                              const MatrixView& out) {
+  const int64_t k = shape.num_experts_per_tok;
+  for (int64_t t = 0; t < out.rows; t += kMoeTokens) {
+    const int64_t count = std::min(kMoeTokens, out.rows - t);
+    float* const rows = expert_rows + t * (k + 1) * out.cols;
+    launch_moe_combine(rows, expert_ids + t * k, weights + t * k, k,
+                       with_shared ? rows + count * k * out.cols : nullptr, out.cols,
+                       out.slice_rows(t, count), stream_);
   }
-  launch_moe_combine(expert_rows, expert_ids, weights, shape.num_experts_per_tok,
-                     shared != nullptr ? shared_rows : nullptr, x.cols, out, stream_);
   keep(cudaGetLastError(), "moe: combine");
+}
+
+StagedMoe* CudaKernels::staged_moe() {
+  if (staged_moe_ == nullptr) staged_moe_ = make_cuda_staged_moe(*this);
+  return staged_moe_.get();
 }
 
 }  // namespace nibble::cuda
