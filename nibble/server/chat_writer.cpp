@@ -50,7 +50,8 @@ Json stop_reason(const Choice& choice) {
 
 class ChatWriter final : public ReplyWriter {
  public:
-  explicit ChatWriter(const ReplyContext& context) : context_(context) {}
+  explicit ChatWriter(const ReplyContext& context)
+      : context_(context), chunk_head_(head("chat.completion.chunk")) {}
 
   std::string step(const ReplyDelta& delta, const Usage& usage) override {
     const Choice& choice = *delta.choice;
@@ -116,7 +117,7 @@ class ChatWriter final : public ReplyWriter {
   std::string end(const Usage& usage) override {
     std::string out;
     if (context_.request->include_usage) {
-      out = "data: " + head() + "\"choices\":[],\"usage\":" + usage_json(usage) + "}\n\n";
+      out = "data: " + chunk_head_ + "\"choices\":[],\"usage\":" + usage_json(usage) + "}\n\n";
     }
     return out + "data: [DONE]\n\n";
   }
@@ -169,7 +170,7 @@ class ChatWriter final : public ReplyWriter {
 
  private:
   // "{" and the members that all parts share.
-  std::string head(std::string_view object = "chat.completion.chunk") const {
+  std::string head(std::string_view object) const {
     return fmt::format(
         "{{\"id\":\"{}\",\"object\":\"{}\",\"created\":{},\"model\":{},\"system_fingerprint\":\"{}"
         "\",",
@@ -203,7 +204,7 @@ class ChatWriter final : public ReplyWriter {
                    {"finish_reason", std::move(finish_reason)}};
     if (finishes) choice["stop_reason"] = stop;
     if (!token_ids.is_null()) choice["token_ids"] = std::move(token_ids);
-    std::string out = "data: " + head() + "\"choices\":[" + dump(choice) + "]";
+    std::string out = "data: " + chunk_head_ + "\"choices\":[" + dump(choice) + "]";
     if (!prompt_token_ids.is_null()) out += ",\"prompt_token_ids\":" + prompt_token_ids.dump();
     if (context_.request->continuous_usage) {
       out += ",\"usage\":" + usage_json(usage);
@@ -214,6 +215,7 @@ class ChatWriter final : public ReplyWriter {
   }
 
   const ReplyContext& context_;
+  std::string chunk_head_;
 };
 
 }  // namespace

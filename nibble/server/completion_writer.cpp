@@ -22,7 +22,12 @@ size_t count_characters(std::string_view text) {
 
 class CompletionWriter final : public ReplyWriter {
  public:
-  explicit CompletionWriter(const ReplyContext& context) : context_(context) {}
+  explicit CompletionWriter(const ReplyContext& context)
+      : context_(context),
+        head_(fmt::format(
+            "{{\"id\":\"{}\",\"object\":\"text_completion\",\"created\":{},\"model\":{},"
+            "\"system_fingerprint\":\"{}\",",
+            context.id, context.created, json_text(context.request->model), context.fingerprint)) {}
 
   std::string step(const ReplyDelta& delta, const Usage& usage) override {
     Choice& choice = *delta.choice;
@@ -48,7 +53,7 @@ class CompletionWriter final : public ReplyWriter {
   std::string end(const Usage& usage) override {
     std::string out;
     if (context_.request->include_usage) {
-      out = "data: " + head() + "\"choices\":[],\"usage\":" + usage_json(usage) + "}\n\n";
+      out = "data: " + head_ + "\"choices\":[],\"usage\":" + usage_json(usage) + "}\n\n";
     }
     return out + "data: [DONE]\n\n";
   }
@@ -89,7 +94,7 @@ class CompletionWriter final : public ReplyWriter {
       }
       list.push_back(std::move(entry));
     }
-    return head() + "\"choices\":" + dump(list) + ",\"usage\":" + usage_json(usage) + "}";
+    return head_ + "\"choices\":" + dump(list) + ",\"usage\":" + usage_json(usage) + "}";
   }
 
  private:
@@ -106,13 +111,6 @@ class CompletionWriter final : public ReplyWriter {
               {"text_offset", std::move(text_offset)}};
     }
   };
-
-  std::string head() const {
-    return fmt::format(
-        "{{\"id\":\"{}\",\"object\":\"text_completion\",\"created\":{},\"model\":{},"
-        "\"system_fingerprint\":\"{}\",",
-        context_.id, context_.created, json_text(context_.request->model), context_.fingerprint);
-  }
 
   const std::vector<int32_t>& prompt_of(const Choice& choice) const {
     const auto& prompts = context_.request->prompts;
@@ -182,7 +180,7 @@ class CompletionWriter final : public ReplyWriter {
                   {"finish_reason", std::move(finish_reason)}};
     if (finishes) add_stop_reason(choice, &entry);
     if (context_.request->return_token_ids) entry["token_ids"] = token_ids;
-    std::string out = "data: " + head() + "\"choices\":[" + dump(entry) + "]";
+    std::string out = "data: " + head_ + "\"choices\":[" + dump(entry) + "]";
     if (context_.request->continuous_usage) {
       out += ",\"usage\":" + usage_json(usage);
     } else if (context_.request->include_usage) {
@@ -192,6 +190,7 @@ class CompletionWriter final : public ReplyWriter {
   }
 
   const ReplyContext& context_;
+  std::string head_;  // "{" and the members that all parts share
 };
 
 }  // namespace

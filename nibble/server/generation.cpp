@@ -131,16 +131,17 @@ void Generation::on_update(size_t index, const RequestUpdate& update) {
     if (!update.finished) shared_.engine->cancel(*part.ticket);
   }
   const bool nothing = delta.token_ids.empty() && delta.events.empty() && !delta.finished;
+  std::string text;
   if (request_.stream && !nothing) {
     delta.first = !std::exchange(part.begun, true);
-    send_delta(delta, update.step_end);
+    text = delta_text(delta, update.step_end);
   }
-  if (ended_) return;
-  if (next == Answer::Next::kAsk) return ask(index);
-  if (!part.done) return;
-  if (std::all_of(parts_.begin(), parts_.end(), [](const Part& one) { return one.done; })) {
-    finish();
+  if (part.done &&
+      std::all_of(parts_.begin(), parts_.end(), [](const Part& one) { return one.done; })) {
+    return finish(std::move(text));
   }
+  if (!text.empty()) send(std::move(text));
+  if (!ended_ && next == Answer::Next::kAsk) ask(index);
 }
 
 void Generation::count(const RequestUpdate& update, const ReplyDelta& delta,
@@ -171,20 +172,22 @@ HttpResponse Generation::head() const {
   return response;
 }
 
-void Generation::begin_stream() {
-  if (std::exchange(streaming_, true)) return;
+std::string Generation::begin_stream() {
+  if (std::exchange(streaming_, true)) return "";
   reply_->begin(head());
-  const std::string first = writer_->begin(usage_);
-  if (!first.empty()) reply_->write(first);
+  return writer_->begin(usage_);
 }
 
-void Generation::send_delta(const ReplyDelta& delta, Clock::time_point step_end) {
-  begin_stream();
-  std::string text = writer_->step(delta, usage_);
-  if (text.empty()) return;
-  if (origin_.tell_step_time) {
+std::string Generation::delta_text(const ReplyDelta& delta, Clock::time_point step_end) {
+  std::string text = begin_stream();
+  text += writer_->step(delta, usage_);
+  if (origin_.tell_step_time && !text.empty()) {
     text.insert(0, fmt::format(": step {:.6f}\n", seconds(step_end.time_since_epoch())));
   }
+  return text;
+}
+
+void Generation::send(std::string text) {
   last_sent_ = Clock::now();
   reply_->write(std::move(text));
   if (reply_->unsent_bytes() > kMaxUnsentBytes) {  // a client that does not read
@@ -217,7 +220,7 @@ std::vector<const Choice*> Generation::choose() {
   return choices;
 }
 
-void Generation::finish() {
+void Generation::finish(std::string last_text) {
   if (shared_.model->call_memory) {
     for (const Part& part : parts_) {
       const Choice& choice = part.answer.choice;
@@ -225,9 +228,9 @@ void Generation::finish() {
     }
   }
   if (request_.stream) {
-    begin_stream();
-    reply_->write(writer_->end(usage_));
-    reply_->end();
+    last_text += begin_stream();
+    last_text += writer_->end(usage_);
+    reply_->end(std::move(last_text));
   } else {
     const std::vector<const Choice*> choices = choose();
     HttpResponse response = head();
@@ -269,8 +272,7 @@ void Generation::fail(const ApiError& error) {
   if (ended_) return;
   cancel_all();
   if (streaming_) {
-    reply_->write(writer_->error(error));
-    reply_->end();
+    reply_->end(writer_->error(error));
   } else {
     HttpResponse response = error_response(error, request_.api == Api::kMessages);
     response.headers.insert(response.headers.end(), origin_.headers.begin(), origin_.headers.end());
@@ -326,9 +328,9 @@ void Generation::tick(Clock::time_point now) {
     return fail(error);
   }
   if (request_.stream && now - last_sent_ >= shared_.keepalive_interval) {
-    begin_stream();
-    reply_->write(writer_->keep_alive());
-    last_sent_ = now;
+    std::string text = begin_stream();
+    text += writer_->keep_alive();
+    send(std::move(text));
   }
 }
 

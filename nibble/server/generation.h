@@ -85,9 +85,11 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void on_update(size_t index, const RequestUpdate& update);
   void count(const RequestUpdate& update, const ReplyDelta& delta, int64_t new_reasoning_tokens);
   void answer_is_done(Part& part);
-  void send_delta(const ReplyDelta& delta, Clock::time_point step_end);
-  void begin_stream();
-  void finish();
+  std::string delta_text(const ReplyDelta& delta, Clock::time_point step_end);
+  void send(std::string text);
+  // Of the first call: what stands before all deltas.
+  std::string begin_stream();
+  void finish(std::string last_text = "");
   void end(int status, std::string_view finish);
   void cancel_all();
   void measure(const RequestUpdate& update);

@@ -44,10 +44,11 @@ class HttpReply {
 
   virtual void send(HttpResponse response) = 0;
 
-  // A stream; head.body is not used.
+  // A stream; head.body is not used. The head goes out with the first piece, and the end with the
+  // last: each packet costs the kernel more than its making.
   virtual void begin(HttpResponse head) = 0;
   virtual void write(std::string piece) = 0;
-  virtual void end() = 0;
+  virtual void end(std::string last_piece) = 0;
 
   // Called once on the server's thread when the client is gone before the end. Set it on that
   // thread.

@@ -45,7 +45,7 @@ class Reply final : public HttpReply {
   void send(HttpResponse response) override;
   void begin(HttpResponse head) override;
   void write(std::string piece) override;
-  void end() override;
+  void end(std::string last_piece) override;
   void on_gone(std::function<void()> callback) override;
   size_t unsent_bytes() const override;
 
@@ -69,8 +69,9 @@ void Reply::write(std::string piece) {
   asio::dispatch(connection_->io(),
                  [c = connection_, p = std::move(piece)]() mutable { c->write(std::move(p)); });
 }
-void Reply::end() {
-  asio::dispatch(connection_->io(), [c = connection_] { c->end(); });
+void Reply::end(std::string last_piece) {
+  asio::dispatch(connection_->io(),
+                 [c = connection_, p = std::move(last_piece)]() mutable { c->end(std::move(p)); });
 }
 void Reply::on_gone(std::function<void()> callback) { connection_->set_gone(std::move(callback)); }
 size_t Reply::unsent_bytes() const { return connection_->unsent_bytes(); }
@@ -133,7 +134,7 @@ void Connection::close() {
 void Connection::send(HttpResponse response) {
   if (closed_ || !replying_ || streaming_) return;
   write_head(response, response.body.size());
-  if (!head_only_) queue_piece(std::move(response.body));
+  if (!head_only_) hold_piece(std::move(response.body));
   finish_reply();
 }
 
@@ -144,13 +145,15 @@ void Connection::begin(const HttpResponse& head) {
 }
 
 void Connection::write(std::string piece) {
-  if (closed_ || !streaming_ || piece.empty() || head_only_) return;
-  queue_piece(chunked_ ? fmt::format("{:x}\r\n{}\r\n", piece.size(), piece) : std::move(piece));
+  if (closed_ || !streaming_ || ending_) return;
+  hold_body_piece(std::move(piece));
+  write_queue();
 }
 
-void Connection::end() {
-  if (closed_ || !streaming_) return;
-  if (chunked_ && !head_only_) queue_piece("0\r\n\r\n");
+void Connection::end(std::string last_piece) {
+  if (closed_ || !streaming_ || ending_) return;
+  hold_body_piece(std::move(last_piece));
+  if (chunked_ && !head_only_) hold_piece("0\r\n\r\n");
   finish_reply();
 }
 
@@ -253,7 +256,8 @@ void Connection::on_header(SystemError error) {
   }
   const auto expect = parser_->get()[http::field::expect];
   if (!parser_->is_done() && same_name({expect.data(), expect.size()}, "100-continue")) {
-    queue_piece("HTTP/1.1 100 Continue\r\n\r\n");
+    hold_piece("HTTP/1.1 100 Continue\r\n\r\n");
+    write_queue();
   }
   arm_read_timer(shared_->options.body_timeout, 408);
   reading_ = true;
@@ -339,19 +343,28 @@ void Connection::write_head(const HttpResponse& response, std::optional<size_t> 
     head += fmt::format("{}: {}\r\n", name, header_safe(value));
   }
   head += keep_alive_ ? "Connection: keep-alive\r\n\r\n" : "Connection: close\r\n\r\n";
-  queue_piece(std::move(head));
+  hold_piece(std::move(head));
 }
 
-void Connection::queue_piece(std::string piece) {
+void Connection::hold_piece(std::string piece) {
   if (piece.empty()) return;
   queued_bytes_ += piece.size();
   queue_.push_back(std::move(piece));
-  if (!writing_) write_some();
+}
+
+void Connection::hold_body_piece(std::string piece) {
+  if (piece.empty() || head_only_) return;
+  hold_piece(chunked_ ? fmt::format("{:x}\r\n{}\r\n", piece.size(), piece) : std::move(piece));
+}
+
+void Connection::write_queue() {
+  while (!queue_.empty() && !writing_) write_some();
 }
 
 void Connection::finish_reply() {
   ending_ = true;
   gone_ = nullptr;
+  write_queue();
   if (!writing_) reply_is_out();
 }
 
@@ -395,7 +408,7 @@ void Connection::write_some() {
     if (error) return self->close();
     self->write_timer_.cancel();
     self->queued_bytes_ -= self->sending_.size();
-    while (!self->queue_.empty() && !self->writing_) self->write_some();
+    self->write_queue();
     if (!self->writing_ && self->ending_) self->reply_is_out();
   };
   if (tls_) {

@@ -63,7 +63,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void send(HttpResponse response);
   void begin(const HttpResponse& head);
   void write(std::string piece);
-  void end();
+  void end(std::string last_piece);
   void set_gone(std::function<void()> callback);
   size_t unsent_bytes() const { return queued_bytes_; }
   // A handler that let go of its reply without an answer.
@@ -89,7 +89,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   // Without `length`: a stream.
   void write_head(const HttpResponse& response, std::optional<size_t> length);
-  void queue_piece(std::string piece);
+  void hold_piece(std::string piece);  // until the next one, or the end
+  void hold_body_piece(std::string piece);
+  void write_queue();
   void finish_reply();
   void write_some();
   bool write_at_once();

@@ -5,6 +5,7 @@
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -13,9 +14,11 @@
 #include <boost/beast/http/string_body.hpp>
 #include <chrono>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
 #include "nibble/base/error.h"
 #include "nibble/base/short_turns.h"
@@ -50,6 +53,20 @@ struct Run {
   std::vector<Tcp::endpoint> addresses;
   Clock::time_point begin;
   std::function<void()> on_end;
+
+  // Taking events apart takes longer than reading them, and what else comes of the same step would
+  // look late, the more so where server and client share a processor: so it waits for a pause.
+  void later(std::function<void()> task) {
+    tasks.push_back(std::move(task));
+    if (tasks.size() > 1) return;
+    pause.expires_after(std::chrono::milliseconds(2));
+    pause.async_wait([this](SystemError) {
+      for (const auto& one : std::exchange(tasks, {})) one();
+    });
+  }
+
+  asio::steady_timer pause{io};
+  std::vector<std::function<void()>> tasks;
 };
 
 // One request and its answer.
@@ -83,26 +100,38 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   }
 
   void read() {
-    http::async_read_some(socket_, buffer_, parser_,
-                          [self = shared_from_this()](SystemError error, size_t) {
-                            self->read_ = Clock::now();
-                            self->take_events();
-                            if (self->parser_.is_done()) return self->end("");
-                            if (error) return self->end("cut off: " + error.message());
-                            self->read();
-                          });
+    http::async_read_some(
+        socket_, buffer_, parser_, [self = shared_from_this()](SystemError error, size_t) {
+          self->pieces_.push_back({Clock::now(), std::exchange(self->parser_.get().body(), "")});
+          const bool done = self->parser_.is_done();
+          if (!done && !error) {
+            self->run_.later([self] { self->take_pieces(); });
+            return self->read();
+          }
+          asio::post(self->run_.io, [self, error, done] {
+            self->take_pieces();
+            self->end(done ? "" : "cut off: " + error.message());
+          });
+        });
+  }
+
+  void take_pieces() {
+    for (; !pieces_.empty(); pieces_.pop_front()) {
+      read_ = pieces_.front().first;
+      body_ += pieces_.front().second;
+      take_events();
+    }
   }
 
   void take_events() {
-    std::string& body = parser_.get().body();
     if (parser_.is_header_done() && parser_.get().result_int() != 200) return;
-    std::erase(body, '\r');  // some servers end lines with both
+    std::erase(body_, '\r');  // some servers end lines with both
     size_t at = 0;
-    for (size_t end = body.find("\n\n"); end != std::string::npos; end = body.find("\n\n", at)) {
-      take_event(std::string_view(body).substr(at, end - at));
+    for (size_t end = body_.find("\n\n"); end != std::string::npos; end = body_.find("\n\n", at)) {
+      take_event(std::string_view(body_).substr(at, end - at));
       at = end + 2;
     }
-    body.erase(0, at);
+    body_.erase(0, at);
   }
 
   // Lines: comments, a name, data.
@@ -162,7 +191,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
     const int status = parser_.is_header_done() ? static_cast<int>(parser_.get().result_int()) : 0;
     if (problem.empty()) problem = error_;
     if (status != 0 && status != 200) {
-      problem = fmt::format("status {}: {}", status, parser_.get().body().substr(0, 300));
+      problem = fmt::format("status {}: {}", status, body_.substr(0, 300));
     }
     result_->latency = seconds((has_token_ ? last_ : Clock::now()) - start_);
     result_->success = problem.empty();
@@ -180,6 +209,8 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   http::response_parser<http::string_body> parser_;
   Clock::time_point start_;
   Clock::time_point last_;
+  std::deque<std::pair<Clock::time_point, std::string>> pieces_;  // come, and not looked at
+  std::string body_;
   Clock::time_point read_;  // when the bytes at hand came
   bool has_token_ = false;
   std::string error_;

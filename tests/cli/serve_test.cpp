@@ -14,8 +14,19 @@ using ::testing::Not;
 using testing::ProgramRun;
 using testing::run_nibble;
 
+// This process's own: another checkout's tests may run at the same time.
+struct ConfigFolder {
+  std::string path = (std::filesystem::temp_directory_path() / "nibble-serve-XXXXXX").string();
+
+  ConfigFolder() { NIBBLE_CHECK(::mkdtemp(path.data()) != nullptr); }
+  ~ConfigFolder() { std::filesystem::remove_all(path); }
+  ConfigFolder(const ConfigFolder&) = delete;
+  ConfigFolder& operator=(const ConfigFolder&) = delete;
+};
+
 std::string config_file(const std::string& name, const std::string& text) {
-  const std::string path = (std::filesystem::temp_directory_path() / name).string();
+  static const ConfigFolder folder;
+  const std::string path = folder.path + "/" + name;
   std::ofstream(path) << text;
   return path;
 }
