@@ -18,6 +18,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// Pages of the samples that were read are let go behind so many bytes.
+constexpr size_t kReleaseBytes = size_t{4} << 20;
+// A fault maps the 64 KiB around it (Linux's fault_around_bytes), at both ends of a record.
+constexpr size_t kAroundBytes = size_t{128} << 10;
+
 }  // namespace
 
 std::string sample_json(const SampleRecord& r) {
@@ -83,6 +88,7 @@ Result<SampleIndex> SampleIndex::open(const std::filesystem::path& folder) {
   index.file_ = NIBBLE_TRY(MappedFile::open(index.path_));
   const auto bytes = index.file_->bytes();
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  size_t released = 0;
   for (int64_t line = 1;; ++line) {
     const size_t begin = index.whole_bytes_;
     const size_t end = text.find('\n', begin);
@@ -93,8 +99,11 @@ Result<SampleIndex> SampleIndex::open(const std::filesystem::path& folder) {
                                                               !record.completion.error.empty()};
     index.whole_bytes_ = end + 1;
     // Parsed once: the pages are not needed until the record is read again.
-    if (line % 1024 == 0) index.file_->release(0, index.whole_bytes_);
+    if (index.whole_bytes_ - released < kReleaseBytes) continue;
+    index.file_->release(released, index.whole_bytes_ - released);
+    released = index.whole_bytes_;
   }
+  index.file_->release(released, index.whole_bytes_ - released);
   return index;
 }
 
@@ -102,6 +111,11 @@ Result<std::optional<SampleRecord>> SampleIndex::read(const Key& key) const {
   const auto found = places_.find(key);
   if (found == places_.end()) return std::nullopt;
   const auto bytes = file_->bytes();
+  unreleased_ += found->second.length + kAroundBytes;
+  if (unreleased_ > kReleaseBytes) {
+    file_->release(0, bytes.size());
+    unreleased_ = 0;
+  }
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   return NIBBLE_TRY(parse_sample(text.substr(found->second.begin, found->second.length), path_));
 }

@@ -30,7 +30,7 @@ std::string sample_json(const SampleRecord& record);
 Result<SampleRecord> parse_sample(std::string_view line, std::string_view where);
 
 // Where the last record of each (task, id, sample) stands in a samples.jsonl; the records stay on
-// disk, so that memory does not grow with the length of answers. Move-only.
+// disk, so that memory does not grow with the length of answers. Move-only. One thread at a time.
 class SampleIndex {
  public:
   using Key = std::tuple<std::string, std::string, int>;
@@ -58,6 +58,7 @@ class SampleIndex {
   std::string path_;
   std::map<Key, Place> places_;
   size_t whole_bytes_ = 0;
+  mutable size_t unreleased_ = 0;  // bytes that read() may have brought into memory
 };
 
 // An open samples.jsonl. Move-only.

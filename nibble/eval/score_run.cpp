@@ -295,9 +295,9 @@ Result<std::vector<Score>> score_run(const std::filesystem::path& folder,
     for (const ManifestTask& one : tasks) NIBBLE_TRY(scorer.add(one));
     scores = NIBBLE_TRY(scorer.finish());
   }
-  std::string lines;
-  for (const Score& score : scores) lines += score_json(score) + "\n";
-  NIBBLE_TRY(write_text_file(folder / "scores.jsonl", lines));
+  OutputFile file = NIBBLE_TRY(OutputFile::create(folder / "scores.jsonl"));
+  for (const Score& score : scores) NIBBLE_TRY(file.write(score_json(score) + "\n"));
+  NIBBLE_TRY(file.commit());
   return scores;
 }
 
