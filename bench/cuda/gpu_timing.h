@@ -76,6 +76,7 @@ struct RanksOptions {
   bool enable_attention_dp = false;
   int dense_layers = 3;
   int moe_layers = 58;
+  bool alone = false;  // rank 0 without the others, on one GPU
 };
 void bench_ranks(const RanksOptions& options);
 

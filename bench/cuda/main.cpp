@@ -12,6 +12,9 @@
 // bench_cuda offload:LAYERS: so many MoE layers with 100 to 25 % of their experts in GPU memory.
 // bench_cuda offload-whole:GPUS:RAM_GB: all of R1, its layers dealt to GPUS, experts in their
 // memory and RAM_GB of the host's.
+//
+// bench_cuda alone:TP:...: rank 0 of them on one GPU, sums over the ranks left out; with
+// NIBBLE_PROFILE=1 one step of each batch between cudaProfilerStart and Stop.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -65,8 +68,10 @@ int main(int argc, char** argv) {
     int attention_dp = 0;
     int num_gpus = 0;
     double ram_gb = 0;
-    if (std::sscanf(part.c_str(), "ranks:%d:%d:%d:%d:%d", &ranks.tp_size, &ranks.ep_size,
-                    &attention_dp, &ranks.dense_layers, &ranks.moe_layers) == 5) {
+    char kind[6] = {};
+    if (std::sscanf(part.c_str(), "%5[a-z]:%d:%d:%d:%d:%d", kind, &ranks.tp_size, &ranks.ep_size,
+                    &attention_dp, &ranks.dense_layers, &ranks.moe_layers) == 6) {
+      ranks.alone = std::string_view(kind) == "alone";
       ranks.enable_attention_dp = attention_dp != 0;
       nibble::bench::bench_ranks(ranks);
     } else if (const auto engine = engine_options(part)) {

@@ -1,5 +1,6 @@
 // R1 on several GPUs of one host, a thread for each: collectives, and whole steps of model/forward
 // with random weights made on the devices.
+#include <cuda_profiler_api.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -43,6 +44,30 @@ void or_exit(const Status& status) {
   if (!status) fail(status.error().message);
 }
 
+// Stands for the other ranks where one is looked at alone: its sums are left out, so that what it
+// computes is wrong and what it costs is right but for them.
+class SilentCommunicator : public Communicator {
+ public:
+  explicit SilentCommunicator(int size) : Communicator(0, size) {}
+  std::string_view name() const override { return "none"; }
+
+ protected:
+  Status do_all_to_all(std::span<const ConstBytes> /*sends*/,
+                       std::span<const Bytes> /*receives*/) override {
+    return {};
+  }
+  Status do_all_reduce_sum(float* /*x*/, int64_t /*count*/) override { return {}; }
+  Status do_all_gather(const void* /*in*/, std::span<const size_t> /*bytes*/,
+                       void* /*out*/) override {
+    return {};
+  }
+  Status do_reduce_scatter_sum(const float* /*in*/, std::span<const int64_t> /*counts*/,
+                               float* /*out*/) override {
+    return {};
+  }
+  void do_abort(std::string_view /*message*/) override {}
+};
+
 // The threads of all ranks between them.
 struct Team {
   explicit Team(int ranks) : size(ranks), barrier(ranks), times(static_cast<size_t>(ranks)) {}
@@ -67,6 +92,11 @@ class Rank {
     CudaOptions cuda;
     cuda.device = rank_;
     kernels_ = or_exit(make_cuda_kernels(cuda));
+    if (options.alone) {
+      comm_ = std::make_unique<SilentCommunicator>(options.tp_size);
+      nccl_ = std::make_unique<SilentCommunicator>(options.tp_size);
+      return;
+    }
     comm_ = or_exit(cuda_communicator(device(), host));
     CudaCommunicatorOptions nccl_alone;
     nccl_alone.one_shot_bytes = 0;
@@ -248,6 +278,15 @@ void Rank::decode(const ModelConfig& config, const R1Model& model, int64_t batch
                     workspace.normed.slice_rows(0, tokens)));
     head(tokens);
   };
+  if (options_.alone && std::getenv("NIBBLE_PROFILE") != nullptr) {
+    verify();
+    or_exit(device().synchronize());
+    check_cuda(cudaProfilerStart(), "cudaProfilerStart");
+    verify();
+    or_exit(device().synchronize());
+    check_cuda(cudaProfilerStop(), "cudaProfilerStop");
+    return;
+  }
   const double graph_us = time(verify, true);
   const double launched_us = time(verify, false);
 
@@ -330,13 +369,15 @@ void Rank::steps() {
   options.dense_layers = options_.dense_layers;
   options.moe_layers = options_.moe_layers;
   options.shard = {rank_, options_.tp_size, options_.ep_size, options_.enable_attention_dp};
-  options.comm = team_.size > 1 ? comm_.get() : nullptr;
+  options.comm = options_.tp_size > 1 ? comm_.get() : nullptr;
   const ModelConfig config = r1_config(options);
   const auto start = std::chrono::steady_clock::now();
   const R1Model model(*kernels_, options);
   or_exit(device().synchronize());
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (options_.alone)
+    print("\none rank of {}, alone: sums over the ranks are left out", options_.tp_size);
   print("\nTP{} EP{}{}, {} dense and {} MoE layers of R1 with an MTP layer; WEIGHTS ARE RANDOM\n",
         options_.tp_size, options_.ep_size, options_.enable_attention_dp ? " attention DP" : "",
         options_.dense_layers, options_.moe_layers);
@@ -372,6 +413,11 @@ void Rank::steps() {
     }
     team_.barrier.arrive_and_wait();
   }
+  if (options_.alone) {
+    // For a profiler that is told to wait for the program's start (ncu --profile-from-start off).
+    for (const int64_t batch : {1, 8, 32, 128}) decode(config, model, batch, 4096, 1);
+    return;
+  }
   for (const int64_t context : {1024, 4096, 8192}) {
     for (const int64_t batch : {1, 8, 32, 128, 256}) decode(config, model, batch, context, 1);
   }
@@ -382,7 +428,7 @@ void Rank::steps() {
 }  // namespace
 
 void bench_ranks(const RanksOptions& options) {
-  const int size = options.tp_size;
+  const int size = options.alone ? 1 : options.tp_size;
   if (num_cuda_devices() < size) {
     fmt::print("TP{}: this machine shows {} GPUs\n", size, num_cuda_devices());
     return;

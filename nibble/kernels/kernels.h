@@ -142,8 +142,25 @@ class Kernels {
   // the block's largest: 7e-10 on normal data; rounding to BF16, as GPUs do, gives 3e-6).
   virtual void linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) = 0;
 
+  // linear(x, first, first_out) and linear(x, second, second_out), in one launch where launches
+  // cost. Neither out is x.
+  virtual void linear_two(const MatrixView& x, const LinearWeight& first,
+                          const MatrixView& first_out, const LinearWeight& second,
+                          const MatrixView& second_out) {
+    linear(x, first, first_out);
+    linear(x, second, second_out);
+  }
+
   // x[t, i] += y[t, i]
   virtual void add(const MatrixView& x, const MatrixView& y) = 0;
+
+  // add(x, y), then rms_norm(x, weight, epsilon, out): one launch where launches cost. out is
+  // neither x nor y.
+  virtual void add_rms_norm(const MatrixView& x, const MatrixView& y, const float* weight,
+                            float epsilon, const MatrixView& out) {
+    add(x, y);
+    rms_norm(x, weight, epsilon, out);
+  }
 
   // Rotates, in place, pairs (2i, 2i+1) of the last qk_rope_head_dim elements of every head:
   //   y[2i] = x[2i] cos a - x[2i+1] sin a;  y[2i+1] = x[2i] sin a + x[2i+1] cos a
@@ -160,6 +177,14 @@ class Kernels {
   virtual void mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
                                const MlaShape& shape, const RopeTable& rope,
                                const AttentionBatch& batch, const KvCacheView& cache) = 0;
+
+  // rotary_query and mla_cache_write, in one launch where launches cost.
+  virtual void mla_prepare(const MatrixView& q, const MatrixView& kv_a, const float* kv_a_layernorm,
+                           float epsilon, const MlaShape& shape, const RopeTable& rope,
+                           const AttentionBatch& batch, const KvCacheView& cache) {
+    rotary_query(q, shape, rope, batch);
+    mla_cache_write(kv_a, kv_a_layernorm, epsilon, shape, rope, batch, cache);
+  }
 
   // Causal attention over the cache, each segment in its form; both forms compute
   //   out[t, h] = sum_p softmax_p(softmax_scale * (q_nope . W_UK_h c_p + q_rope . r_p)) W_UV_h c_p

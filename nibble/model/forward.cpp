@@ -64,15 +64,12 @@ void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& c
   const RopeTable& rope = pass.weights.rope;
 
   pass.observe(ActivationSite::kAttentionInput, x);
-  k.linear(x, w.q_a_proj, q_a);  // [tokens, q_lora_rank]
+  // [tokens, q_lora_rank] and [tokens, kv_lora_rank + qk_rope_head_dim]
+  k.linear_two(x, w.q_a_proj, q_a, w.kv_a_proj_with_mqa, kv_a);
   k.rms_norm(q_a, w.q_a_layernorm, pass.epsilon, q_a);
   pass.observe(ActivationSite::kQueryLatent, q_a);
   k.linear(q_a, w.q_b_proj, q);  // [tokens, num_heads * qk_head_dim]
-  k.rotary_query(q, shape, rope, pass.batch.attention);
-
-  k.linear(x, w.kv_a_proj_with_mqa, kv_a);  // [tokens, kv_lora_rank + qk_rope_head_dim]
-  k.mla_cache_write(kv_a, w.kv_a_layernorm, pass.epsilon, shape, rope, pass.batch.attention, cache);
-
+  k.mla_prepare(q, kv_a, w.kv_a_layernorm, pass.epsilon, shape, rope, pass.batch.attention, cache);
   k.mla_attention(q, w.kv_b_proj, shape, pass.batch.attention, cache, heads);
   pass.observe(ActivationSite::kHeads, heads);
   k.linear(heads, w.o_proj, out);  // [tokens, hidden_size]
@@ -135,9 +132,10 @@ void moe_of_all_ranks(const Pass& pass, const MoeWeights& w, const MatrixView& x
   }
 }
 
-// One decoder layer, in place on the residual stream x.
+// One decoder layer, in place on the residual stream x. On entry `normed` holds x under the layer's
+// input_layernorm, on return x under `next_norm`, unless that is null.
 Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheView& cache,
-                     const MatrixView& x) {
+                     const MatrixView& x, const float* next_norm, const MatrixView& next_normed) {
   Kernels& k = pass.kernels;
   const MatrixView normed = pass.rows(pass.workspace.normed);
   const MatrixView sublayer = pass.rows(pass.workspace.sublayer);
@@ -147,11 +145,8 @@ Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheV
     if (layer.moe) moe_of_all_ranks(pass, *layer.moe, normed, sublayer);
     return {};
   }
-  k.rms_norm(x, layer.input_layernorm, pass.epsilon, normed);
   attention(pass, layer.self_attn, cache, normed, sublayer);
-  k.add(x, sublayer);
-
-  k.rms_norm(x, layer.post_attention_layernorm, pass.epsilon, normed);
+  k.add_rms_norm(x, sublayer, layer.post_attention_layernorm, pass.epsilon, normed);
   if (layer.moe && pass.weights.shard.enable_attention_dp) {
     moe_of_all_ranks(pass, *layer.moe, normed, sublayer);
   } else if (layer.moe) {
@@ -161,8 +156,18 @@ Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheV
     k.mlp(normed, *layer.mlp, sublayer);
     pass.add_up(sublayer);
   }
-  k.add(x, sublayer);
+  if (next_norm == nullptr) {
+    k.add(x, sublayer);
+  } else {
+    k.add_rms_norm(x, sublayer, next_norm, pass.epsilon, next_normed);
+  }
   return {};
+}
+
+// x under the input_layernorm of a layer that no other comes before.
+void norm_input(const Pass& pass, const LayerWeights& layer, const MatrixView& x) {
+  if (x.rows == 0) return;
+  pass.kernels.rms_norm(x, layer.input_layernorm, pass.epsilon, pass.rows(pass.workspace.normed));
 }
 
 Pass make_pass(const ModelConfig& config, const Weights& weights, const Batch& batch,
@@ -180,8 +185,10 @@ Status forward_layer(const ModelConfig& config, const Weights& weights, int laye
                      const Batch& batch, const KvCacheView& cache, Kernels& kernels,
                      Workspace& workspace, const ActivationObserver& observer) {
   const Pass pass = make_pass(config, weights, batch, kernels, workspace, observer);
-  return decoder_layer(pass, weights.layers[static_cast<size_t>(layer)], cache,
-                       pass.rows(workspace.x));
+  const LayerWeights& layer_weights = weights.layers[static_cast<size_t>(layer)];
+  const MatrixView x = pass.rows(workspace.x);
+  norm_input(pass, layer_weights, x);
+  return decoder_layer(pass, layer_weights, cache, x, nullptr, {});
 }
 
 Status forward(const ModelConfig& config, const Weights& weights, const Batch& batch,
@@ -194,11 +201,14 @@ Status forward(const ModelConfig& config, const Weights& weights, const Batch& b
 
   if (x.rows > 0) embed(pass, x);
   if (observer) observer(0, x);
+  if (!weights.layers.empty()) norm_input(pass, weights.layers[0], x);
   for (size_t i = 0; i < weights.layers.size(); ++i) {
-    NIBBLE_TRY(decoder_layer(pass, weights.layers[i], kv_cache[i], x));
+    const bool last = i + 1 == weights.layers.size();
+    NIBBLE_TRY(decoder_layer(pass, weights.layers[i], kv_cache[i], x,
+                             last ? weights.norm : weights.layers[i + 1].input_layernorm,
+                             last ? hidden : pass.rows(workspace.normed)));
     if (observer) observer(static_cast<int>(i) + 1, x);
   }
-  if (x.rows > 0) kernels.rms_norm(x, weights.norm, pass.epsilon, hidden);
   return pass.outcome();
 }
 
@@ -221,8 +231,8 @@ Status forward_mtp(const ModelConfig& config, const Weights& weights, const Batc
     kernels.rms_norm(previous, mtp.hnorm, pass.epsilon, hidden_half);
     kernels.linear(input, mtp.eh_proj, x);
   }
-  NIBBLE_TRY(decoder_layer(pass, mtp.layer, mtp_cache, x));
-  if (x.rows > 0) kernels.rms_norm(x, mtp.shared_head_norm, pass.epsilon, hidden);
+  norm_input(pass, mtp.layer, x);
+  NIBBLE_TRY(decoder_layer(pass, mtp.layer, mtp_cache, x, mtp.shared_head_norm, hidden));
   return pass.outcome();
 }
 

@@ -88,8 +88,18 @@ class HostSideCuda final : public Kernels {
     cuda_->linear(input_of(x), weight, output(out));
     finish();
   }
+  void linear_two(const MatrixView& x, const LinearWeight& first, const MatrixView& first_out,
+                  const LinearWeight& second, const MatrixView& second_out) override {
+    cuda_->linear_two(input_of(x), first, output(first_out), second, output(second_out));
+    finish();
+  }
   void add(const MatrixView& x, const MatrixView& y) override {
     cuda_->add(in_place(x), input_of(y));
+    finish();
+  }
+  void add_rms_norm(const MatrixView& x, const MatrixView& y, const float* weight, float epsilon,
+                    const MatrixView& out) override {
+    cuda_->add_rms_norm(in_place(x), input_of(y), vector(weight, x.cols), epsilon, output(out));
     finish();
   }
   void rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
@@ -106,6 +116,17 @@ class HostSideCuda final : public Kernels {
     results_.push_back({cache.data, on_device.data, 1, bytes, bytes});
     cuda_->mla_cache_write(input_of(kv_a), vector(kv_a_layernorm, shape.kv_lora_rank), epsilon,
                            shape, table(rope), batch, on_device);
+    finish();
+  }
+  void mla_prepare(const MatrixView& q, const MatrixView& kv_a, const float* kv_a_layernorm,
+                   float epsilon, const MlaShape& shape, const RopeTable& rope,
+                   const AttentionBatch& batch, const KvCacheView& cache) override {
+    const size_t bytes = cache_bytes(cache);
+    KvCacheView on_device = cache;
+    on_device.data = copy(cache.data, bytes);
+    results_.push_back({cache.data, on_device.data, 1, bytes, bytes});
+    cuda_->mla_prepare(in_place(q), input_of(kv_a), vector(kv_a_layernorm, shape.kv_lora_rank),
+                       epsilon, shape, table(rope), batch, on_device);
     finish();
   }
   void mla_attention(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,

@@ -95,6 +95,15 @@ void CudaKernels::add(const MatrixView& x, const MatrixView& y) {
   keep(cudaGetLastError(), "add");
 }
 
+void CudaKernels::add_rms_norm(const MatrixView& x, const MatrixView& y, const float* weight,
+                               float epsilon, const MatrixView& out) {
+  if (x.rows == 0) return;
+  NIBBLE_CHECK(x.rows == y.rows && x.cols == y.cols);
+  NIBBLE_CHECK(x.rows == out.rows && x.cols == out.cols && x.data != out.data);
+  launch_add_rms_norm(x, y, weight, epsilon, out, stream_);
+  keep(cudaGetLastError(), "add_rms_norm");
+}
+
 void CudaKernels::copy_rows(std::span<const RowCopy> rows, int64_t cols) {
   if (rows.empty()) return;
   const RowCopy* const copies = row_copies_.put(rows);
@@ -150,10 +159,22 @@ void CudaKernels::linear(const MatrixView& x, const LinearWeight& weight, const 
   }
 }
 
+void CudaKernels::linear_two(const MatrixView& x, const LinearWeight& first,
+                             const MatrixView& first_out, const LinearWeight& second,
+                             const MatrixView& second_out) {
+  const bool as_one = first.format == second.format && first.format != LinearFormat::kNvfp4 &&
+                      first.cols == second.cols && !takes_many(first, x.rows);
+  if (!as_one || x.rows == 0) return Kernels::linear_two(x, first, first_out, second, second_out);
+  NIBBLE_CHECK(x.cols == first.cols && first_out.cols == first.rows && x.rows == first_out.rows);
+  NIBBLE_CHECK(second_out.cols == second.rows && x.rows == second_out.rows);
+  linear_parts(x, first, first_out, parts_, &second, second_out);
+}
+
 void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
-                               const MatrixView& out, int parts) {
+                               const MatrixView& out, int parts, const LinearWeight* second,
+                               const MatrixView& second_out) {
   const bool floats =
-      stream_takes_floats(weight, false, parts, x.rows, x.row<const float>(0), x.stride);
+      stream_takes_floats(weight.cols, parts, x.rows, x.row<const float>(0), x.stride);
   Bf16Rows rows;
   if (!floats) {
     rows = convert(x, parts, x_scratch_);
@@ -177,6 +198,15 @@ void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
   args.x_row_stride = floats ? x.stride : rows.row_stride;
   args.out = out.row<float>(0);
   args.out_row_stride = out.stride;
+  if (second != nullptr) {
+    args.second.a = static_cast<const uint8_t*>(second->data);
+    args.second.scale_a = second->global_scale;
+    args.second_tile = args.tiles;
+    args.tiles += static_cast<int>(packed_shape(second->format, second->rows, second->cols).tiles);
+    args.second_rows = static_cast<int>(second->rows);
+    args.second_out = second_out.row<float>(0);
+    args.second_out_row_stride = second_out.stride;
+  }
   keep(launch_linear_stream(args, stream_work_tokens(parts, x.rows), stream_), "linear");
 }
 

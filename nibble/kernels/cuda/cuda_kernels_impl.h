@@ -50,12 +50,19 @@ class CudaKernels final : public Kernels {
   void rms_norm(const MatrixView& x, const float* weight, float epsilon,
                 const MatrixView& out) override;
   void linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) override;
+  void linear_two(const MatrixView& x, const LinearWeight& first, const MatrixView& first_out,
+                  const LinearWeight& second, const MatrixView& second_out) override;
   void add(const MatrixView& x, const MatrixView& y) override;
+  void add_rms_norm(const MatrixView& x, const MatrixView& y, const float* weight, float epsilon,
+                    const MatrixView& out) override;
   void rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
                     const AttentionBatch& batch) override;
   void mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
                        const MlaShape& shape, const RopeTable& rope, const AttentionBatch& batch,
                        const KvCacheView& cache) override;
+  void mla_prepare(const MatrixView& q, const MatrixView& kv_a, const float* kv_a_layernorm,
+                   float epsilon, const MlaShape& shape, const RopeTable& rope,
+                   const AttentionBatch& batch, const KvCacheView& cache) override;
   void mla_attention(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
                      const AttentionBatch& batch, const KvCacheView& cache,
                      const MatrixView& out) override;
@@ -120,8 +127,10 @@ class CudaKernels final : public Kernels {
   };
   Bf16Rows convert(const MatrixView& x, int parts, Scratch& scratch);
 
+  // `second` is null, or has the format and columns of `weight`.
   void linear_parts(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
-                    int parts);
+                    int parts, const LinearWeight* second = nullptr,
+                    const MatrixView& second_out = {});
   // Whether expanding the weight for cuBLASLt pays and is allowed.
   bool takes_many(const LinearWeight& weight, int64_t tokens) const;
   void linear_many(const Bf16Rows& x, int64_t tokens, const LinearWeight& weight,

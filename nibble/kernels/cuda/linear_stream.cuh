@@ -20,15 +20,36 @@ template <int NT>
 constexpr int kMaxItems = 8 / NT;
 
 constexpr int kBlocksPerSm = 2;
+constexpr int kMaxCluster = 8;  // that every GPU of sm_90 can hold
+
+// 8 neighbouring values of a token as BF16 part `part`. X: uint16_t, where the parts lie
+// part_stride apart, or float.
+template <typename X>
+__device__ uint4 token_columns(const X* source, int part, int64_t part_stride) {
+  if constexpr (sizeof(X) == 2) {
+    return *reinterpret_cast<const uint4*>(source + part * part_stride);
+  } else {
+    const float4 low = reinterpret_cast<const float4*>(source)[0];
+    const float4 high = reinterpret_cast<const float4*>(source)[1];
+    if (part == 0) {
+      return make_uint4(bf16x2(low.x, low.y), bf16x2(low.z, low.w), bf16x2(high.x, high.y),
+                        bf16x2(high.z, high.w));
+    }
+    const auto pair = [&](float a, float b) {
+      return static_cast<uint32_t>(bf16_part(b, part)) << 16 | bf16_part(a, part);
+    };
+    return make_uint4(pair(low.x, low.y), pair(low.z, low.w), pair(high.x, high.y),
+                      pair(high.z, high.w));
+  }
+}
 
 // The tokens' fragments of KU units of columns.
-template <int NT, int P, int KU>
+template <typename X, int NT, int P, int KU>
 struct TokenFragments {
   uint4 b[KU][2][NT][P][2];
 
   // From unit `first` on, `units` of them.
-  __device__ void load(const StreamArgs& p, const uint16_t* const (&rows)[NT], int first,
-                       int units) {
+  __device__ void load(const StreamArgs& p, const X* const (&rows)[NT], int first, int units) {
 #pragma unroll
     for (int u = 0; u < KU; ++u) {
       const int col = (first + u) % p.x_units * kUnitCols;
@@ -38,14 +59,12 @@ struct TokenFragments {
         for (int n = 0; n < NT; ++n) {
 #pragma unroll
           for (int part = 0; part < P; ++part) {
-            if (rows[n] != nullptr && u < units) {
-              const uint4* const source = reinterpret_cast<const uint4*>(
-                  rows[n] + part * p.x_part_stride + col + 64 * half);
-              b[u][half][n][part][0] = source[0];
-              b[u][half][n][part][1] = source[1];
-            } else {
-              b[u][half][n][part][0] = make_uint4(0, 0, 0, 0);
-              b[u][half][n][part][1] = make_uint4(0, 0, 0, 0);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              b[u][half][n][part][i] =
+                  rows[n] != nullptr && u < units
+                      ? token_columns(rows[n] + col + 64 * half + 8 * i, part, p.x_part_stride)
+                      : make_uint4(0, 0, 0, 0);
             }
           }
         }
@@ -54,8 +73,7 @@ struct TokenFragments {
   }
 
   // Has the same columns brought near, without registers to keep them in.
-  __device__ static void prefetch(const StreamArgs& p, const uint16_t* const (&rows)[NT],
-                                  int first) {
+  __device__ static void prefetch(const StreamArgs& p, const X* const (&rows)[NT], int first) {
 #pragma unroll
     for (int u = 0; u < KU; ++u) {
       const int col = (first + u) % p.x_units * kUnitCols;
@@ -63,7 +81,7 @@ struct TokenFragments {
       for (int n = 0; n < NT; ++n) {
         if (rows[n] == nullptr) continue;
 #pragma unroll
-        for (int part = 0; part < P; ++part) {
+        for (int part = 0; part < (sizeof(X) == 2 ? P : 1); ++part) {
           prefetch_near(rows[n] + part * p.x_part_stride + col);
           prefetch_near(rows[n] + part * p.x_part_stride + col + 64);
         }
@@ -74,9 +92,9 @@ struct TokenFragments {
 
 // totals += `units` units, one behind the other, times the tokens. A unit's sum goes in two chains
 // of every other step.
-template <class Unit, int NT, int P, int KU>
+template <class Unit, typename X, int NT, int P, int KU>
 __device__ void multiply(const uint8_t* data, int units, int lane,
-                         const TokenFragments<NT, P, KU>& tokens, float4 (&totals)[NT]) {
+                         const TokenFragments<X, NT, P, KU>& tokens, float4 (&totals)[NT]) {
 #pragma unroll
   for (int u = 0; u < KU; ++u) {
     if (u >= units) break;
@@ -134,6 +152,40 @@ struct StageOrder {
   }
 };
 
+// Who shares the columns of a tile: `warps` of each block, in each of the cluster's `blocks`.
+struct StreamSplit {
+  int warps;
+  int blocks;
+  int block;  // this one
+  __device__ int all() const { return warps * blocks; }
+  __device__ int first_stage(int warp) const { return block * warps + warp % warps; }
+};
+
+__device__ inline int rank_in_cluster() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Of those threads of the cluster that have not ended.
+__device__ inline void sync_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
+          : "memory");
+}
+
+// A value of this block's shared memory in that of another of the cluster.
+__device__ inline float shared_of(const float* mine, int block) {
+  uint32_t there;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(there)
+               : "r"(shared_address(mine)), "r"(block));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
+  return value;
+}
+
 // Neighbouring row tiles of one piece of work, taken by a block at a time.
 struct Chunk {
   int work;
@@ -141,6 +193,7 @@ struct Chunk {
   int tile;   // the first one
   int count;  // of tiles
   int items;  // of matrices: twice as many for gate and up
+  bool is_second;
 };
 
 template <int MaxItems>
@@ -149,7 +202,9 @@ __device__ Chunk chunk_at(const StreamArgs& p, int position, int end, int split,
   c.work = position / p.tiles;
   c.tile = position - c.work * p.tiles;
   const int most = MaxItems * (kWarps / split) / (p.gate_up ? 2 : 1);
-  c.count = min(min(end - position, p.tiles - c.tile), most);
+  c.is_second = p.second_tile > 0 && c.tile >= p.second_tile;
+  const int last_tile = p.second_tile > 0 && !c.is_second ? p.second_tile : p.tiles;
+  c.count = min(min(end - position, last_tile - c.tile), most);
   c.items = p.gate_up ? 2 * c.count : c.count;
   c.group = p.work != nullptr ? p.work[c.work].group : c.work / passes;
   return c;
@@ -157,21 +212,21 @@ __device__ Chunk chunk_at(const StreamArgs& p, int position, int end, int split,
 
 // The ninth warp: each of its first 8 lanes brings one of the other warps what that one will need.
 template <class Unit, int KU, int Stages, int MaxItems>
-__device__ void bring_weights(const StreamArgs& p, int split, int passes, int position, int end,
-                              uint8_t* shared, uint64_t (*full)[Stages],
+__device__ void bring_weights(const StreamArgs& p, const StreamSplit& split, int passes,
+                              int position, int end, uint8_t* shared, uint64_t (*full)[Stages],
                               uint64_t (*empty)[Stages]) {
   constexpr int kStageBytes = KU * Unit::kBytes;
   const int warp = static_cast<int>(threadIdx.x) % 32;
   if (warp >= kWarps) return;
-  const int first_stage = warp % split;
-  const int first_item = warp / split;
-  const int item_step = kWarps / split;
+  const int first_stage = split.first_stage(warp);
+  const int first_item = warp / split.warps;
+  const int item_step = kWarps / split.warps;
   uint8_t* const ring = shared + warp * Stages * kStageBytes;
   const uint64_t policy = evict_first_policy();
   int slot = 0;
   uint32_t phase = 1;  // the slots start empty
   while (position < end) {
-    const Chunk c = chunk_at<MaxItems>(p, position, end, split, passes);
+    const Chunk c = chunk_at<MaxItems>(p, position, end, split.warps, passes);
     const uint8_t* a = p.group.a + c.group * p.group_bytes;
     const uint8_t* b = p.group.b;
     if (p.groups != nullptr) {
@@ -179,7 +234,9 @@ __device__ void bring_weights(const StreamArgs& p, int split, int passes, int po
       b = p.groups[c.group].b;
     }
     const int64_t tile_bytes = static_cast<int64_t>(p.units) * Unit::kBytes;
-    for (StageOrder<Unit, KU> stage(first_stage, split); stage.unit < p.units; stage.advance()) {
+    if (c.is_second) a = p.second.a - p.second_tile * tile_bytes;
+    for (StageOrder<Unit, KU> stage(first_stage, split.all()); stage.unit < p.units;
+         stage.advance()) {
       const int bytes = min(KU, p.units - stage.unit) * Unit::kBytes;
       const int64_t offset = c.tile * tile_bytes + static_cast<int64_t>(stage.unit) * Unit::kBytes;
       for (int item = first_item; item < c.items; item += item_step) {
@@ -199,10 +256,10 @@ __device__ void bring_weights(const StreamArgs& p, int split, int passes, int po
   }
 }
 
-template <class Unit, int NT, int P, int KU, int Stages>
+template <class Unit, typename X, int NT, int P, int KU, int Stages>
 __global__ __launch_bounds__(kStreamThreads,
-                             kBlocksPerSm) void linear_stream_kernel(const StreamArgs p, int split,
-                                                                     int passes) {
+                             kBlocksPerSm) void linear_stream_kernel(const StreamArgs p, int warps,
+                                                                     int cluster, int passes) {
   constexpr int kStageBytes = KU * Unit::kBytes;
   constexpr int kItems = kMaxItems<NT>;
   extern __shared__ __align__(128) uint8_t shared[];
@@ -224,23 +281,32 @@ __global__ __launch_bounds__(kStreamThreads,
 
   const int num_work = p.work != nullptr ? *p.num_work : p.num_groups * passes;
   const int64_t total = static_cast<int64_t>(num_work) * p.tiles;
-  int position = static_cast<int>(total * blockIdx.x / gridDim.x);
-  const int end = static_cast<int>(total * (blockIdx.x + 1) / gridDim.x);
+  const int64_t index = blockIdx.x / cluster;
+  const int64_t count_all = gridDim.x / cluster;
+  int position = static_cast<int>(total * index / count_all);
+  const int end = static_cast<int>(total * (index + 1) / count_all);
+  const StreamSplit split{warps, cluster, cluster > 1 ? rank_in_cluster() : 0};
   if (warp == kWarps) {
     bring_weights<Unit, KU, Stages, kItems>(p, split, passes, position, end, shared, full, empty);
     return;
   }
   if (p.work == nullptr) wait_for_previous();
 
-  const int first_stage = warp % split;
-  const int first_item = warp / split;
-  const int item_step = kWarps / split;
+  const int first_stage = split.first_stage(warp);
+  const int first_item = warp / warps;
+  const int item_step = kWarps / warps;
+  const X* x = nullptr;
+  if constexpr (sizeof(X) == 2) {
+    x = p.x;
+  } else {
+    x = p.x_float;
+  }
   const uint8_t* const ring = shared + warp * Stages * kStageBytes;
   float4* const my_sums = sums + warp * kItems * NT * 32;
   int slot = 0;
   uint32_t phase = 0;
   while (position < end) {
-    const Chunk now = chunk_at<kItems>(p, position, end, split, passes);
+    const Chunk now = chunk_at<kItems>(p, position, end, warps, passes);
     position += now.count;
     int first = 0;
     int count = 0;
@@ -251,7 +317,7 @@ __global__ __launch_bounds__(kStreamThreads,
       first = now.work % passes * (8 * NT);
       count = min(8 * NT, p.num_tokens - first);
     }
-    const uint16_t* x_rows[NT];  // of this lane's token, column 16 (lane % 4)
+    const X* x_rows[NT];  // of this lane's token, column 16 (lane % 4)
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       const int r = 8 * n + lane / 4;
@@ -259,13 +325,14 @@ __global__ __launch_bounds__(kStreamThreads,
       if (r < count) {
         int row = p.slots != nullptr ? p.slots[first + r] : first + r;
         if (p.x_divisor > 0) row = row < p.x_routed ? row / p.x_divisor : row - p.x_routed;
-        x_rows[n] = p.x + row * p.x_row_stride + now.group * p.x_group_stride + 16 * (lane % 4);
+        x_rows[n] = x + row * p.x_row_stride + now.group * p.x_group_stride + 16 * (lane % 4);
       }
     }
 
-    using Tokens = TokenFragments<NT, P, KU>;
+    using Tokens = TokenFragments<X, NT, P, KU>;
     bool fresh = true;
-    for (StageOrder<Unit, KU> stage(first_stage, split); stage.unit < p.units; fresh = false) {
+    for (StageOrder<Unit, KU> stage(first_stage, split.all()); stage.unit < p.units;
+         fresh = false) {
       const int units = min(KU, p.units - stage.unit);
       Tokens tokens;
       tokens.load(p, x_rows, stage.unit, units);
@@ -279,7 +346,7 @@ __global__ __launch_bounds__(kStreamThreads,
           total[n] = fresh ? make_float4(0, 0, 0, 0) : item_sums[32 * n];
         }
         barrier_wait(&full[warp][slot], phase);
-        multiply<Unit, NT, P, KU>(ring + slot * kStageBytes, units, lane, tokens, total);
+        multiply<Unit, X, NT, P, KU>(ring + slot * kStageBytes, units, lane, tokens, total);
         __syncwarp();  // all lanes have read the slot
         if (lane == 0) barrier_arrive(&empty[warp][slot]);
 #pragma unroll
@@ -292,31 +359,55 @@ __global__ __launch_bounds__(kStreamThreads,
       }
     }
 
-    // Sums over the warps that shared a tile, in their order.
-    sync_warps(1, 32 * kWarps);
-    const StreamGroup* const g = p.groups != nullptr ? p.groups + now.group : &p.group;
+    // Sums over the warps that shared a tile, in their order, block after block.
+    const auto sync = [&] {
+      if (cluster > 1) {
+        sync_cluster();
+      } else {
+        sync_warps(1, 32 * kWarps);
+      }
+    };
+    sync();
+    const StreamGroup* const g = now.is_second         ? &p.second
+                                 : p.groups != nullptr ? p.groups + now.group
+                                                       : &p.group;
+    const int first_row = (now.tile - (now.is_second ? p.second_tile : 0)) * kTileRows;
+    const int rows = now.is_second ? p.second_rows : p.rows;
+    float* const out = now.is_second ? p.second_out : p.out;
+    const int64_t out_row_stride = now.is_second ? p.second_out_row_stride : p.out_row_stride;
     const float scale_a = g->scale_a * Unit::kScale;
     const float scale_b = p.gate_up ? g->scale_b * Unit::kScale : 0;
     const int elements = now.count * kTileRows * count;
-    for (int i = static_cast<int>(threadIdx.x); i < elements; i += 32 * kWarps) {
+    for (int i = static_cast<int>(threadIdx.x) + split.block * (32 * kWarps); i < elements;
+         i += cluster * (32 * kWarps)) {
       const int r = i % kTileRows;
       const int tile = i / kTileRows % now.count;
       const int token = i / kTileRows / now.count;
-      const int row = (now.tile + tile) * kTileRows + r;
+      const int row = first_row + tile * kTileRows + r;
       // Where mma leaves element (r, token) of a tile: register and lane.
       const int reg = r / 8 * 2 + token % 2;
       const int at = (token / 8 * 32 + r % 8 * 4 + token % 8 / 2) * 4 + reg;
       const auto total_of = [&](int item) {
-        const int owner = item % item_step * split;
+        constexpr int kWarpFloats = kItems * NT * 32 * 4;
+        const int owner = item % item_step * warps;
         const int index = item / item_step * NT * 32 * 4 + at;
+        const float* const parts =
+            reinterpret_cast<const float*>(sums) + owner * kWarpFloats + index;
         float total_sum = 0;
-        for (int w = 0; w < split; ++w) {
-          total_sum +=
-              reinterpret_cast<const float*>(sums)[(owner + w) * kItems * NT * 32 * 4 + index];
+        if (cluster == 1) {
+          for (int w = 0; w < warps; ++w) total_sum += parts[w * kWarpFloats];
+          return total_sum;
+        }
+        for (int block = 0; block < cluster; ++block) {
+          float part[kWarps];  // a cluster's blocks share each tile over all of their warps
+#pragma unroll
+          for (int w = 0; w < kWarps; ++w) part[w] = shared_of(parts + w * kWarpFloats, block);
+#pragma unroll
+          for (int w = 0; w < kWarps; ++w) total_sum += part[w];
         }
         return total_sum;
       };
-      if (row >= p.rows) continue;
+      if (row >= rows) continue;
       const int out_row = p.slots != nullptr ? p.slots[first + token] : first + token;
       if (p.gate_up) {
         const float gate = total_of(2 * tile) * scale_a;
@@ -327,19 +418,19 @@ __global__ __launch_bounds__(kStreamThreads,
               bf16_part(value, part);
         }
       } else {
-        p.out[out_row * p.out_row_stride + now.group * p.out_group_stride + row] =
+        out[out_row * out_row_stride + now.group * p.out_group_stride + row] =
             total_of(tile) * scale_a;
       }
     }
-    sync_warps(1, 32 * kWarps);  // the sums may be overwritten
+    sync();  // the sums may be overwritten
   }
 }
 
-template <class Unit, int NT, int P, int KU, int Stages>
+template <class Unit, typename X, int NT, int P, int KU, int Stages>
 cudaError_t launch_stream_config(const StreamArgs& args, cudaStream_t stream) {
   constexpr int kShared =
       kWarps * Stages * KU * Unit::kBytes + kWarps * kMaxItems<NT> * NT * 32 * 16;
-  constexpr auto kernel = linear_stream_kernel<Unit, NT, P, KU, Stages>;
+  constexpr auto kernel = linear_stream_kernel<Unit, X, NT, P, KU, Stages>;
   const cudaError_t configured = allow_shared<kernel>(kShared);
   if (configured != cudaSuccess) return configured;
   static const int num_sms = multiprocessors();
@@ -347,11 +438,21 @@ cudaError_t launch_stream_config(const StreamArgs& args, cudaStream_t stream) {
   while (split < kWarps && 2 * split * Unit::kUnitsPerStage <= args.units) split *= 2;
   const int passes = args.work != nullptr ? 1 : (args.num_tokens + 8 * NT - 1) / (8 * NT);
   int64_t blocks = kBlocksPerSm * num_sms;
+  // Few tiles leave most of the GPU idle, so that several blocks share a tile's columns then: by
+  // the weight's shape alone, as the order of sums depends on it.
+  int cluster = 1;
   if (args.work == nullptr) {
-    blocks = min(blocks, static_cast<int64_t>(args.num_groups) * passes * args.tiles);
+    const int64_t tiles = static_cast<int64_t>(args.num_groups) * args.tiles;
+    while (split == kWarps && cluster < kMaxCluster && 2 * cluster * tiles <= blocks &&
+           2 * cluster * split * Unit::kUnitsPerStage <= args.units) {
+      cluster *= 2;
+    }
+    // A cluster takes one tile alone: the ninth warp, which no cluster's barrier may wait for, is
+    // then done before the first.
+    blocks = cluster > 1 ? cluster * passes * tiles : min(blocks, passes * tiles);
   }
-  return launch_overlapped(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kStreamThreads),
-                           kShared, stream, args, split, passes);
+  return launch_clusters(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kStreamThreads), kShared,
+                         cluster, stream, args, split, cluster, passes);
 }
 
 // One tile of tokens leaves registers for two units at a time.
@@ -359,12 +460,18 @@ template <class Unit>
 cudaError_t launch_stream_format(const StreamArgs& args, int work_tokens, cudaStream_t stream) {
   constexpr int Stages = Unit::kStages;
   constexpr int KU = Unit::kUnitsPerStage;
-  if (args.x_parts == 1) {
-    return work_tokens == 8 ? launch_stream_config<Unit, 1, 1, KU, Stages>(args, stream)
-                            : launch_stream_config<Unit, 2, 1, 1, KU * Stages>(args, stream);
+  if (args.x_float != nullptr) {
+    return args.x_parts == 1
+               ? launch_stream_config<Unit, float, 1, 1, KU, Stages>(args, stream)
+               : launch_stream_config<Unit, float, 1, 3, 1, KU * Stages>(args, stream);
   }
-  if (args.x_parts == 2) return launch_stream_config<Unit, 1, 2, 1, KU * Stages>(args, stream);
-  return launch_stream_config<Unit, 1, 3, 1, KU * Stages>(args, stream);
+  using X = uint16_t;
+  if (args.x_parts == 1) {
+    return work_tokens == 8 ? launch_stream_config<Unit, X, 1, 1, KU, Stages>(args, stream)
+                            : launch_stream_config<Unit, X, 2, 1, 1, KU * Stages>(args, stream);
+  }
+  if (args.x_parts == 2) return launch_stream_config<Unit, X, 1, 2, 1, KU * Stages>(args, stream);
+  return launch_stream_config<Unit, X, 1, 3, 1, KU * Stages>(args, stream);
 }
 
 }  // namespace nibble::cuda

@@ -45,6 +45,14 @@ struct StreamArgs {
   int units = 0;
   int x_units = 0;
 
+  // A second matrix of the same columns (not for NVFP4, groups or gate_up): tiles from second_tile
+  // on, of second_rows outputs.
+  StreamGroup second;
+  int second_tile = 0;  // 0: there is none
+  int second_rows = 0;
+  float* second_out = nullptr;
+  int64_t second_out_row_stride = 0;
+
   // Rows: with `work`, the slots it names; otherwise rows 0 .. num_tokens - 1 of every group.
   const StreamWork* work = nullptr;
   const int32_t* num_work = nullptr;
@@ -78,10 +86,10 @@ struct StreamArgs {
 // 16.
 int stream_work_tokens(int x_parts, int64_t tokens);
 
-// Whether few tokens need no conversion in front: x then goes to StreamArgs::x_float. Bits are the
-// same either way; more tokens are cheaper to read as BF16.
-bool stream_takes_floats(const LinearWeight& weight, bool experts, int x_parts, int64_t tokens,
-                         const float* x, int64_t x_stride);
+// Whether few tokens of `cols` values, in x_parts parts, need no conversion in front: x then goes
+// to StreamArgs::x_float. Bits are the same either way; more tokens are cheaper to read as BF16.
+bool stream_takes_floats(int64_t cols, int x_parts, int64_t tokens, const float* x,
+                         int64_t x_stride);
 
 // `work_tokens` as stream_work_tokens() gave it.
 cudaError_t launch_linear_stream(const StreamArgs& args, int work_tokens, cudaStream_t stream);

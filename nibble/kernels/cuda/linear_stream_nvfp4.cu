@@ -4,8 +4,6 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int64_t kFloatTokens = 4;
-
 // Units of columns from which on a single matrix, which ends as soon as it has begun, is read
 // faster through shared memory: 2 to 15 % on an H200.
 constexpr int64_t kLongUnits = 32;
@@ -17,13 +15,6 @@ bool goes_direct(int x_parts, int64_t units, bool experts) {
 }
 
 }  // namespace
-
-bool stream_takes_floats(const LinearWeight& weight, bool experts, int x_parts, int64_t tokens,
-                         const float* x, int64_t x_stride) {
-  return weight.format == LinearFormat::kNvfp4 && tokens <= kFloatTokens &&
-         weight.cols % kUnitCols == 0 && goes_direct(x_parts, weight.cols / kUnitCols, experts) &&
-         x_stride % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
-}
 
 cudaError_t launch_linear_stream_nvfp4(const StreamArgs& args, int work_tokens,
                                        cudaStream_t stream) {

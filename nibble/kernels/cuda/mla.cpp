@@ -87,6 +87,25 @@ void CudaKernels::mla_cache_write(const MatrixView& kv_a, const float* kv_a_laye
   keep(cudaGetLastError(), "mla_cache_write");
 }
 
+void CudaKernels::mla_prepare(const MatrixView& q, const MatrixView& kv_a,
+                              const float* kv_a_layernorm, float epsilon, const MlaShape& shape,
+                              const RopeTable& rope, const AttentionBatch& batch,
+                              const KvCacheView& cache) {
+  if (q.rows == 0) return;
+  NIBBLE_CHECK(q.rows == kv_a.rows && q.cols == shape.num_heads * shape.qk_head_dim());
+  NIBBLE_CHECK(2 * rope.half_dim == shape.qk_rope_head_dim);
+  NIBBLE_CHECK(kv_a.cols == shape.entry_size() && cache.entry_size == shape.entry_size());
+  for (const AttentionSegment& segment : batch.segments) {
+    NIBBLE_CHECK(segment.first_position + segment.num_tokens <= rope.max_positions);
+  }
+  const int32_t* const positions = upload_positions(batch);
+  const int64_t* const entries = upload_entries(batch, cache);
+  if (positions == nullptr || entries == nullptr) return;
+  launch_mla_prepare(q, kv_a, kv_a_layernorm, epsilon, shape, rope, positions, entries, cache,
+                     stream_);
+  keep(cudaGetLastError(), "mla_prepare");
+}
+
 // On tensor cores where the widths allow it and activations may be rounded to BF16. Generated
 // tokens are few and their positions are spread over the GPU; a prompt's tokens fill it by their
 // number.
@@ -96,7 +115,6 @@ void CudaKernels::attend_latents(const AttendArgs& attend, const AttentionBatch&
     return;
   }
   const int64_t heads = attend.shape.num_heads;
-  const int64_t most = std::max<int64_t>(1, kMergeFloats / mla_decode_scratch(1, heads));
   for (size_t i = 0; i < batch.segments.size();) {
     // Neighbouring segments of one form go together.
     const MlaForm form = batch.segments[i].form;
@@ -106,16 +124,17 @@ void CudaKernels::attend_latents(const AttendArgs& attend, const AttentionBatch&
       last = batch.segments[i].first_token + batch.segments[i].num_tokens;
     }
     // Runs give a few tokens' blocks the whole GPU; many tokens fill it without.
-    const bool many = last - first >= kManyTokens && !batch_invariant_;
-    int max_runs = form == MlaForm::kExpanded ? 1 : many ? 2 : kMaxMlaRuns;
-    if (max_runs > 1 && !batch_invariant_ && mla_goes_wide(attend.shape, attend.cache)) {
-      max_runs = mla_wide_runs(last - first, heads, attend.max_visible);
+    int max_runs = form == MlaForm::kExpanded ? 1 : kInvariantMlaRuns;
+    if (max_runs > 1 && !batch_invariant_) {
+      max_runs = mla_runs(last - first, attend.shape, attend.cache, attend.max_visible);
     }
+    const int64_t most =
+        std::max<int64_t>(1, kMergeFloats / mla_decode_scratch(1, heads, max_runs));
     const int64_t step = max_runs > 1 ? most : last - first;
     for (int64_t t = first; t < last; t += step) {
       const int64_t tokens = std::min(step, last - t);
       float* const scratch =
-          merge_scratch_.get<float>(max_runs > 1 ? mla_decode_scratch(tokens, heads) : 1);
+          merge_scratch_.get<float>(max_runs > 1 ? mla_decode_scratch(tokens, heads, max_runs) : 1);
       if (scratch == nullptr) return;
       keep(launch_mla_decode(attend, t, tokens, max_runs, scratch, stream_), "mla_attention");
     }
@@ -154,7 +173,10 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   convert.padded_cols = nope_cols;
   convert.out = x;
   convert.parts = parts_;
-  launch_convert(convert, stream_);
+  const bool floats =
+      shape.qk_head_dim() % 4 == 0 &&
+      stream_takes_floats(shape.qk_nope_head_dim, parts_, tokens, q.row<const float>(0), q.stride);
+  if (!floats) launch_convert(convert, stream_);
   StreamArgs args;
   const LinearFormat format = weight.kv_b_proj.format;
   PackedShape packed = packed_shape(format, rank, shape.qk_nope_head_dim);
@@ -169,10 +191,11 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   args.x_units = static_cast<int>(packed.x_units);
   args.num_tokens = static_cast<int>(tokens);
   args.x = x;
+  if (floats) args.x_float = q.row<const float>(0);
   args.x_parts = parts_;
   args.x_part_stride = tokens * heads * nope_cols;
-  args.x_row_stride = heads * nope_cols;
-  args.x_group_stride = nope_cols;
+  args.x_row_stride = floats ? q.stride : heads * nope_cols;
+  args.x_group_stride = floats ? shape.qk_head_dim() : nope_cols;
   args.out = absorbed;
   args.out_row_stride = heads * rank;
   args.out_group_stride = rank;
@@ -186,6 +209,12 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   attend.shape = shape;
   attend.cache = cache;
   attend.out = latent;
+  // Where the next product would round them anyway, latents are left in BF16; x is free again.
+  const bool rounded = parts_ == 1 && mla_decode_fits(shape, cache);
+  if (rounded) {
+    NIBBLE_CHECK(rank_cols == rank);
+    attend.out_bf16 = x;
+  }
   attend_latents(attend, batch);
 
   // out = W_UV (sum of latents)
@@ -194,7 +223,7 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   convert.inner_stride = rank;
   convert.cols = rank;
   convert.padded_cols = rank_cols;
-  launch_convert(convert, stream_);
+  if (!rounded) launch_convert(convert, stream_);
   packed = packed_shape(format, shape.v_head_dim, rank);
   args.group.a = static_cast<const uint8_t*>(weight.kv_b_proj.data);
   args.group_bytes = static_cast<int64_t>(packed.bytes());
@@ -202,6 +231,7 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   args.tiles = static_cast<int>(packed.tiles);
   args.units = static_cast<int>(packed.units);
   args.x_units = static_cast<int>(packed.x_units);
+  args.x_float = nullptr;
   args.x_part_stride = tokens * heads * rank_cols;
   args.x_row_stride = heads * rank_cols;
   args.x_group_stride = rank_cols;

@@ -29,7 +29,8 @@ struct AttendArgs {
   const TokenView* views = nullptr;  // [tokens]
   const int32_t* tables = nullptr;
   int64_t max_visible = 0;
-  float* out = nullptr;  // [tokens, heads, rank]: sum_p softmax_p latent_p
+  float* out = nullptr;          // [tokens, heads, rank]: sum_p softmax_p latent_p
+  uint16_t* out_bf16 = nullptr;  // instead of out, rounded; launch_mla_decode alone
 };
 
 // For any widths. One block for each token and head: every cached entry is read once for each head.
@@ -40,15 +41,17 @@ bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache);
 
 // Whether wgmma serves them (mla_wide.cu).
 bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache);
-// The number of runs of each token that fills the GPU then: 1 to kMaxMlaRuns.
-int mla_wide_runs(int64_t tokens, int64_t heads, int64_t max_visible);
 
 // For `tokens` tokens from first_token on. A token's positions fall into up to max_runs runs of at
-// least 256, which go to different blocks; with more than one, `scratch` holds mla_decode_scratch()
+// least 128, which go to different blocks; with more than one, `scratch` holds mla_decode_scratch()
 // floats.
-inline constexpr int kMaxMlaRuns = 16;
+inline constexpr int kMaxMlaRuns = 64;
+// Where a token's sums may not depend on its batch.
+inline constexpr int kInvariantMlaRuns = 16;
 cudaError_t launch_mla_decode(const AttendArgs& args, int64_t first_token, int64_t tokens,
                               int max_runs, float* scratch, cudaStream_t stream);
-int64_t mla_decode_scratch(int64_t tokens, int64_t heads);
+int64_t mla_decode_scratch(int64_t tokens, int64_t heads, int max_runs);
+// The number of runs of each token that fills the GPU: 1 to kMaxMlaRuns.
+int mla_runs(int64_t tokens, const MlaShape& shape, const KvCacheView& cache, int64_t max_visible);
 
 }  // namespace nibble::cuda

@@ -340,19 +340,17 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_kernel(const DecodeArg
 #pragma unroll
       for (int w = 0; w < kWarpsN; ++w) total += maxima[row * kWarpsN + w];
       const int64_t at = (int64_t{blockIdx.z} * a.runs + run) * heads + head;
-      float* target = a.attend.out + (token * heads + head) * kRank;
-      float factor = 1 / total;
-      if (a.split) {
-        target = a.partial + at * kRank;
-        factor = 1;
-        if (lane % 4 == 0 && warp_n == 0) a.stats[at] = make_float2(peak[m][i], total);
-      }
+      if (a.split && lane % 4 == 0 && warp_n == 0) a.stats[at] = make_float2(peak[m][i], total);
 #pragma unroll
       for (int n = 0; n < kValueTiles; ++n) {
         const int col = (warp_n * kValueTiles + n) * 8 + 2 * (lane % 4);
         const float4& o = out[m][n];
-        *reinterpret_cast<float2*>(target + col) = i == 0 ? make_float2(o.x * factor, o.y * factor)
-                                                          : make_float2(o.z * factor, o.w * factor);
+        const float2 pair = i == 0 ? make_float2(o.x, o.y) : make_float2(o.z, o.w);
+        if (a.split) {
+          *reinterpret_cast<float2*>(a.partial + at * kRank + col) = pair;
+        } else {
+          store_latents(a.attend, token, head, col, pair.x, pair.y, 1 / total);
+        }
       }
     }
   }
@@ -360,6 +358,8 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_kernel(const DecodeArg
 
 // One block for each token and head: its runs in order.
 __global__ void mla_merge_kernel(const DecodeArgs a) {
+  __shared__ float factors[kMaxMlaRuns];
+  __shared__ float inverse;
   let_next_start();
   wait_for_previous();
   const int64_t heads = a.attend.shape.num_heads;
@@ -369,24 +369,48 @@ __global__ void mla_merge_kernel(const DecodeArgs a) {
   const int64_t visible = a.attend.views[token].visible;
   const int64_t length = run_length(visible, a.max_runs);
   const int runs = static_cast<int>((visible + length - 1) / length);
-  float peak = -INFINITY;
-  for (int r = 0; r < runs; ++r) peak = fmaxf(peak, a.stats[(local * a.runs + r) * heads + head].x);
-  float total = 0;
-  float4 sum = make_float4(0, 0, 0, 0);
-  for (int r = 0; r < runs; ++r) {
-    const int64_t at = (local * a.runs + r) * heads + head;
-    const float2 stats = a.stats[at];
-    const float factor = exp2f(stats.x - peak);
-    total = fmaf(factor, stats.y, total);
-    const float4 part = reinterpret_cast<const float4*>(a.partial + at * kRank)[threadIdx.x];
-    sum.x = fmaf(factor, part.x, sum.x);
-    sum.y = fmaf(factor, part.y, sum.y);
-    sum.z = fmaf(factor, part.z, sum.z);
-    sum.w = fmaf(factor, part.w, sum.w);
+  if (threadIdx.x < 32) {
+    constexpr int kEach = kMaxMlaRuns / 32;
+    float2 stats[kEach];
+    float peak = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int r = static_cast<int>(threadIdx.x) + 32 * i;
+      stats[i] =
+          r < runs ? a.stats[(local * a.runs + r) * heads + head] : make_float2(-INFINITY, 0);
+      peak = fmaxf(peak, stats[i].x);
+    }
+    for (int offset = 16; offset > 0; offset /= 2) {
+      peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, offset));
+    }
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const float factor = exp2f(stats[i].x - peak);
+      factors[threadIdx.x + 32 * i] = factor;
+      total = fmaf(factor, stats[i].y, total);
+    }
+    for (int offset = 16; offset > 0; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);
+    if (threadIdx.x == 0) inverse = 1 / total;
   }
-  const float f = 1 / total;
-  reinterpret_cast<float4*>(a.attend.out + (token * heads + head) * kRank)[threadIdx.x] =
-      make_float4(sum.x * f, sum.y * f, sum.z * f, sum.w * f);
+  __syncthreads();
+  float4 sum = make_float4(0, 0, 0, 0);
+  const float4* part =
+      reinterpret_cast<const float4*>(a.partial + (local * a.runs * heads + head) * kRank) +
+      threadIdx.x;
+  const int64_t step = heads * (kRank / 4);
+#pragma unroll 8
+  for (int r = 0; r < runs; ++r) {
+    const float4 p = part[r * step];
+    const float factor = factors[r];
+    sum.x = fmaf(factor, p.x, sum.x);
+    sum.y = fmaf(factor, p.y, sum.y);
+    sum.z = fmaf(factor, p.z, sum.z);
+    sum.w = fmaf(factor, p.w, sum.w);
+  }
+  const int col = 4 * static_cast<int>(threadIdx.x);
+  store_latents(a.attend, token, head, col, sum.x, sum.y, inverse);
+  store_latents(a.attend, token, head, col + 2, sum.z, sum.w, inverse);
 }
 
 template <typename T, int kWarpsM, int kTilesM>
@@ -420,13 +444,36 @@ bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache) {
          (cache.dtype == DType::kBf16 || cache.dtype == DType::kF8E4m3);
 }
 
-int64_t mla_decode_scratch(int64_t tokens, int64_t heads) {
-  return tokens * kMaxMlaRuns * heads * (kRank + 2);
+int64_t mla_decode_scratch(int64_t tokens, int64_t heads, int max_runs) {
+  return tokens * max_runs * heads * (kRank + 2);
 }
 
+// A cache of FP8 is slow with mma.sync, whatever the number of heads: its values become BF16 on the
+// way to shared memory, which nothing hides there.
 bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache) {
-  return mla_decode_fits(shape, cache) && shape.num_heads > 16 && cache.dtype == DType::kBf16 &&
+  return mla_decode_fits(shape, cache) && (shape.num_heads > 16 || cache.dtype == DType::kF8E4m3) &&
          mla_wide_runs_here();
+}
+
+int mla_runs(int64_t tokens, const MlaShape& shape, const KvCacheView& cache, int64_t max_visible) {
+  static const int num_sms = multiprocessors();
+  const int64_t heads_each = mla_goes_wide(shape, cache) || shape.num_heads > 16 ? kWideHeads : 16;
+  const int64_t blocks = tokens * ((shape.num_heads + heads_each - 1) / heads_each);
+  // In positions: what a block needs besides, and the merging of runs.
+  constexpr int64_t kBlockCost = 192;
+  constexpr int64_t kMergeCost = 128;
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int runs = 1; runs <= kMaxMlaRuns; ++runs) {
+    const int64_t length = std::max<int64_t>(kRunPositions, (max_visible + runs - 1) / runs);
+    const int64_t waves = (blocks * runs + num_sms - 1) / num_sms;
+    const int64_t cost = waves * (length + kBlockCost) + (runs > 1 ? kMergeCost + runs : 0);
+    if (cost < least) {
+      least = cost;
+      best = runs;
+    }
+  }
+  return best;
 }
 
 cudaError_t launch_mla_decode(const AttendArgs& attend, int64_t first_token, int64_t tokens,

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "nibble/kernels/cuda/mla_attend.h"
+#include "nibble/kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
 
@@ -14,7 +15,7 @@ constexpr int kRope = 64;
 constexpr int kEntry = kRank + kRope;
 constexpr int kRowBytes = 2 * kEntry;
 constexpr int kRunTile = 64;        // runs are multiples of it
-constexpr int kRunPositions = 256;  // at least, where there are several runs
+constexpr int kRunPositions = 128;  // at least, where there are several runs
 constexpr float kLog2E = 1.4426950408889634f;
 
 struct DecodeArgs {
@@ -51,7 +52,19 @@ __device__ inline const float* query_values(const AttendArgs& a, int64_t token, 
                                  a.shape.qk_nope_head_dim + 8 * chunk - kRank;
 }
 
-// More than 16 heads with a BF16 cache, on wgmma; partial results as mla_decode.cu leaves them.
+// Two neighbouring values of a head's latent sum, times `factor`.
+__device__ inline void store_latents(const AttendArgs& a, int64_t token, int64_t head, int col,
+                                     float low, float high, float factor) {
+  const int64_t at = (token * a.shape.num_heads + head) * kRank + col;
+  if (a.out_bf16 != nullptr) {
+    *reinterpret_cast<uint32_t*>(a.out_bf16 + at) = bf16x2(low * factor, high * factor);
+  } else {
+    *reinterpret_cast<float2*>(a.out + at) = make_float2(low * factor, high * factor);
+  }
+}
+
+// On wgmma (mla_wide.cu), 64 heads a block; partial results as mla_decode.cu leaves them.
+constexpr int kWideHeads = 64;
 cudaError_t launch_mla_wide(const DecodeArgs& args, int64_t tokens, cudaStream_t stream);
 bool mla_wide_runs_here();
 

@@ -14,12 +14,13 @@
 #include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/mla_runs.cuh"
 #include "nibble/kernels/cuda/ptx.cuh"
+#include "nibble/kernels/cuda/units.cuh"
 #include "nibble/kernels/cuda/wgmma.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kHeads = 64;
+constexpr int kHeads = kWideHeads;
 constexpr int kTile = 32;  // positions
 constexpr int kTiles = 4;  // in shared memory
 constexpr int kThreads = 384;
@@ -61,8 +62,25 @@ __device__ void arrive_after_copies(uint64_t* barrier) {
                : "memory");
 }
 
+// What a thread has of a tile on its way: 8 values of 4 or 5 column blocks in each of two rows. FP8
+// values wait in registers, BF16 ones go straight to shared memory.
+template <typename T>
+struct Fetched;
+template <>
+struct Fetched<uint16_t> {
+  bool any = false;
+  const uint16_t* from[2];
+  int bytes[2];
+};
+template <>
+struct Fetched<uint8_t> {
+  bool any = false;
+  uint2 values[2][5];
+};
+
 // Brings a warpgroup's share of the tiles: the left half of the latents, or the right one and the
-// rope keys. 8 threads bring 128 bytes of a row at a time, two rows each.
+// rope keys. 8 threads bring 64 columns of a row at a time, two rows each.
+template <typename T>
 struct Loader {
   const DecodeArgs& a;
   const TokenView& view;
@@ -71,11 +89,10 @@ struct Loader {
   int half;
   uint8_t* tiles;
   Barriers& barriers;
-  const uint16_t* entries[2] = {};  // of the tile to be brought
 
-  __device__ const uint16_t* entry_of(int64_t position) const {
+  __device__ const T* entry_of(int64_t position) const {
     const KvCacheView& cache = a.attend.cache;
-    const auto* const data = static_cast<const uint16_t*>(cache.data);
+    const auto* const data = static_cast<const T*>(cache.data);
     if (position >= end) return data;
     const auto slot = static_cast<uint32_t>(position + view.slot_offset);
     const auto block_size = static_cast<uint32_t>(cache.block_size);
@@ -83,33 +100,57 @@ struct Loader {
     return data + (block * block_size + slot % block_size) * kEntry;
   }
 
-  // Looks up where the next tile is, ahead of bring().
-  __device__ void find() {
-    const int row = static_cast<int>(threadIdx.x) % 128 / 8;
-    if (next >= end) return;
-    entries[0] = entry_of(next + row);
-    entries[1] = entry_of(next + row + 16);
-  }
-
-  __device__ void bring(int slot) {
-    if (next >= end) return;
+  // Looks up where the next tile is, and asks for it where it comes to registers.
+  __device__ void find(Fetched<T>& f) {
+    f.any = next < end;
+    if (!f.any) return;
     const int thread = static_cast<int>(threadIdx.x) % 128;
-    const int row = thread / 8;
-    const uint32_t to = shared_address(tiles) + slot * kTileBytes + 4 * half * kKeyBlockBytes +
-                        row * 128 + (((thread % 8) ^ (row & 7)) << 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int64_t position = next + row + 16 * i;
-      const uint16_t* const from = entries[i] + 256 * half + 8 * (thread % 8);
-      const int bytes = position < end ? 16 : 0;
+      const int64_t position = next + thread / 8 + 16 * i;
+      const T* const from = entry_of(position) + 256 * half + 8 * (thread % 8);
+      if constexpr (sizeof(T) == 2) {
+        f.from[i] = from;
+        f.bytes[i] = position < end ? 16 : 0;
+      } else {
+#pragma unroll
+        for (int b = 0; b < 5; ++b) {
+          const bool wanted = position < end && (b < 4 || half == 1);
+          f.values[i][b] =
+              wanted ? *reinterpret_cast<const uint2*>(from + 64 * b) : make_uint2(0, 0);
+        }
+      }
+    }
+    next += kTile;
+  }
+
+  __device__ void bring(int slot, const Fetched<T>& f) {
+    if (!f.any) return;
+    const int thread = static_cast<int>(threadIdx.x) % 128;
+    const int row = thread / 8;
+    const int offset = slot * kTileBytes + 4 * half * kKeyBlockBytes + row * 128 +
+                       (((thread % 8) ^ (row & 7)) << 4);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int b = 0; b < 5; ++b) {
         if (b == 4 && half == 0) break;
-        copy_or_clear(to + b * kKeyBlockBytes + i * 2048, from + 64 * b, bytes);
+        uint8_t* const to = tiles + offset + b * kKeyBlockBytes + i * 2048;
+        if constexpr (sizeof(T) == 2) {
+          copy_or_clear(shared_address(to), f.from[i] + 64 * b, f.bytes[i]);
+        } else {
+          const uint2 v = f.values[i][b];
+          *reinterpret_cast<uint4*>(to) = make_uint4(Fp8Unit::pair(v.x, 0), Fp8Unit::pair(v.x, 1),
+                                                     Fp8Unit::pair(v.y, 0), Fp8Unit::pair(v.y, 1));
+        }
       }
     }
-    arrive_after_copies(&barriers.full[slot]);
-    next += kTile;
+    if constexpr (sizeof(T) == 2) {
+      arrive_after_copies(&barriers.full[slot]);
+    } else {
+      fence_shared_for_wgmma();
+      barrier_arrive(&barriers.full[slot]);
+    }
   }
 };
 
@@ -222,9 +263,10 @@ __device__ void score_tiles(const DecodeArgs& a, int64_t begin, int64_t end, con
   }
 }
 
+template <typename T>
 __device__ void sum_values(int64_t begin, int64_t end, int half, const uint8_t* tiles,
                            const uint8_t* weights, const float* factors, Barriers& barriers,
-                           Loader& loader, float (&out)[128]) {
+                           Loader<T>& loader, float (&out)[128]) {
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = 16 * warp + lane / 4;
@@ -236,7 +278,8 @@ __device__ void sum_values(int64_t begin, int64_t end, int half, const uint8_t* 
   Turn tile;
   Turn buffer;
   for (int64_t first = begin; first < end; first += kTile) {
-    loader.find();
+    Fetched<T> fetched;
+    loader.find(fetched);
     barrier_wait(&barriers.weights_full[buffer.slot], buffer.phase);
     fence_shared_for_wgmma();
     const float low = factors[buffer.slot * kHeads + row];
@@ -258,7 +301,7 @@ __device__ void sum_values(int64_t begin, int64_t end, int half, const uint8_t* 
     __syncwarp();  // all lanes have read the factors
     if (lane == 0) barrier_arrive(&barriers.weights_empty[buffer.slot]);
     sync_warps(3 + half, 128);  // all four warps have read this half of the tile
-    loader.bring(tile.slot);
+    loader.bring(tile.slot, fetched);
     tile.advance(kTiles);
     buffer.advance(2);
   }
@@ -270,17 +313,35 @@ __device__ void bring_queries(const DecodeArgs& a, int64_t token, int64_t first_
                               uint8_t* queries) {
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t heads = a.attend.shape.num_heads;
-  for (int i = thread; i < kHeads * (kEntry / 8); i += kThreads) {
-    const int row = i / (kEntry / 8);
-    const int chunk = i % (kEntry / 8);
-    uint4 out = make_uint4(0, 0, 0, 0);
-    if (first_head + row < heads) {
-      const float* const q = query_values(a.attend, token, first_head + row, chunk);
-      out = make_uint4(bf16x2(q[0], q[1]), bf16x2(q[2], q[3]), bf16x2(q[4], q[5]),
-                       bf16x2(q[6], q[7]));
+  constexpr int kChunks = kHeads * (kEntry / 8);
+  constexpr int kAtOnce = 6;
+  static_assert(kChunks % (kAtOnce * kThreads) == 0);
+  for (int first = thread; first < kChunks; first += kAtOnce * kThreads) {
+    float4 q[kAtOnce][2];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k * kThreads;
+      const int64_t head = first_head + i / (kEntry / 8);
+      q[k][0] = q[k][1] = make_float4(0, 0, 0, 0);
+      if (head >= heads) continue;
+      const float* const source = query_values(a.attend, token, head, i % (kEntry / 8));
+      if (i % (kEntry / 8) < kRank / 8) {
+        q[k][0] = reinterpret_cast<const float4*>(source)[0];
+        q[k][1] = reinterpret_cast<const float4*>(source)[1];
+      } else {  // of a row of any stride
+        q[k][0] = make_float4(source[0], source[1], source[2], source[3]);
+        q[k][1] = make_float4(source[4], source[5], source[6], source[7]);
+      }
     }
-    *reinterpret_cast<uint4*>(queries + chunk / 8 * kQueryBlockBytes +
-                              swizzled(row, chunk % 8, 128)) = out;
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k * kThreads;
+      const int chunk = i % (kEntry / 8);
+      *reinterpret_cast<uint4*>(queries + chunk / 8 * kQueryBlockBytes +
+                                swizzled(i / (kEntry / 8), chunk % 8, 128)) =
+          make_uint4(bf16x2(q[k][0].x, q[k][0].y), bf16x2(q[k][0].z, q[k][0].w),
+                     bf16x2(q[k][1].x, q[k][1].y), bf16x2(q[k][1].z, q[k][1].w));
+    }
   }
   fence_shared_for_wgmma();
   sync_warps(1, kThreads);
@@ -298,21 +359,23 @@ __device__ void store_values(const DecodeArgs& a, int64_t token, int run, int64_
     const int64_t head = first_head + row;
     if (head >= heads) continue;
     const int64_t at = (int64_t{blockIdx.z} * a.runs + run) * heads + head;
-    float* target = a.attend.out + (token * heads + head) * kRank;
-    float factor = 1 / stats[row].y;
-    if (a.split) {
-      target = a.partial + at * kRank;
-      factor = 1;
-      if (lane % 4 == 0 && group == 0) a.stats[at] = stats[row];
-    }
+    const float factor = 1 / stats[row].y;
+    if (a.split && lane % 4 == 0 && group == 0) a.stats[at] = stats[row];
 #pragma unroll
     for (int n = 0; n < 32; ++n) {
-      *reinterpret_cast<float2*>(target + 256 * group + 8 * n + 2 * (lane % 4)) =
-          make_float2(out[4 * n + 2 * r] * factor, out[4 * n + 2 * r + 1] * factor);
+      const int col = 256 * group + 8 * n + 2 * (lane % 4);
+      const float low = out[4 * n + 2 * r];
+      const float high = out[4 * n + 2 * r + 1];
+      if (a.split) {
+        *reinterpret_cast<float2*>(a.partial + at * kRank + col) = make_float2(low, high);
+      } else {
+        store_latents(a.attend, token, head, col, low, high, factor);
+      }
     }
   }
 }
 
+template <typename T>
 __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
@@ -349,10 +412,13 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
     sync_warps(2, kThreads);
   } else {
     const int half = thread / 128;
-    Loader loader{a, view, begin, end, half, tiles, barriers};
-    for (int slot = 0; slot < kTiles; ++slot) {
-      loader.find();
-      loader.bring(slot);
+    Loader<T> loader{a, view, begin, end, half, tiles, barriers};
+    {
+      Fetched<T> fetched[kTiles];
+#pragma unroll
+      for (int slot = 0; slot < kTiles; ++slot) loader.find(fetched[slot]);
+#pragma unroll
+      for (int slot = 0; slot < kTiles; ++slot) loader.bring(slot, fetched[slot]);
     }
     bring_queries(a, token, first_head, queries);
     float out[128];
@@ -369,7 +435,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
 bool mla_wide_runs_here() {
   static const bool runs = [] {
     cudaFuncAttributes attributes = {};
-    const bool found = cudaFuncGetAttributes(&attributes, mla_wide_kernel) == cudaSuccess;
+    const bool found = cudaFuncGetAttributes(&attributes, mla_wide_kernel<uint16_t>) == cudaSuccess;
     (void)cudaGetLastError();
     // Code for other architectures is an empty kernel of few registers.
     return found && attributes.numRegs > 64;
@@ -377,34 +443,24 @@ bool mla_wide_runs_here() {
   return runs;
 }
 
-int mla_wide_runs(int64_t tokens, int64_t heads, int64_t max_visible) {
-  static const int num_sms = multiprocessors();
-  const int64_t blocks = tokens * ((heads + kHeads - 1) / kHeads);
-  // In positions: what a block needs besides, and the merging of more than one
-  // run.
-  constexpr int64_t kBlockCost = 192;
-  constexpr int64_t kMergeCost = 128;
-  int best = 1;
-  int64_t least = INT64_MAX;
-  for (int runs = 1; runs <= kMaxMlaRuns; ++runs) {
-    const int64_t length = std::max<int64_t>(kRunPositions, (max_visible + runs - 1) / runs);
-    const int64_t waves = (blocks * runs + num_sms - 1) / num_sms;
-    const int64_t cost = waves * (length + kBlockCost) + (runs > 1 ? kMergeCost : 0);
-    if (cost < least) {
-      least = cost;
-      best = runs;
-    }
-  }
-  return best;
-}
+namespace {
 
-cudaError_t launch_mla_wide(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
-  const cudaError_t configured = allow_shared<mla_wide_kernel>(kShared);
+template <typename T>
+cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
+  constexpr auto kernel = mla_wide_kernel<T>;
+  const cudaError_t configured = allow_shared<kernel>(kShared);
   if (configured != cudaSuccess) return configured;
   const auto head_blocks =
       static_cast<unsigned>((args.attend.shape.num_heads + kHeads - 1) / kHeads);
   const dim3 grid(static_cast<unsigned>(args.runs), head_blocks, static_cast<unsigned>(tokens));
-  return launch_overlapped(mla_wide_kernel, grid, dim3(kThreads), kShared, stream, args);
+  return launch_overlapped(kernel, grid, dim3(kThreads), kShared, stream, args);
+}
+
+}  // namespace
+
+cudaError_t launch_mla_wide(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
+  return args.attend.cache.dtype == DType::kBf16 ? launch_typed<uint16_t>(args, tokens, stream)
+                                                 : launch_typed<uint8_t>(args, tokens, stream);
 }
 
 }  // namespace nibble::cuda

@@ -104,7 +104,7 @@ void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const Matrix
     return;
   }
   const bool floats =
-      stream_takes_floats(weight.gate_proj, false, parts_, x.rows, x.row<const float>(0), x.stride);
+      stream_takes_floats(weight.gate_proj.cols, parts_, x.rows, x.row<const float>(0), x.stride);
   const Bf16Rows rows = floats ? Bf16Rows() : convert(x, parts_, x_scratch_);
   const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
   auto* const act = act_scratch_.get<uint16_t>(parts_ * x.rows * act_cols);
@@ -265,7 +265,7 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
   auto* const act = act_scratch_.get<uint16_t>(parts_ * all_slots * act_cols);
   const bool floats =
-      stream_takes_floats(like.gate_proj, true, parts_, x.rows, x.row<const float>(0), x.stride);
+      stream_takes_floats(like.gate_proj.cols, parts_, x.rows, x.row<const float>(0), x.stride);
   const Bf16Rows rows = floats ? Bf16Rows() : convert(x, parts_, x_scratch_);
   if (memory == nullptr || act == nullptr || (rows.data == nullptr && !floats)) return;
   plan.num_work = memory;

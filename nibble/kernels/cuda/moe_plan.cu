@@ -9,22 +9,31 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kThreads = 1024;  // more than there are groups
+constexpr int kThreads = 1024;    // more than there are groups
+constexpr int kHeldSlots = 2048;  // whose experts are kept in shared memory
 
 __global__ void moe_plan_kernel(MoePlanArgs a) {
   __shared__ int first[kThreads + 1];   // where a group's slots start
   __shared__ int pieces[kThreads + 1];  // where its work starts
   __shared__ uint64_t sums[33];
+  __shared__ int32_t held[kHeldSlots];
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int groups = a.num_experts + (a.shared ? 1 : 0);
   let_next_start();
   wait_for_previous();
 
+  const int32_t* ids = a.expert_ids;
+  if (a.num_slots <= kHeldSlots) {
+    for (int i = static_cast<int>(threadIdx.x); i < a.num_slots; i += kThreads) held[i] = ids[i];
+    __syncthreads();
+    ids = held;
+  }
   for (int e = warp; e < a.num_experts; e += kThreads / 32) {
     int count = 0;
-    for (int i = lane; i < a.num_slots; i += 32) count += a.expert_ids[i] == e ? 1 : 0;
-    for (int offset = 16; offset > 0; offset /= 2) count += __shfl_xor_sync(~0u, count, offset);
+    for (int i = 0; i < a.num_slots; i += 32) {
+      count += __popc(__ballot_sync(~0u, i + lane < a.num_slots && ids[i + lane] == e));
+    }
     if (lane == 0) first[e] = count;
   }
   if (threadIdx.x == 0 && a.shared) first[a.num_experts] = a.num_tokens;
@@ -55,7 +64,7 @@ __global__ void moe_plan_kernel(MoePlanArgs a) {
       for (int t = lane; t < a.num_tokens; t += 32) a.slots[at + t] = a.num_slots + t;
     } else {
       for (int i = 0; i < a.num_slots; i += 32) {
-        const bool mine = i + lane < a.num_slots && a.expert_ids[i + lane] == e;
+        const bool mine = i + lane < a.num_slots && ids[i + lane] == e;
         const unsigned all = __ballot_sync(~0u, mine);
         if (mine) a.slots[at + __popc(all & ((1u << lane) - 1))] = i + lane;
         at += __popc(all);

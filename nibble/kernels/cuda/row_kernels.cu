@@ -9,6 +9,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kRowThreads = 1024;  // of a long row
 
 unsigned blocks_for(int64_t count) { return static_cast<unsigned>(ceil_div(count, kThreads)); }
 
@@ -21,25 +22,27 @@ __global__ void embed_kernel(const void* table, bool bf16, int64_t table_stride,
   const int64_t t = blockIdx.x;
   const int64_t id = token_ids[t] - first_id;
   const bool is_here = id >= 0 && id < table_rows;
-  const int64_t row = id * table_stride;
-  for (int64_t i = threadIdx.x; i < cols; i += kThreads) {
-    if (!is_here) {
-      out[t * out_stride + i] = 0;
-      continue;
-    }
-    out[t * out_stride + i] = bf16 ? bf16_value(static_cast<const uint16_t*>(table)[row + i])
-                                   : static_cast<const float*>(table)[row + i];
+  const int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  if (i >= cols) return;
+  float value = 0;
+  if (is_here) {
+    const int64_t at = id * table_stride + i;
+    value = bf16 ? bf16_value(static_cast<const uint16_t*>(table)[at])
+                 : static_cast<const float*>(table)[at];
   }
+  out[t * out_stride + i] = value;
 }
 
-// The sum of one value of each thread; the same order every time.
+// The sum of one value of each thread, the same order every time; all threads get it.
+template <int kSize>
 __device__ double block_sum(double value) {
-  __shared__ double partial[kThreads / 32];
+  constexpr int kWarps = kSize / 32;
+  __shared__ double partial[kWarps];
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
   __syncthreads();
-  double sum = 0;
-  for (int w = 0; w < kThreads / 32; ++w) sum += partial[w];
+  double sum = threadIdx.x % 32 < kWarps ? partial[threadIdx.x % 32] : 0;
+  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
   __syncthreads();
   return sum;
 }
@@ -50,21 +53,87 @@ __device__ double norm_scale(const float* x, int64_t cols, float epsilon) {
   for (int64_t i = threadIdx.x; i < cols; i += kThreads) {
     sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   }
-  return 1 / sqrt(block_sum(sum) / static_cast<double>(cols) + static_cast<double>(epsilon));
+  return 1 /
+         sqrt(block_sum<kThreads>(sum) / static_cast<double>(cols) + static_cast<double>(epsilon));
 }
 
 __device__ float normed(float x, double scale, float weight) {
   return static_cast<float>(static_cast<double>(x) * scale * static_cast<double>(weight));
 }
 
-__global__ void rms_norm_kernel(const float* x, int64_t x_stride, const float* weight,
-                                float epsilon, float* out, int64_t out_stride, int64_t cols) {
+// What one launch of rms_norm does: x += y, where there is a y; out = the norm of x.
+struct NormArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  float* sum = nullptr;  // x again
+  const float* y = nullptr;
+  int64_t y_stride = 0;
+  const float* weight = nullptr;
+  float epsilon = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  int64_t cols = 0;
+};
+
+// A block a row of any length.
+__global__ void rms_norm_kernel(NormArgs a) {
   let_next_start();
   wait_for_previous();
-  const float* const row = x + blockIdx.x * x_stride;
-  const double scale = norm_scale(row, cols, epsilon);
-  for (int64_t i = threadIdx.x; i < cols; i += kThreads) {
-    out[blockIdx.x * out_stride + i] = normed(row[i], scale, weight[i]);
+  const float* row = a.x + blockIdx.x * a.x_stride;
+  if (a.y != nullptr) {
+    float* const sum = a.sum + blockIdx.x * a.x_stride;
+    const float* const y = a.y + blockIdx.x * a.y_stride;
+    for (int64_t i = threadIdx.x; i < a.cols; i += kThreads) sum[i] = row[i] + y[i];
+    row = sum;
+  }
+  const double scale = norm_scale(row, a.cols, a.epsilon);
+  for (int64_t i = threadIdx.x; i < a.cols; i += kThreads) {
+    a.out[blockIdx.x * a.out_stride + i] = normed(row[i], scale, a.weight[i]);
+  }
+}
+
+// Rows of up to kSize * kHeld values, which stay in registers: memory is waited for once, for the
+// weights not at all.
+constexpr int kHeld = 8;
+template <int kSize>
+__global__ __launch_bounds__(kSize) void rms_norm_held_kernel(NormArgs a) {
+  let_next_start();
+  const int first = static_cast<int>(threadIdx.x);
+  const int cols = static_cast<int>(a.cols);
+  float weight[kHeld];
+  float v[kHeld];
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    weight[k] = first + k * kSize < cols ? a.weight[first + k * kSize] : 0;
+  }
+  wait_for_previous();
+  const int64_t row = blockIdx.x;
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    const int i = first + k * kSize;
+    v[k] = i < cols ? a.x[row * a.x_stride + i] : 0;
+  }
+  if (a.y != nullptr) {
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      const int i = first + k * kSize;
+      if (i < cols) v[k] += a.y[row * a.y_stride + i];
+    }
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) {
+      const int i = first + k * kSize;
+      if (i < cols) a.sum[row * a.x_stride + i] = v[k];
+    }
+  }
+  double sum = 0;
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) sum += static_cast<double>(v[k]) * static_cast<double>(v[k]);
+  const double mean = block_sum<kSize>(sum) / static_cast<double>(cols);
+  const double scale = 1 / sqrt(mean + static_cast<double>(a.epsilon));
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    const int i = first + k * kSize;
+    if (i < cols) a.out[row * a.out_stride + i] = normed(v[k], scale, weight[k]);
   }
 }
 
@@ -83,20 +152,34 @@ __device__ float2 rotated(float even, float odd, float c, float s) {
                      __fadd_rn(__fmul_rn(even, s), __fmul_rn(odd, c)));
 }
 
-__global__ void rotary_query_kernel(float* q, int64_t stride, int64_t heads, int64_t head_dim,
-                                    int64_t nope, const float* cos, const float* sin, int64_t half,
-                                    const int32_t* positions) {
+struct RotaryArgs {
+  float* q = nullptr;
+  int64_t stride = 0;
+  int64_t heads = 0;
+  int64_t head_dim = 0;
+  int64_t nope = 0;
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  int64_t half = 0;
+  const int32_t* positions = nullptr;
+};
+
+// Block `block` of those of token t.
+__device__ void rotate_query(const RotaryArgs& a, int64_t t, int64_t block) {
+  const float* const c = a.cos + a.positions[t] * a.half;
+  const float* const s = a.sin + a.positions[t] * a.half;
+  const int64_t i = block * kThreads + threadIdx.x;
+  if (i >= a.heads * a.half) return;
+  float* const x = a.q + t * a.stride + i / a.half * a.head_dim + a.nope + 2 * (i % a.half);
+  const float2 y = rotated(x[0], x[1], c[i % a.half], s[i % a.half]);
+  x[0] = y.x;
+  x[1] = y.y;
+}
+
+__global__ void rotary_query_kernel(RotaryArgs a) {
   let_next_start();
   wait_for_previous();
-  const int64_t t = blockIdx.x;
-  const float* const c = cos + positions[t] * half;
-  const float* const s = sin + positions[t] * half;
-  for (int64_t i = threadIdx.x; i < heads * half; i += kThreads) {
-    float* const x = q + t * stride + i / half * head_dim + nope + 2 * (i % half);
-    const float2 y = rotated(x[0], x[1], c[i % half], s[i % half]);
-    x[0] = y.x;
-    x[1] = y.y;
-  }
+  rotate_query(a, blockIdx.x, blockIdx.y);
 }
 
 __device__ void store(void* data, DType dtype, int64_t index, float value) {
@@ -109,59 +192,66 @@ __device__ void store(void* data, DType dtype, int64_t index, float value) {
   }
 }
 
-__global__ void mla_cache_write_kernel(const float* kv_a, int64_t stride, const float* weight,
-                                       float epsilon, int64_t rank, const float* cos,
-                                       const float* sin, int64_t half, const int32_t* positions,
-                                       const int64_t* entries, void* cache, DType dtype) {
-  let_next_start();
-  wait_for_previous();
-  const int64_t t = blockIdx.x;
-  const float* const row = kv_a + t * stride;
-  const int64_t entry = entries[t];
-  const double scale = norm_scale(row, rank, epsilon);
-  for (int64_t i = threadIdx.x; i < rank; i += kThreads) {
-    store(cache, dtype, entry + i, normed(row[i], scale, weight[i]));
+struct CacheWriteArgs {
+  const float* kv_a = nullptr;
+  int64_t stride = 0;
+  const float* weight = nullptr;
+  float epsilon = 0;
+  int64_t rank = 0;
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  int64_t half = 0;
+  const int32_t* positions = nullptr;
+  const int64_t* entries = nullptr;
+  void* cache = nullptr;
+  DType dtype = DType::kF32;
+};
+
+// By all threads of a block.
+__device__ void write_entry(const CacheWriteArgs& a, int64_t t) {
+  const float* const row = a.kv_a + t * a.stride;
+  const int64_t entry = a.entries[t];
+  const double scale = norm_scale(row, a.rank, a.epsilon);
+  for (int64_t i = threadIdx.x; i < a.rank; i += kThreads) {
+    store(a.cache, a.dtype, entry + i, normed(row[i], scale, a.weight[i]));
   }
-  const float* const c = cos + positions[t] * half;
-  const float* const s = sin + positions[t] * half;
-  for (int64_t i = threadIdx.x; i < half; i += kThreads) {
-    const float2 y = rotated(row[rank + 2 * i], row[rank + 2 * i + 1], c[i], s[i]);
-    store(cache, dtype, entry + rank + 2 * i, y.x);
-    store(cache, dtype, entry + rank + 2 * i + 1, y.y);
+  const float* const c = a.cos + a.positions[t] * a.half;
+  const float* const s = a.sin + a.positions[t] * a.half;
+  for (int64_t i = threadIdx.x; i < a.half; i += kThreads) {
+    const float2 y = rotated(row[a.rank + 2 * i], row[a.rank + 2 * i + 1], c[i], s[i]);
+    store(a.cache, a.dtype, entry + a.rank + 2 * i, y.x);
+    store(a.cache, a.dtype, entry + a.rank + 2 * i + 1, y.y);
   }
 }
 
-// The lane's candidate against another's: larger first, then the lower index.
+__global__ void mla_cache_write_kernel(CacheWriteArgs a) {
+  let_next_start();
+  wait_for_previous();
+  write_entry(a, blockIdx.x);
+}
+
+// A token's last block writes its entry, the others rotate its query.
+__global__ void mla_prepare_kernel(RotaryArgs rotary, CacheWriteArgs write) {
+  let_next_start();
+  wait_for_previous();
+  if (blockIdx.y + 1 == gridDim.y) {
+    write_entry(write, blockIdx.x);
+  } else {
+    rotate_query(rotary, blockIdx.x, blockIdx.y);
+  }
+}
+
+// Which of two candidates comes first: the larger, then the one of lower index.
 __device__ bool before(float a, int a_index, float b, int b_index) {
   return a > b || (a == b && a_index < b_index);
 }
 
-// The largest of key[0, count) over the warp that is not taken yet, its index; all lanes get it.
-__device__ int warp_largest(const float* key, const bool* taken, int count) {
-  float best = 0;
-  int best_index = -1;
-  for (int i = static_cast<int>(threadIdx.x % 32); i < count; i += 32) {
-    if (!taken[i] && (best_index < 0 || before(key[i], i, best, best_index))) {
-      best = key[i];
-      best_index = i;
-    }
-  }
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const float other = __shfl_xor_sync(~0u, best, offset);
-    const int other_index = __shfl_xor_sync(~0u, best_index, offset);
-    if (other_index >= 0 && (best_index < 0 || before(other, other_index, best, best_index))) {
-      best = other;
-      best_index = other_index;
-    }
-  }
-  return best_index;
-}
-
-// One block of one warp for each token.
-__global__ void route_kernel(const float* logits, const float* bias, RouterShape shape,
-                             int32_t* expert_ids, float* weights) {
+// One block for each token. A group's and an expert's place in the order is the number of those
+// that come before it, which all threads count at once.
+__global__ __launch_bounds__(kThreads) void route_kernel(const float* logits, const float* bias,
+                                                         RouterShape shape, int32_t* expert_ids,
+                                                         float* weights) {
   let_next_start();
-  wait_for_previous();
   extern __shared__ float route_shared[];
   const int experts = shape.n_routed_experts;
   const int groups = shape.n_group;
@@ -170,56 +260,61 @@ __global__ void route_kernel(const float* logits, const float* bias, RouterShape
   float* const biased = score + experts;
   float* const group_score = biased + experts;
   float* const chosen = group_score + groups;  // scores, in order of choice
-  bool* const taken = reinterpret_cast<bool*>(chosen + shape.num_experts_per_tok);
-  bool* const group_taken = taken + experts;
-  const int lane = static_cast<int>(threadIdx.x);
+  bool* const group_taken = reinterpret_cast<bool*>(chosen + shape.num_experts_per_tok);
+  const int thread = static_cast<int>(threadIdx.x);
   const int64_t token = blockIdx.x;
 
-  for (int e = lane; e < experts; e += 32) {
+  wait_for_previous();
+  for (int e = thread; e < experts; e += kThreads) {
     const double logit = static_cast<double>(logits[token * experts + e]);
     score[e] = static_cast<float>(1 / (1 + exp(-logit)));
     const float b = score[e] + bias[e];
     biased[e] = isnan(b) ? -INFINITY : b;  // no place in an order: last
-    taken[e] = true;
   }
-  __syncwarp();
-  for (int g = lane; g < groups; g += 32) {
+  __syncthreads();
+  // A warp a group: its two largest.
+  for (int g = thread / 32; g < groups; g += kThreads / 32) {
     float first = -INFINITY;
     float second = -INFINITY;
-    for (int i = 0; i < group_size; ++i) {
-      const float b = biased[g * group_size + i];
-      if (b > first) {
-        second = first;
-        first = b;
-      } else if (b > second) {
-        second = b;
+    const auto add = [&](float b) {
+      second = fmaxf(second, fminf(first, b));
+      first = fmaxf(first, b);
+    };
+    for (int i = thread % 32; i < group_size; i += 32) add(biased[g * group_size + i]);
+    for (int offset = 16; offset > 0; offset /= 2) {
+      const float other = __shfl_xor_sync(~0u, first, offset);
+      const float other_second = __shfl_xor_sync(~0u, second, offset);
+      add(other);
+      add(other_second);
+    }
+    if (thread % 32 == 0) group_score[g] = first + second;
+  }
+  __syncthreads();
+  for (int g = thread; g < groups; g += kThreads) {
+    int place = 0;
+    for (int i = 0; i < groups; ++i) {
+      place += before(group_score[i], i, group_score[g], g) ? 1 : 0;
+    }
+    group_taken[g] = place < shape.topk_group;
+  }
+  __syncthreads();
+  for (int e = thread; e < experts; e += kThreads) {
+    if (!group_taken[e / group_size]) continue;
+    int place = 0;
+    for (int g = 0; g < groups; ++g) {
+      if (!group_taken[g]) continue;
+      for (int i = g * group_size; i < (g + 1) * group_size; ++i) {
+        place += before(biased[i], i, biased[e], e) ? 1 : 0;
       }
     }
-    group_score[g] = first + second;
-    group_taken[g] = false;
+    if (place >= shape.num_experts_per_tok) continue;
+    chosen[place] = score[e];
+    expert_ids[token * shape.num_experts_per_tok + place] = e;
   }
-  __syncwarp();
-  for (int i = 0; i < shape.topk_group; ++i) {
-    const int g = warp_largest(group_score, group_taken, groups);
-    __syncwarp();
-    if (lane == 0) group_taken[g] = true;
-    for (int j = lane; j < group_size; j += 32) taken[g * group_size + j] = false;
-    __syncwarp();
-  }
-  for (int j = 0; j < shape.num_experts_per_tok; ++j) {
-    const int e = warp_largest(biased, taken, experts);
-    __syncwarp();
-    if (lane == 0) {
-      taken[e] = true;
-      chosen[j] = score[e];
-      expert_ids[token * shape.num_experts_per_tok + j] = e;
-    }
-    __syncwarp();
-  }
-  if (lane != 0) return;
-  float sum = 0;
-  for (int j = 0; j < shape.num_experts_per_tok; ++j) sum = __fadd_rn(sum, chosen[j]);
-  for (int j = 0; j < shape.num_experts_per_tok; ++j) {
+  __syncthreads();
+  for (int j = thread; j < shape.num_experts_per_tok; j += kThreads) {
+    float sum = 0;
+    for (int i = 0; i < shape.num_experts_per_tok; ++i) sum = __fadd_rn(sum, chosen[i]);
     float weight = chosen[j];
     if (shape.norm_topk_prob) weight = __fdiv_rn(weight, __fadd_rn(sum, 1e-20f));
     weights[token * shape.num_experts_per_tok + j] = __fmul_rn(weight, shape.routed_scaling_factor);
@@ -266,13 +361,27 @@ __global__ void moe_combine_kernel(const float* expert_rows, const int32_t* expe
   const int64_t t = blockIdx.x;
   const int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (i >= cols) return;
+  const float of_shared = shared != nullptr ? shared[t * row_stride + i] : 0;
   float sum = 0;
-  for (int64_t j = 0; j < experts_per_token; ++j) {
-    const int64_t slot = t * experts_per_token + j;
-    if (expert_ids[slot] < 0) continue;
-    sum = __fadd_rn(sum, __fmul_rn(weights[slot], expert_rows[slot * row_stride + i]));
+  constexpr int kAtOnce = 8;  // loads that wait together
+  for (int64_t first = 0; first < experts_per_token; first += kAtOnce) {
+    bool is_here[kAtOnce];
+    float value[kAtOnce];
+    float weight[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int64_t slot = t * experts_per_token + first + j;
+      is_here[j] = first + j < experts_per_token && expert_ids[slot] >= 0;
+      weight[j] = first + j < experts_per_token ? weights[slot] : 0;
+      // Rows of experts that are elsewhere were never written, but they are there.
+      value[j] = first + j < experts_per_token ? expert_rows[slot * row_stride + i] : 0;
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (is_here[j]) sum = __fadd_rn(sum, __fmul_rn(weight[j], value[j]));
+    }
   }
-  if (shared != nullptr) sum = __fadd_rn(sum, shared[t * row_stride + i]);
+  if (shared != nullptr) sum = __fadd_rn(sum, of_shared);
   out[t * out_stride + i] = sum;
 }
 
@@ -289,16 +398,52 @@ __global__ void swiglu_kernel(const float* gate, const float* up, int64_t count,
 
 void launch_embed(const MatrixView& table, int64_t first_id, const int32_t* token_ids,
                   const MatrixView& out, cudaStream_t stream) {
-  launch_overlapped(embed_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream,
-                    table.data, table.dtype == DType::kBf16, table.stride, table.rows, first_id,
-                    token_ids, out.row<float>(0), out.stride, out.cols);
+  const dim3 grid(static_cast<unsigned>(out.rows), blocks_for(out.cols));
+  launch_overlapped(embed_kernel, dim3(grid), dim3(kThreads), 0, stream, table.data,
+                    table.dtype == DType::kBf16, table.stride, table.rows, first_id, token_ids,
+                    out.row<float>(0), out.stride, out.cols);
 }
+
+namespace {
+
+void launch_norm(const NormArgs& args, int64_t rows, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(rows));
+  if (args.cols <= kThreads * kHeld) {
+    launch_overlapped(rms_norm_held_kernel<kThreads>, dim3(grid), dim3(kThreads), 0, stream, args);
+  } else if (args.cols <= kRowThreads * kHeld) {
+    launch_overlapped(rms_norm_held_kernel<kRowThreads>, dim3(grid), dim3(kRowThreads), 0, stream,
+                      args);
+  } else {
+    launch_overlapped(rms_norm_kernel, dim3(grid), dim3(kThreads), 0, stream, args);
+  }
+}
+
+NormArgs norm_args(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out) {
+  NormArgs args;
+  args.x = x.row<const float>(0);
+  args.x_stride = x.stride;
+  args.weight = weight;
+  args.epsilon = epsilon;
+  args.out = out.row<float>(0);
+  args.out_stride = out.stride;
+  args.cols = x.cols;
+  return args;
+}
+
+}  // namespace
 
 void launch_rms_norm(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out,
                      cudaStream_t stream) {
-  launch_overlapped(rms_norm_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream,
-                    x.row<float>(0), x.stride, weight, epsilon, out.row<float>(0), out.stride,
-                    x.cols);
+  launch_norm(norm_args(x, weight, epsilon, out), x.rows, stream);
+}
+
+void launch_add_rms_norm(const MatrixView& x, const MatrixView& y, const float* weight,
+                         float epsilon, const MatrixView& out, cudaStream_t stream) {
+  NormArgs args = norm_args(x, weight, epsilon, out);
+  args.sum = x.row<float>(0);
+  args.y = y.row<const float>(0);
+  args.y_stride = y.stride;
+  launch_norm(args, x.rows, stream);
 }
 
 void launch_add(const MatrixView& x, const MatrixView& y, cudaStream_t stream) {
@@ -307,20 +452,64 @@ void launch_add(const MatrixView& x, const MatrixView& y, cudaStream_t stream) {
                     y.row<float>(0), y.stride, x.cols);
 }
 
+namespace {
+
+RotaryArgs rotary_args(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
+                       const int32_t* positions) {
+  return {q.row<float>(0),
+          q.stride,
+          shape.num_heads,
+          shape.qk_head_dim(),
+          shape.qk_nope_head_dim,
+          rope.cos,
+          rope.sin,
+          rope.half_dim,
+          positions};
+}
+
+CacheWriteArgs write_args(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
+                          const MlaShape& shape, const RopeTable& rope, const int32_t* positions,
+                          const int64_t* entries, const KvCacheView& cache) {
+  return {kv_a.row<const float>(0),
+          kv_a.stride,
+          kv_a_layernorm,
+          epsilon,
+          shape.kv_lora_rank,
+          rope.cos,
+          rope.sin,
+          rope.half_dim,
+          positions,
+          entries,
+          cache.data,
+          cache.dtype};
+}
+
+}  // namespace
+
 void launch_rotary_query(const MatrixView& q, const MlaShape& shape, const RopeTable& rope,
                          const int32_t* positions, cudaStream_t stream) {
-  launch_overlapped(rotary_query_kernel, dim3(static_cast<unsigned>(q.rows)), dim3(kThreads), 0,
-                    stream, q.row<float>(0), q.stride, shape.num_heads, shape.qk_head_dim(),
-                    shape.qk_nope_head_dim, rope.cos, rope.sin, rope.half_dim, positions);
+  const dim3 grid(static_cast<unsigned>(q.rows), blocks_for(shape.num_heads * rope.half_dim));
+  launch_overlapped(rotary_query_kernel, dim3(grid), dim3(kThreads), 0, stream,
+                    rotary_args(q, shape, rope, positions));
 }
 
 void launch_mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
                             const MlaShape& shape, const RopeTable& rope, const int32_t* positions,
                             const int64_t* entries, const KvCacheView& cache, cudaStream_t stream) {
-  launch_overlapped(mla_cache_write_kernel, dim3(static_cast<unsigned>(kv_a.rows)), dim3(kThreads),
-                    0, stream, kv_a.row<float>(0), kv_a.stride, kv_a_layernorm, epsilon,
-                    shape.kv_lora_rank, rope.cos, rope.sin, rope.half_dim, positions, entries,
-                    cache.data, cache.dtype);
+  launch_overlapped(
+      mla_cache_write_kernel, dim3(static_cast<unsigned>(kv_a.rows)), dim3(kThreads), 0, stream,
+      write_args(kv_a, kv_a_layernorm, epsilon, shape, rope, positions, entries, cache));
+}
+
+void launch_mla_prepare(const MatrixView& q, const MatrixView& kv_a, const float* kv_a_layernorm,
+                        float epsilon, const MlaShape& shape, const RopeTable& rope,
+                        const int32_t* positions, const int64_t* entries, const KvCacheView& cache,
+                        cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(q.rows), blocks_for(shape.num_heads * rope.half_dim) + 1);
+  launch_overlapped(
+      mla_prepare_kernel, dim3(grid), dim3(kThreads), 0, stream,
+      rotary_args(q, shape, rope, positions),
+      write_args(kv_a, kv_a_layernorm, epsilon, shape, rope, positions, entries, cache));
 }
 
 void launch_route(const float* logits, int64_t tokens, const float* bias, const RouterShape& shape,
@@ -329,9 +518,9 @@ void launch_route(const float* logits, int64_t tokens, const float* bias, const 
   const auto groups = static_cast<size_t>(shape.n_group);
   const size_t bytes =
       (2 * experts + groups + static_cast<size_t>(shape.num_experts_per_tok)) * sizeof(float) +
-      experts + groups;
-  launch_overlapped(route_kernel, dim3(static_cast<unsigned>(tokens)), dim3(32), bytes, stream,
-                    logits, bias, shape, expert_ids, weights);
+      groups;
+  launch_overlapped(route_kernel, dim3(static_cast<unsigned>(tokens)), dim3(kThreads), bytes,
+                    stream, logits, bias, shape, expert_ids, weights);
 }
 
 void launch_convert(const ConvertArgs& args, cudaStream_t stream) {

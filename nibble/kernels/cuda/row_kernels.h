@@ -16,6 +16,9 @@ void launch_embed(const MatrixView& table, int64_t first_id, const int32_t* toke
                   const MatrixView& out, cudaStream_t stream);
 void launch_rms_norm(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out,
                      cudaStream_t stream);
+// x += y; out = rms_norm(x).
+void launch_add_rms_norm(const MatrixView& x, const MatrixView& y, const float* weight,
+                         float epsilon, const MatrixView& out, cudaStream_t stream);
 void launch_add(const MatrixView& x, const MatrixView& y, cudaStream_t stream);
 
 //   positions  int32 [tokens], in device memory
@@ -26,6 +29,11 @@ void launch_rotary_query(const MatrixView& q, const MlaShape& shape, const RopeT
 void launch_mla_cache_write(const MatrixView& kv_a, const float* kv_a_layernorm, float epsilon,
                             const MlaShape& shape, const RopeTable& rope, const int32_t* positions,
                             const int64_t* entries, const KvCacheView& cache, cudaStream_t stream);
+// launch_rotary_query and launch_mla_cache_write at once.
+void launch_mla_prepare(const MatrixView& q, const MatrixView& kv_a, const float* kv_a_layernorm,
+                        float epsilon, const MlaShape& shape, const RopeTable& rope,
+                        const int32_t* positions, const int64_t* entries, const KvCacheView& cache,
+                        cudaStream_t stream);
 
 //   logits  float [tokens, n_routed_experts]
 void launch_route(const float* logits, int64_t tokens, const float* bias, const RouterShape& shape,
