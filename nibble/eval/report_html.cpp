@@ -242,8 +242,9 @@ std::string length_plot(const RunReport& run) {
     svg += line(kLeft, y(percent / 100.0), kWidth, y(percent / 100.0), "axis");
     svg += label(kLeft - 6, y(percent / 100.0) + 4, "end", "soft", fmt::format("{}", percent));
   }
-  for (double power = 1; power <= longest; power *= 10) {
-    for (const double mark : {power, 2 * power, 5 * power}) {
+  for (int64_t power = 1; static_cast<double>(power) <= longest; power *= 10) {
+    for (const int64_t factor : {1, 2, 5}) {
+      const auto mark = static_cast<double>(factor * power);
       if (mark < shortest || mark > longest) continue;
       svg += line(x(mark), kTop, x(mark), kBottom, "axis");
       svg += label(x(mark), kBottom + 18, "middle", "soft", fmt::format("{:g}", mark));
@@ -321,6 +322,7 @@ Result<std::string> report_html(const std::vector<RunReport>& runs,
               retention_plot(runs, compared, settings.threshold);
     }
     std::vector<std::pair<std::string, std::string>> outcomes;
+    outcomes.reserve(kOutcomes.size());
     for (const Outcome& outcome : kOutcomes) outcomes.emplace_back(outcome.name, outcome.colour);
     html += "<h2>Outcomes of the samples</h2>\n" + key(outcomes) + outcome_plot(runs);
     html += fmt::format(

@@ -76,7 +76,7 @@ void score_choice(const EvalItem& item, std::string_view text, Score* score) {
 
 // The code of an answer, by the options.
 std::optional<std::string> program_in(const Completion& completion, const ScoreOptions& options) {
-  const auto program = extract_code(completion.text, options.first_code);
+  auto program = extract_code(completion.text, options.first_code);
   if (program || !options.code_anywhere) return program;
   return extract_code(completion.reasoning, options.first_code);
 }
