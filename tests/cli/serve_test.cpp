@@ -25,8 +25,8 @@ struct ConfigFolder {
 };
 
 std::string config_file(const std::string& name, const std::string& text) {
-  static const ConfigFolder folder;
-  const std::string path = folder.path + "/" + name;
+  static const ConfigFolder kFolder;
+  std::string path = kFolder.path + "/" + name;
   std::ofstream(path) << text;
   return path;
 }
