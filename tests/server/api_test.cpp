@@ -466,7 +466,7 @@ TEST(Api, TheOpenApiDocumentIsTrue) {
   }
   for (const auto& [path, methods] : document["paths"].items()) {
     for (const auto& [method, operation] : methods.items()) {
-      SCOPED_TRACE(method + " " + path);
+      SCOPED_TRACE(std::string(method).append(" ").append(path));
       std::string concrete = path;
       const size_t brace = concrete.find("{model}");
       if (brace != std::string::npos) concrete.replace(brace, 7, "demo");

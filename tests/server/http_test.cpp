@@ -135,6 +135,7 @@ TEST(Http, IdleConnectionsGiveWay) {
   http.max_connections = 20;
   const TestServer server({}, http);
   std::vector<std::unique_ptr<Client>> idle;
+  idle.reserve(60);
   for (int i = 0; i < 60; ++i) idle.push_back(std::make_unique<Client>(server.port()));
   EXPECT_EQ(server.ask("GET", "/health").status, 200);
 }
@@ -374,6 +375,7 @@ TEST(Http, DrainingUnderLoadLosesNoAcceptedRequest) {
   std::atomic<int> refused{0};
   std::atomic<int> begun{0};
   std::vector<std::thread> clients;
+  clients.reserve(24);
   for (int i = 0; i < 24; ++i) {
     clients.emplace_back([&, i] {
       const bool stream = i % 2 == 0;
@@ -422,6 +424,7 @@ TEST(Http, WithoutBlocksRequestsWaitAndAllFinish) {
   TestServer server({}, {}, engine);
   std::vector<std::thread> clients;
   std::atomic<int> finished{0};
+  clients.reserve(8);
   for (int i = 0; i < 8; ++i) {
     clients.emplace_back([&] {
       const Answer answer = server.post(

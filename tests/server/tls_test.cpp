@@ -85,7 +85,7 @@ std::string ask_over_tls(uint16_t port, const std::string& request, int max_vers
     }
     SSL_write(ssl, request.data(), static_cast<int>(request.size()));
     char buffer[4096];
-    for (int count; (count = SSL_read(ssl, buffer, sizeof(buffer))) > 0;)
+    for (int count = 0; (count = SSL_read(ssl, buffer, sizeof(buffer))) > 0;)
       answer.append(buffer, static_cast<size_t>(count));
   }
   SSL_free(ssl);
@@ -175,7 +175,7 @@ TEST(UnixSocket, ServesAndCleansUp) {
     (void)::send(socket, request.data(), request.size(), MSG_NOSIGNAL);
     std::string answer;
     char buffer[1000];
-    for (ssize_t count; (count = ::recv(socket, buffer, sizeof(buffer), 0)) > 0;)
+    for (ssize_t count = 0; (count = ::recv(socket, buffer, sizeof(buffer), 0)) > 0;)
       answer.append(buffer, static_cast<size_t>(count));
     ::close(socket);
     return answer;
