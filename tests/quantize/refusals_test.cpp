@@ -423,7 +423,10 @@ TEST(QuantizeDiskFull,
   std::thread other([&] {
     while (!done && entries_in(folder / "disk") == 0) std::this_thread::yield();
     const int fd = ::open((folder / "disk" / "other").c_str(), O_CREAT | O_WRONLY, 0600);
-    EXPECT_EQ(::posix_fallocate(fd, 0, 20'000'000), 0);
+    // Or what the conversion has left, where it has been faster.
+    off_t size = 20'000'000;
+    while (size > 0 && ::posix_fallocate(fd, 0, size) != 0) size /= 2;
+    EXPECT_GT(size, 100'000);
     ::close(fd);
   });
   const auto report = quantize_checkpoint(testing::demo_source(), folder / "disk" / "out", {});
