@@ -88,6 +88,7 @@ void add_launch(PlanReport& report, const std::optional<PlanFormat>& asked_forma
       report.kv == KvFormat::kBf16 ? "bf16" : "fp8", report.request.kv_fraction, batch,
       chosen.max_num_tokens, report.request.context);
   if (!report.request.graphs) command += " --no-graphs";
+  if (!report.device.is_cpu()) command += " --backend cuda";
   if (report.request.draft_tokens > 0) {
     report.steps_before.push_back(fmt::format(
         "echo 'speculative_config: {{decoding_type: MTP, num_nextn_predict_layers: {}}}' "
@@ -97,8 +98,8 @@ void add_launch(PlanReport& report, const std::optional<PlanFormat>& asked_forma
   }
   if (chosen.offload) {
     report.notes.push_back(
-        "how nibble serve is told to keep experts in RAM or on the SSD is not "
-        "settled yet; the command leaves it out");
+        "experts in RAM or on the SSD need `nibble pack` and expert_memory settings that depend on "
+        "the machine (docs/offload.md); the command leaves them out, and several ranks have none");
   }
   if (split.gpus > report.device.gpus_per_node) {
     report.notes.push_back(
@@ -107,11 +108,8 @@ void add_launch(PlanReport& report, const std::optional<PlanFormat>& asked_forma
                     (split.gpus + report.device.gpus_per_node - 1) / report.device.gpus_per_node,
                     report.device.gpus_per_node));
   }
-  if (split.gpus > 1 || !report.device.is_cpu()) {
-    report.notes.push_back(
-        "this version of nibble serves with one process on the CPU; a launch line with --tp, --ep "
-        "or "
-        "a GPU names the options it is to have");
+  if (!report.device.is_cpu() && report.device.name.find("H200") == std::string::npos) {
+    report.notes.push_back("nibble's CUDA kernels have been run on H200 GPUs alone");
   }
   report.launch = std::move(command);
 }

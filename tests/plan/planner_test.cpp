@@ -113,7 +113,7 @@ TEST(Planner, EndsWithACommandAndWhatWasAssumed) {
   EXPECT_EQ(
       report->launch,
       "nibble serve DIR --tp 8 --ep 8 --attention-dp --kv fp8 --kv-fraction 0.9 --max-batch 93 "
-      "--max_num_tokens 8192 --max_seq_len 32768");
+      "--max_num_tokens 8192 --max_seq_len 32768 --backend cuda");
   EXPECT_THAT(report->steps_before,
               ::testing::ElementsAre("nibble quantize FP8_DIR DIR --scheme nvfp4-v2"));
   EXPECT_FALSE(report->assumptions.empty());
@@ -121,7 +121,7 @@ TEST(Planner, EndsWithACommandAndWhatWasAssumed) {
   EXPECT_THAT(text, HasSubstr("file 413.31 GB (384.9 GiB)"));
   EXPECT_THAT(text, HasSubstr("weights              64.53"));
   EXPECT_THAT(text, HasSubstr("3,078,656 tokens per device"));
-  EXPECT_THAT(text, HasSubstr("serves with one process on the CPU"));
+  EXPECT_THAT(text, HasSubstr("run on H200 GPUs alone"));
 }
 
 TEST(Planner, GivesNoCommandWhereNothingRuns) {
