@@ -94,12 +94,12 @@ NIBBLE_TARGET("avx2") uint64_t read_avx2(const char* data, int64_t bytes){
     NIBBLE_CHAIN(instruction, 0)                                                                  \
     NIBBLE_CHAIN(instruction, 1)                                                                  \
     NIBBLE_CHAIN(instruction, 2)                                                                  \
-    NIBBLE_CHAIN(instruction, 3) NIBBLE_CHAIN(instruction, 4) NIBBLE_CHAIN(instruction, 5)        \
-        NIBBLE_CHAIN(instruction, 6) NIBBLE_CHAIN(instruction, 7) NIBBLE_CHAIN(instruction, 8)    \
-            NIBBLE_CHAIN(instruction, 9) NIBBLE_CHAIN(instruction, 10)                            \
-                NIBBLE_CHAIN(instruction, 11) NIBBLE_CHAIN(instruction, 12)                       \
-                    NIBBLE_CHAIN(instruction, 13) NIBBLE_CHAIN(instruction, 14)                   \
-                        NIBBLE_CHAIN(instruction, 15)                                             \
+    NIBBLE_CHAIN(instruction, 3)                                                                  \
+    NIBBLE_CHAIN(instruction, 4) NIBBLE_CHAIN(instruction, 5) NIBBLE_CHAIN(instruction, 6)        \
+        NIBBLE_CHAIN(instruction, 7) NIBBLE_CHAIN(instruction, 8) NIBBLE_CHAIN(instruction, 9)    \
+            NIBBLE_CHAIN(instruction, 10) NIBBLE_CHAIN(instruction, 11)                           \
+                NIBBLE_CHAIN(instruction, 12) NIBBLE_CHAIN(instruction, 13)                       \
+                    NIBBLE_CHAIN(instruction, 14) NIBBLE_CHAIN(instruction, 15)                   \
   }                                                                                               \
   const Words all = sum0 ^ sum1 ^ sum2 ^ sum3 ^ sum4 ^ sum5 ^ sum6 ^ sum7 ^ sum8 ^ sum9 ^ sum10 ^ \
                     sum11 ^ sum12 ^ sum13 ^ sum14 ^ sum15;                                        \

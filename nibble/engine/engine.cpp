@@ -254,7 +254,10 @@ std::vector<RequestUpdate> Engine::step() {
   drop_ended(updates);
   const auto start = Sequence::Clock::now();
   const std::vector<ScheduledRun> runs = scheduler_.schedule();
-  if (runs.empty()) return updates;
+  if (runs.empty()) {
+    for (RequestUpdate& update : updates) update.step_end = start;
+    return updates;
+  }
   StepCount& count = count_of(runs);
   int64_t num_tokens = 0;
   for (const ScheduledRun& run : runs) {

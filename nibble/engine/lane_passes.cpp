@@ -197,8 +197,10 @@ void LaneGroup::perform(int lane, Call& call) {
     }
     try {
       run_round();
-    } catch (const PassFailure& failure) {
-      failure_ = failure.error();
+    } catch (const std::exception& failure) {
+      // Of any kind, as the other lanes' calls must not outlive it; and for good, as the ranks no
+      // longer agree on where they are, so not as a lack of memory that passes.
+      failure_ = Error{ErrorCode::kUnavailable, failure.what()};
     }
     changed_.notify_all();
   }

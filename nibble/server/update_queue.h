@@ -1,10 +1,14 @@
 // What the engine's thread brings, on its way to the server's.
 #pragma once
 
+#include <exception>
 #include <functional>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
+
+#include "nibble/base/log.h"
 
 namespace nibble {
 
@@ -35,7 +39,13 @@ class UpdateQueue {
       const std::lock_guard lock(mutex_);
       tasks.swap(tasks_);
     }
-    for (const Task& task : tasks) task();
+    for (const Task& task : tasks) {
+      try {
+        task();
+      } catch (const std::exception& e) {  // of one stream, not of those behind it
+        log_error(std::string("an update of a request failed: ") + e.what());
+      }
+    }
   }
 
  private:

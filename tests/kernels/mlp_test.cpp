@@ -100,6 +100,27 @@ TEST(Mlp, GateAndUpMayQuantizeTheirInputDifferently) {
   }
 }
 
+// Each format has its own form of activations.
+TEST(Mlp, GateUpAndDownMayDifferInFormat) {
+  ReferenceKernels reference;
+  TestMatrix x = TestMatrix::random(9, 128, 96);
+  const LinearFormat formats[] = {LinearFormat::kNvfp4, LinearFormat::kBf16,
+                                  LinearFormat::kFp8Block};
+  for (const LinearFormat gate : formats) {
+    for (const LinearFormat up : formats) {
+      SCOPED_TRACE(testing::Message() << static_cast<int>(gate) << " " << static_cast<int>(up));
+      TestMlp mlp = TestMlp::random(gate, 128, 256, 95);
+      mlp.up = TestMlp::random(up, 128, 256, 97).up;
+      const TestMatrix want = mlp_of(reference, x, pack_mlp(reference, mlp));
+      for (const auto& [name, kernels] : available_backends()) {
+        SCOPED_TRACE(name);
+        EXPECT_LE(nmse(mlp_of(*kernels, x, pack_mlp(*kernels, mlp)).values(), want.values()),
+                  1.5e-8);
+      }
+    }
+  }
+}
+
 TEST(Mlp, ARowHasTheSameBitsInAnyBatchAndWithAnyNumberOfThreads) {
   const TestMlp mlp = TestMlp::random(LinearFormat::kNvfp4, 144, 272, 97);
   const auto single = cpu_backends(1);

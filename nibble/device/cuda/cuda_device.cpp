@@ -136,7 +136,7 @@ class CudaDevice final : public Device {
   }
 
   Result<std::unique_ptr<TransferQueue>> make_transfer_queue(int num_streams) override {
-    return make_cuda_transfer_queue(ordinal_, stream_, num_streams);
+    return make_cuda_transfer_queue(*this, ordinal_, num_streams);
   }
 
   Result<DeviceMemory> memory() override {

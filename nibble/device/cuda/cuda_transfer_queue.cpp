@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "nibble/base/error.h"
+#include "nibble/device/cuda/cuda_stream.h"
 
 namespace nibble {
 namespace {
@@ -20,7 +21,8 @@ constexpr size_t kEvents = 1024;
 
 class CudaTransferQueue final : public TransferQueue {
  public:
-  CudaTransferQueue(int ordinal, cudaStream_t work) : ordinal_(ordinal), work_(work) {}
+  CudaTransferQueue(Device& device, int ordinal)
+      : device_(device), ordinal_(ordinal), work_(cuda_stream(device)) {}
   CudaTransferQueue(const CudaTransferQueue&) = delete;
   CudaTransferQueue& operator=(const CudaTransferQueue&) = delete;
 
@@ -131,10 +133,13 @@ class CudaTransferQueue final : public TransferQueue {
     (void)cudaGetLastError();
     if (error_.empty()) {
       error_ = fmt::format("{}: {} ({})", call, cudaGetErrorString(code), cudaGetErrorName(code));
+      // So that the step that reads what did not come fails, too.
+      keep_cuda_error(device_, {ErrorCode::kUnavailable, error_});
     }
   }
   Status outcome() const { return error_.empty() ? Status() : unavailable(error_); }
 
+  Device& device_;
   const int ordinal_;
   const cudaStream_t work_;
   int num_streams_ = 1;
@@ -150,9 +155,9 @@ class CudaTransferQueue final : public TransferQueue {
 
 }  // namespace
 
-Result<std::unique_ptr<TransferQueue>> make_cuda_transfer_queue(int ordinal, cudaStream_t stream,
+Result<std::unique_ptr<TransferQueue>> make_cuda_transfer_queue(Device& device, int ordinal,
                                                                 int num_streams) {
-  auto queue = std::make_unique<CudaTransferQueue>(ordinal, stream);
+  auto queue = std::make_unique<CudaTransferQueue>(device, ordinal);
   NIBBLE_TRY(queue->open(num_streams));
   return std::unique_ptr<TransferQueue>(std::move(queue));
 }

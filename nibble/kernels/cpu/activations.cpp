@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "nibble/kernels/cpu/block_isa.h"
+#include "nibble/kernels/cpu/panel_layout.h"
 #include "nibble/numeric/fp4.h"
 #include "nibble/numeric/fp8.h"
 #include "nibble/numeric/nvfp4.h"
@@ -55,7 +56,7 @@ void quantize_nvfp4_row(const float* x, int64_t count, float input_scale, void* 
 }
 
 bool same_activation(const LinearWeight& a, const LinearWeight& b) {
-  if (a.activation != b.activation) return false;
+  if (a.activation != b.activation || row_format(a) != row_format(b)) return false;
   return a.activation == ActivationFormat::kUnquantized || a.input_scale == b.input_scale;
 }
 

@@ -62,6 +62,12 @@ __device__ void arrive_after_copies(uint64_t* barrier) {
                : "memory");
 }
 
+// Two values of a cache entry as BF16; NaN, which weights don't have, stays NaN.
+__device__ uint32_t entry_pair(uint32_t word, int upper) {
+  const uint32_t nan = __vcmpeq4(word & 0x7f7f7f7fu, 0x7f7f7f7fu);
+  return Fp8Unit::pair(word, upper) | __byte_perm(nan, 0, upper == 0 ? 0x1100 : 0x3322);
+}
+
 // What a thread has of a tile on its way: 8 values of 4 or 5 column blocks in each of two rows. FP8
 // values wait in registers, BF16 ones go straight to shared memory.
 template <typename T>
@@ -140,8 +146,8 @@ struct Loader {
           copy_or_clear(shared_address(to), f.from[i] + 64 * b, f.bytes[i]);
         } else {
           const uint2 v = f.values[i][b];
-          *reinterpret_cast<uint4*>(to) = make_uint4(Fp8Unit::pair(v.x, 0), Fp8Unit::pair(v.x, 1),
-                                                     Fp8Unit::pair(v.y, 0), Fp8Unit::pair(v.y, 1));
+          *reinterpret_cast<uint4*>(to) = make_uint4(entry_pair(v.x, 0), entry_pair(v.x, 1),
+                                                     entry_pair(v.y, 0), entry_pair(v.y, 1));
         }
       }
     }
