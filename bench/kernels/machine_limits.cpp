@@ -83,7 +83,7 @@ NIBBLE_TARGET("avx2") uint64_t read_avx2(const char* data, int64_t bytes){
 
 // Sixteen independent chains of one instruction with two register operands.
 #define NIBBLE_CHAIN(instruction, i) \
-  asm volatile(instruction " %1, %2, %0" : "+v"(sum##i) : "v"(a), "v"(b));
+  asm volatile(instruction " %1, %2, %0" : "+v"(sum##i) : "v"(a), "v"(b))
 #define NIBBLE_CHAINS_BODY(instruction)                                                           \
   const Words a = Words{} + seed;                                                                 \
   const Words b = Words{} + 3;                                                                    \
@@ -91,15 +91,22 @@ NIBBLE_TARGET("avx2") uint64_t read_avx2(const char* data, int64_t bytes){
         sum8 = {}, sum9 = {}, sum10 = {}, sum11 = {}, sum12 = {}, sum13 = {}, sum14 = {},         \
         sum15 = {};                                                                               \
   for (int64_t step = 0; step < kFmaSteps; ++step) {                                              \
-    NIBBLE_CHAIN(instruction, 0)                                                                  \
-    NIBBLE_CHAIN(instruction, 1)                                                                  \
-    NIBBLE_CHAIN(instruction, 2)                                                                  \
-    NIBBLE_CHAIN(instruction, 3)                                                                  \
-    NIBBLE_CHAIN(instruction, 4) NIBBLE_CHAIN(instruction, 5) NIBBLE_CHAIN(instruction, 6)        \
-        NIBBLE_CHAIN(instruction, 7) NIBBLE_CHAIN(instruction, 8) NIBBLE_CHAIN(instruction, 9)    \
-            NIBBLE_CHAIN(instruction, 10) NIBBLE_CHAIN(instruction, 11)                           \
-                NIBBLE_CHAIN(instruction, 12) NIBBLE_CHAIN(instruction, 13)                       \
-                    NIBBLE_CHAIN(instruction, 14) NIBBLE_CHAIN(instruction, 15)                   \
+    NIBBLE_CHAIN(instruction, 0);                                                                 \
+    NIBBLE_CHAIN(instruction, 1);                                                                 \
+    NIBBLE_CHAIN(instruction, 2);                                                                 \
+    NIBBLE_CHAIN(instruction, 3);                                                                 \
+    NIBBLE_CHAIN(instruction, 4);                                                                 \
+    NIBBLE_CHAIN(instruction, 5);                                                                 \
+    NIBBLE_CHAIN(instruction, 6);                                                                 \
+    NIBBLE_CHAIN(instruction, 7);                                                                 \
+    NIBBLE_CHAIN(instruction, 8);                                                                 \
+    NIBBLE_CHAIN(instruction, 9);                                                                 \
+    NIBBLE_CHAIN(instruction, 10);                                                                \
+    NIBBLE_CHAIN(instruction, 11);                                                                \
+    NIBBLE_CHAIN(instruction, 12);                                                                \
+    NIBBLE_CHAIN(instruction, 13);                                                                \
+    NIBBLE_CHAIN(instruction, 14);                                                                \
+    NIBBLE_CHAIN(instruction, 15);                                                                \
   }                                                                                               \
   const Words all = sum0 ^ sum1 ^ sum2 ^ sum3 ^ sum4 ^ sum5 ^ sum6 ^ sum7 ^ sum8 ^ sum9 ^ sum10 ^ \
                     sum11 ^ sum12 ^ sum13 ^ sum14 ^ sum15;                                        \
