@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "bench/cuda/gpu_timing.h"
+#include "bench/cuda/or_exit.h"
 #include "bench/cuda/r1_model.h"
 #include "nibble/comm/device_communicator.h"
 #include "nibble/comm/thread_communicator.h"
@@ -20,18 +21,6 @@
 
 namespace nibble::bench {
 namespace {
-
-[[noreturn]] void fail(const std::string& message) {
-  fmt::print(stderr, "bench_cuda: {}\n", message);
-  std::fflush(nullptr);
-  std::_Exit(1);  // other threads run
-}
-
-template <typename T>
-T or_exit(Result<T> result) {
-  if (!result) fail(result.error().message);
-  return *std::move(result);
-}
 
 // `host`: null for one rank.
 std::unique_ptr<LoadedModel> make_model(const EngineBenchOptions& options, int rank,

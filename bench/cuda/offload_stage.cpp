@@ -21,16 +21,6 @@ constexpr int kFillThreads = 8;
 
 }  // namespace
 
-void fail(const std::string& message) {
-  fmt::print(stderr, "bench_cuda: {}\n", message);
-  std::fflush(nullptr);
-  std::_Exit(1);  // other threads run
-}
-
-void or_exit(const Status& status) {
-  if (!status) fail(status.error().message);
-}
-
 int pinned_expert(int i) { return i % 8 * 32 + i / 8; }
 
 StageBatch::StageBatch(int64_t sequences, int64_t query_tokens, int64_t context, uint32_t seed)

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/cuda/or_exit.h"
 #include "bench/cuda/r1_model.h"
 #include "bench/cuda/seeded_experts.h"
 #include "nibble/model/forward.h"
@@ -87,14 +88,5 @@ class OffloadStage {
 // Bytes a second, in GB/s, of copies of whole records from page-locked memory, one after the other:
 // what the link gives. The raw limit for what a store does.
 double pinned_copy_rate(OffloadStage& stage);
-
-[[noreturn]] void fail(const std::string& message);
-
-template <typename T>
-T or_exit(Result<T> result) {
-  if (!result) fail(result.error().message);
-  return *std::move(result);
-}
-void or_exit(const Status& status);
 
 }  // namespace nibble::bench

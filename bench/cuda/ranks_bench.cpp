@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "bench/cuda/gpu_timing.h"
+#include "bench/cuda/or_exit.h"
 #include "bench/cuda/r1_model.h"
 #include "nibble/comm/cuda/cuda_communicator.h"
 #include "nibble/comm/thread_communicator.h"
@@ -27,22 +28,6 @@ namespace {
 constexpr int kSamples = 9;
 constexpr int64_t kBlockSize = 64;
 constexpr int64_t kHidden = 7168;
-
-[[noreturn]] void fail(const std::string& message) {
-  fmt::print(stderr, "bench_cuda: {}\n", message);
-  std::fflush(nullptr);
-  std::_Exit(1);  // other threads run
-}
-
-template <typename T>
-T or_exit(Result<T> result) {
-  if (!result) fail(result.error().message);
-  return *std::move(result);
-}
-
-void or_exit(const Status& status) {
-  if (!status) fail(status.error().message);
-}
 
 // Stands for the other ranks where one is looked at alone: its sums are left out, so that what it
 // computes is wrong and what it costs is right but for them.

@@ -441,7 +441,6 @@ void TieredStore::prefetch(int number, std::span<const ExpertUse> guesses) {
   if (options_.prefetch_layers == 0) return;
   const std::lock_guard lock(mutex_);
   Layer& layer = layer_of(number);
-  // What is there and guessed is protected, too, until the layer has run.
   for (const ExpertUse& guess : guesses) {
     if (guess.weight < options_.prefetch_min_score) continue;
     Entry& entry = layer.entries[static_cast<size_t>(guess.expert)];
@@ -498,95 +497,6 @@ std::vector<const std::byte*> TieredStore::records_of(const Layer& layer,
     records.push_back(slots_[static_cast<size_t>(entry.slot)].bytes().data());
   }
   return records;
-}
-
-TieredStore::Fetched TieredStore::lease_to_fetch(Layer& layer, int expert) {
-  Entry& entry = layer.entries[static_cast<size_t>(expert)];
-  ++entry.leases;
-  entry.wanted = false;
-  return {layer.table[static_cast<size_t>(expert)],
-          slots_[static_cast<size_t>(entry.slot)].bytes().first(
-              loader_->record_bytes(layer.number, expert))};
-}
-
-std::optional<TieredStore::Fetched> TieredStore::fetch_now(int number, int expert) {
-  const std::lock_guard lock(mutex_);
-  Layer& layer = layer_of(number);
-  if (layer.entries[static_cast<size_t>(expert)].state != State::kReady) return std::nullopt;
-  const ExpertUse use{expert, 1, 0};
-  layer.policy->use({&use, 1}, 1);
-  ++stats_.num_hits;
-  return lease_to_fetch(layer, expert);
-}
-
-std::optional<TieredStore::Fetched> TieredStore::fetch(int number, int expert, bool urgent,
-                                                       FetchDone done) {
-  if (auto fetched = fetch_now(number, expert)) return fetched;
-  const std::lock_guard lock(mutex_);
-  Layer& layer = layer_of(number);
-  Entry& entry = layer.entries[static_cast<size_t>(expert)];
-  const ExpertUse use{expert, 1, 0};
-  layer.policy->use({&use, 1}, 1);
-  ++stats_.num_misses;
-  if (entry.state == State::kReady) return lease_to_fetch(layer, expert);
-  if (entry.state == State::kFailed) entry = Entry{};
-  if (entry.state == State::kReading && urgent) loader_->hurry(entry.ticket);
-  entry.wanted = true;
-  fetches_.push_back({number, expert, urgent, std::move(done)});
-  begin_fetches();
-  return std::nullopt;
-}
-
-void TieredStore::hurry_fetch(int number, int expert) {
-  const std::lock_guard lock(mutex_);
-  Entry& entry = layer_of(number).entries[static_cast<size_t>(expert)];
-  if (entry.state == State::kReading) loader_->hurry(entry.ticket);
-  for (Fetch& fetch : fetches_) {
-    if (fetch.layer == number && fetch.expert == expert) fetch.urgent = true;
-  }
-  begin_fetches();
-}
-
-void TieredStore::end_fetch(int number, int expert) {
-  const int32_t id = expert;
-  release(number, {&id, 1});
-}
-
-// Reads what is fetched as far as there are slots, the urgent ones first.
-void TieredStore::begin_fetches() {
-  for (const bool urgent : {true, false}) {
-    for (const Fetch& fetch : fetches_) {
-      if (fetch.urgent != urgent) continue;
-      Layer& layer = layer_of(fetch.layer);
-      Entry& entry = layer.entries[static_cast<size_t>(fetch.expert)];
-      if (entry.state != State::kAbsent) continue;
-      int slot = -1;
-      if (!take_slot(fetch.layer, true, &slot)) return;
-      begin_read(layer, fetch.expert, slot, urgent);
-      entry.guessed = false;  // whoever guesses counts
-    }
-  }
-}
-
-std::vector<std::pair<TieredStore::FetchDone, Result<TieredStore::Fetched>>>
-TieredStore::ended_fetches(Layer& layer, int expert) {
-  std::vector<std::pair<FetchDone, Result<Fetched>>> ended;
-  Entry& entry = layer.entries[static_cast<size_t>(expert)];
-  for (auto fetch = fetches_.begin(); fetch != fetches_.end();) {
-    if (fetch->layer != layer.number || fetch->expert != expert) {
-      ++fetch;
-      continue;
-    }
-    if (entry.state == State::kReady) {
-      ended.emplace_back(std::move(fetch->done), lease_to_fetch(layer, expert));
-    } else {
-      const Error error = entry.error.value_or(Error{ErrorCode::kCancelled, "cancelled"});
-      ended.emplace_back(std::move(fetch->done), tl::unexpected(error));
-    }
-    fetch = fetches_.erase(fetch);
-  }
-  if (!ended.empty() && entry.state != State::kReady) entry = Entry{};
-  return ended;
 }
 
 ExpertStoreStats TieredStore::stats() const {

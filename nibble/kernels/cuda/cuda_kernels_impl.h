@@ -80,8 +80,8 @@ class CudaKernels final : public Kernels {
 
   // For experts that come while a pass runs (cuda_staged_moe.h): every slot of `x` whose expert is
   // in `ready`, and the shared expert where there is one, go to their rows of expert_rows
-  // [tokens * (k + 1), hidden_size], laid out by expert_chunks(). `upload` keeps their table.
-  // False: the error is kept.
+  // [tokens * (k + 1), hidden_size]: all slots, then the shared expert's. `upload` keeps their
+  // table. False: the error is kept.
   bool moe_part(const MatrixView& x, std::span<const MlpWeight> experts,
                 std::span<const int32_t> ready, const MlpWeight* shared, const RouterShape& shape,
                 const int32_t* expert_ids, float* expert_rows, Upload& upload);

@@ -15,7 +15,7 @@ namespace nibble::cuda {
 namespace {
 
 // Tables of experts under way to the device. A table's page-locked memory is written again so many
-// launches later; the host has waited for choices many times by then.
+// launches later; where few slots make many launches of a layer, the host then waits for its copy.
 constexpr size_t kTables = 16;
 
 class CudaStagedMoe final : public StagedMoe {
