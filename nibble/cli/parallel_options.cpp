@@ -34,6 +34,16 @@ void add_parallel_options(CLI::App& command, ParallelOptions* options, const std
                   "Seconds after which a silent rank is given up, with MPI [120]")
       ->type_name("S")
       ->group(group);
+  command
+      .add_option("--rank-interfaces", options->rank_interfaces,
+                  "Network interfaces that the ranks' traffic may take, as eth0,eth1 [any]")
+      ->type_name("LIST")
+      ->group(group);
+  command
+      .add_option("--expert-placement", options->expert_placement,
+                  "Which experts the groups of --ep-size hold: a file of nibble trace --placement")
+      ->type_name("FILE")
+      ->group(group);
 }
 
 Result<RankOptions> apply(const ParallelOptions& options, ModelOptions* model) {
@@ -50,9 +60,11 @@ Result<RankOptions> apply(const ParallelOptions& options, ModelOptions* model) {
   model->shard.tp_size = static_cast<int>(options.tp_size);
   model->shard.ep_size = static_cast<int>(options.ep_size);
   model->shard.enable_attention_dp = options.enable_attention_dp;
+  model->expert_placement = options.expert_placement;
   RankOptions ranks;
   ranks.transport = NIBBLE_TRY(parse_rank_transport(options.communicator));
   ranks.timeout_seconds = options.rank_timeout;
+  ranks.interfaces = options.rank_interfaces;
   return ranks;
 }
 

@@ -19,6 +19,8 @@ struct ParallelOptions {
   bool enable_attention_dp = false;
   std::string communicator = "auto";
   double rank_timeout = 120;
+  std::string rank_interfaces;
+  std::string expert_placement;
 };
 
 void add_parallel_options(CLI::App& command, ParallelOptions* options, const std::string& group);

@@ -52,6 +52,7 @@ class Runner {
   Status run();
 
  private:
+  Status start_ranks();
   Status load(bool with_chat_template);
   Result<std::vector<std::string>> collect_prompts() const;
   Result<std::vector<int32_t>> encode(const std::string& prompt) const;
@@ -87,26 +88,31 @@ class Runner {
 
   RunOptions options_;
   SamplingParams params_;
+  std::filesystem::path directory_;
   std::unique_ptr<RankGroup> ranks_;
   std::unique_ptr<LoadedModel> model_;
   std::unique_ptr<Engine> engine_;  // behind the model it runs on: it goes first
   std::optional<ChatTemplate> chat_template_;
 };
 
-Status Runner::load(bool with_chat_template) {
+Status Runner::start_ranks() {
   ModelOptions options = NIBBLE_TRY(model_options(options_));
   options.show_progress = !options_.quiet && !options_.json;
   NIBBLE_TRY(sampling_params(options_, {}));  // a bad option is told before a long load
-  const auto directory = NIBBLE_TRY(resolve_model(options_.model));
-  const GenerationConfig defaults = NIBBLE_TRY(load_generation_config(directory));
+  NIBBLE_TRY(run_engine_options(options_));
+  directory_ = NIBBLE_TRY(resolve_model(options_.model));
+  const RankOptions rank_options = NIBBLE_TRY(apply(options_.parallel, &options));
+  ranks_ = NIBBLE_TRY(RankGroup::start(directory_, options, rank_options));
+  return {};
+}
+
+Status Runner::load(bool with_chat_template) {
+  const GenerationConfig defaults = NIBBLE_TRY(load_generation_config(directory_));
   params_ = NIBBLE_TRY(sampling_params(options_, defaults));
   if (with_chat_template) {
-    chat_template_ = NIBBLE_TRY(ChatTemplate::load(directory, options_.chat_template));
+    chat_template_ = NIBBLE_TRY(ChatTemplate::load(directory_, options_.chat_template));
   }
   const EngineOptions engine_options = NIBBLE_TRY(run_engine_options(options_));
-  const RankOptions rank_options = NIBBLE_TRY(apply(options_.parallel, &options));
-  ranks_ = NIBBLE_TRY(RankGroup::start(directory, options, rank_options));
-  if (ranks_->is_worker()) return {};
   model_ = NIBBLE_TRY(ranks_->load_model());
   engine_ = NIBBLE_TRY(Engine::create(*model_, engine_options));
   if (options_.verbose) {
@@ -137,15 +143,21 @@ Result<std::vector<std::string>> Runner::collect_prompts() const {
           fmt::format("prompt {} is not valid UTF-8 at byte {}", i + 1, offset));
     }
   }
+  if (prompts.empty() && options_.json) return invalid_argument("--json needs a --prompt");
   return prompts;
 }
 
 Status Runner::run() {
-  const std::vector<std::string> prompts = NIBBLE_TRY(collect_prompts());
-  if (prompts.empty() && options_.json) return invalid_argument("--json needs a --prompt");
-  NIBBLE_TRY(load(options_.chat || prompts.empty() || !options_.system.empty()));
+  NIBBLE_TRY(start_ranks());
   if (ranks_->is_worker()) return ranks_->serve();
-  return prompts.empty() ? chat() : answer_prompts(prompts);
+  // Of an MPI job rank 0 alone has a standard input, and tells the others what to compute.
+  const auto prompts = collect_prompts();
+  if (!prompts) {
+    ranks_->give_up(prompts.error().message);
+    return tl::unexpected(prompts.error());
+  }
+  NIBBLE_TRY(load(options_.chat || prompts->empty() || !options_.system.empty()));
+  return prompts->empty() ? chat() : answer_prompts(*prompts);
 }
 
 Result<std::vector<int32_t>> Runner::encode(const std::string& prompt) const {

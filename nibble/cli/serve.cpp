@@ -117,8 +117,9 @@ std::string Server::effective_configuration() const {
       {"kernels", loaded_.model ? Json(loaded_.model->kernels->name()) : Json(nullptr)},
       {"cuda_graphs", o.engine.cuda_graphs},
       {"cuda_batch_invariant", o.model_options.cuda.batch_invariant},
-      {"tp_size", std::max<int64_t>(1, o.parallel.tp_size)},
-      {"ep_size", std::max<int64_t>(1, o.parallel.ep_size)},
+      {"tp_size", std::max(1, o.model_options.shard.tp_size)},
+      {"ep_size", std::max(1, o.model_options.shard.ep_size)},
+      {"enable_attention_dp", o.model_options.shard.enable_attention_dp},
       {"max_batch_size", o.engine.max_batch_size},
       {"max_num_tokens", o.engine.max_num_tokens},
       {"max_seq_len", o.model_options.max_seq_len},
@@ -299,16 +300,23 @@ Status Server::run() {
   }
   for (const std::string& note : options_.notes) log_info(note);
   log_info("nibble " + options_.service.version + " serves " + options_.model);
-  log_info("configuration: " + effective_configuration());
+  const RankOptions ranks = NIBBLE_TRY(apply(options_.parallel, &options_.model_options));
   if (options_.dry_run) {
+    log_info("configuration: " + effective_configuration());
     print(effective_configuration() + "\n");
     return {};
   }
-  const RankOptions ranks = NIBBLE_TRY(apply(options_.parallel, &options_.model_options));
   ranks_ = NIBBLE_TRY(RankGroup::start(directory_, options_.model_options, ranks));
   if (ranks_->is_worker()) return ranks_->serve();
+  options_.model_options.shard = ranks_->shard();  // an MPI job has its own size
+  log_info("configuration: " + effective_configuration());
   service_ = std::make_unique<Service>(options_.service);
-  http_ = NIBBLE_TRY(HttpServer::listen(options_.http, *service_));
+  auto listening = HttpServer::listen(options_.http, *service_);
+  if (!listening) {
+    ranks_->give_up(listening.error().message);
+    return tl::unexpected(std::move(listening).error());
+  }
+  http_ = *std::move(listening);
   service_->attach(*http_);
   LoadProgress progress;
   progress.bytes_total = weight_bytes(directory_);

@@ -105,6 +105,22 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                "Seconds after which a silent rank is given up, with MPI [120]",
                "S",
                number(1, 86400, [](ServeOptions& o, double v) { o.parallel.rank_timeout = v; })});
+  s.push_back(
+      {"rank_interfaces",
+       {},
+       {},
+       kCompat,
+       "Network interfaces that the ranks' traffic may take, as eth0,eth1 [any]",
+       "LIST",
+       text([](ServeOptions& o, const std::string& v) { o.parallel.rank_interfaces = v; })});
+  s.push_back(
+      {"expert_placement",
+       {},
+       {},
+       kCompat,
+       "Which experts the groups of ep_size hold: a file of nibble trace --placement",
+       "FILE",
+       text([](ServeOptions& o, const std::string& v) { o.parallel.expert_placement = v; })});
   s.push_back({"pp_size",
                {"pipeline_parallel_size", "pp"},
                {},

@@ -14,6 +14,7 @@
 #include "nibble/base/text.h"
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/command.h"
+#include "nibble/model/expert_placement.h"
 #include "nibble/offload/routing_trace.h"
 #include "nibble/offload/trace_replay.h"
 
@@ -26,9 +27,48 @@ struct TraceArguments {
   int64_t ageing_tokens = 0;
   int64_t max_tokens = 0;
   std::string counts;
+  std::string placement;
+  int ep_size = 0;
+  int replicas = 0;
 };
 
 std::string share_text(double rate) { return fmt::format("{:>8.2f}", 100 * rate); }
+
+// In how many steps each expert was used: with steps of one token its tokens.
+ExpertLoad load_of(const RoutingTrace& trace) {
+  ExpertLoad load;
+  for (const RoutingStep& step : trace.steps) {
+    std::vector<double>& of_layer = load[step.layer];
+    of_layer.resize(static_cast<size_t>(trace.num_experts));
+    for (const ExpertUse& use : step.uses) of_layer[static_cast<size_t>(use.expert)] += 1;
+  }
+  return load;
+}
+
+Status write_placement(const RoutingTrace& trace, const TraceArguments& arguments) {
+  const ExpertLoad load = load_of(trace);
+  const ExpertPlacement by_number =
+      NIBBLE_TRY(balance_experts({}, trace.num_experts, arguments.ep_size, 0));
+  const ExpertPlacement placement =
+      NIBBLE_TRY(balance_experts(load, trace.num_experts, arguments.ep_size, arguments.replicas));
+  NIBBLE_TRY(write_text_file(arguments.placement, to_text(placement)));
+  const auto tell = [&](const char* what, const ExpertPlacement& of) {
+    double sum = 0;
+    double most = 1;
+    for (const auto& [layer, of_expert] : load) {
+      const double value = imbalance(of.slots_of(layer), of.num_groups, of_expert);
+      sum += value;
+      most = std::max(most, value);
+    }
+    print(fmt::format("  {:<12} {:.3f} in the mean of the layers, {:.3f} at most\n", what,
+                      sum / static_cast<double>(load.size()), most));
+  };
+  print(fmt::format("{} groups of {} experts; the busiest group's load over the mean:\n",
+                    placement.num_groups, placement.slots_per_group));
+  tell("by number", by_number);
+  tell("as placed", placement);
+  return {};
+}
 
 Status run_trace(const TraceArguments& arguments) {
   RoutingTrace trace = NIBBLE_TRY(load_routing_trace(arguments.file));
@@ -45,6 +85,7 @@ Status run_trace(const TraceArguments& arguments) {
   if (!arguments.counts.empty()) {
     NIBBLE_TRY(write_text_file(arguments.counts, expert_counts_text(trace)));
   }
+  if (!arguments.placement.empty()) return write_placement(trace, arguments);
   print(fmt::format("{} layers of {} experts, {} steps of {:.1f} tokens, {:.1f} experts a step\n\n",
                     layers.size(), trace.num_experts, format_count(trace.steps.size()),
                     static_cast<double>(tokens) / static_cast<double>(trace.steps.size()),
@@ -82,7 +123,9 @@ void add_trace_command(CLI::App& app, int* exit_code) {
       "examples:\n"
       "  nibble run demo -p \"The capital of France is\" -n 500 --routing-trace routing.txt\n"
       "  nibble trace routing.txt --counts hot.txt\n"
-      "  nibble run demo --expert-memory 5MB --hot-experts hot.txt");
+      "  nibble run demo --expert-memory 5MB --hot-experts hot.txt\n"
+      "  nibble trace routing.txt --max-tokens 1 --ep-size 4 --placement placed.txt\n"
+      "  nibble run demo --tp-size 4 --ep-size 4 --expert-placement placed.txt");
   command->add_option("FILE", arguments->file, "What --routing-trace wrote")->required();
   command
       ->add_option("--shares", arguments->shares,
@@ -102,6 +145,23 @@ void add_trace_command(CLI::App& app, int* exit_code) {
       ->type_name("N");
   command->add_option("--counts", arguments->counts, "Write how often each expert was used")
       ->type_name("FILE");
+  CLI::Option* const placement =
+      command
+          ->add_option("--placement", arguments->placement,
+                       "Write which experts each group of ranks should hold, by this load")
+          ->type_name("FILE");
+  CLI::Option* const ep_size =
+      command->add_option("--ep-size", arguments->ep_size, "Groups of ranks that deal the experts")
+          ->check(CLI::Range(2, 1024).description(""))
+          ->needs(placement)
+          ->type_name("N");
+  placement->needs(ep_size);
+  command
+      ->add_option("--replicas", arguments->replicas,
+                   "Copies of busy experts in each layer, beside one of each [0]")
+      ->check(CLI::Range(0, 65536).description(""))
+      ->needs(placement)
+      ->type_name("N");
   command->callback(
       [arguments, exit_code] { *exit_code = report_status(run_trace(*arguments), "trace"); });
 }

@@ -37,28 +37,24 @@ class ThreadGroup {
       : spins_(std::thread::hardware_concurrency() >= 4 * static_cast<unsigned>(size)),
         shown_(static_cast<size_t>(size)) {}
 
-  // Returns when all ranks have come here. Errors: kUnavailable with the failure of another rank.
+  // Returns when all ranks have come here, so that what they show may be read. Errors: kUnavailable
+  // with the failure of another rank; then no rank comes through.
   Status wait_for_all() {
     std::unique_lock lock(mutex_);
     if (failure_) return unavailable(*failure_);
-    const uint64_t generation = generation_;
-    if (++arrived_ == shown_.size()) {
-      arrived_ = 0;
-      ++generation_;
-      changed_.notify_all();
-      return {};
-    }
-    if (spins_) {
-      lock.unlock();
-      const auto start = std::chrono::steady_clock::now();
-      while (generation_ == generation && std::chrono::steady_clock::now() - start < kLongestSpin) {
-        std::this_thread::yield();
-      }
-      lock.lock();
-    }
+    const uint64_t generation = arrive(lock);
     changed_.wait(lock, [&] { return generation_ != generation || failure_; });
     if (generation_ != generation) return {};
     return unavailable(*failure_);
+  }
+
+  // Returns when nobody reads what this rank has shown any more. Whoever has come through
+  // wait_for_all() comes here, too, whatever has failed meanwhile: to leave at once would take away
+  // memory that another rank still reads.
+  void wait_until_read() {
+    std::unique_lock lock(mutex_);
+    const uint64_t generation = arrive(lock);
+    changed_.wait(lock, [&] { return generation_ != generation; });
   }
 
   void fail(std::string message) {
@@ -80,6 +76,24 @@ class ThreadGroup {
   std::vector<float>& sums(uint64_t operation) { return sums_[operation % 2]; }
 
  private:
+  // The generation that the last rank to come ends. Looks for its end for a while, unlocked.
+  uint64_t arrive(std::unique_lock<std::mutex>& lock) {
+    const uint64_t generation = generation_;
+    if (++arrived_ == shown_.size()) {
+      arrived_ = 0;
+      ++generation_;
+      changed_.notify_all();
+    } else if (spins_) {
+      lock.unlock();
+      const auto start = std::chrono::steady_clock::now();
+      while (generation_ == generation && std::chrono::steady_clock::now() - start < kLongestSpin) {
+        std::this_thread::yield();
+      }
+      lock.lock();
+    }
+    return generation;
+  }
+
   // Waking a thread takes tens of microseconds, several times a step of some milliseconds: where
   // there are processors to spare, ranks look for each other for about a step.
   static constexpr std::chrono::milliseconds kLongestSpin{20};
@@ -116,7 +130,8 @@ class ThreadCommunicator : public Communicator {
       copy(from.data(), receives[static_cast<size_t>(r)].data(), from.size());
       NIBBLE_CHECK(from.size() == receives[static_cast<size_t>(r)].size());
     }
-    return group_->wait_for_all();
+    group_->wait_until_read();
+    return {};
   }
 
   // Each rank adds up one part of the vector.
@@ -131,7 +146,7 @@ class ThreadCommunicator : public Communicator {
     int64_t first = 0;
     for (int r = 0; r < rank(); ++r) first += counts[static_cast<size_t>(r)];
     add(first, counts[static_cast<size_t>(rank())], sums.data() + first);
-    NIBBLE_TRY(group_->wait_for_all());
+    group_->wait_until_read();
     std::memcpy(x, sums.data(), static_cast<size_t>(count) * sizeof(float));
     return {};
   }
@@ -145,7 +160,8 @@ class ThreadCommunicator : public Communicator {
       copy(group_->shown(r).data, to, part);
       to += part;
     }
-    return group_->wait_for_all();
+    group_->wait_until_read();
+    return {};
   }
 
   Status do_reduce_scatter_sum(const float* in, std::span<const int64_t> counts,
@@ -155,14 +171,16 @@ class ThreadCommunicator : public Communicator {
     int64_t first = 0;
     for (int r = 0; r < rank(); ++r) first += counts[static_cast<size_t>(r)];
     add(first, counts[static_cast<size_t>(rank())], out);
-    return group_->wait_for_all();
+    group_->wait_until_read();
+    return {};
   }
 
   Status do_broadcast(void* data, size_t bytes, int root) override {
     group_->shown(rank()).data = data;
     NIBBLE_TRY(group_->wait_for_all());
     if (rank() != root) copy(group_->shown(root).data, data, bytes);
-    return group_->wait_for_all();
+    group_->wait_until_read();
+    return {};
   }
 
   Status do_barrier() override { return group_->wait_for_all(); }

@@ -1,6 +1,7 @@
 #include "nibble/engine/data_parallel_engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
 #include <iterator>
 #include <thread>
@@ -31,17 +32,11 @@ Result<std::unique_ptr<Engine>> DataParallelEngine::create(LoadedModel& model,
 
 // Ids of all lanes in one row: lane l's id k is k * num_lanes + l.
 Result<uint64_t> DataParallelEngine::add(Request request) {
-  int best = 0;
-  LaneLoad load = lane_load(request);
-  for (int lane = 1; lane < num_lanes(); ++lane) {
-    const LaneLoad other = others_[static_cast<size_t>(lane) - 1]->lane_load(request);
-    const int64_t gain =
-        (other.cached_tokens - other.waiting_tokens) - (load.cached_tokens - load.waiting_tokens);
-    if (gain > 0 || (gain == 0 && other.num_sequences < load.num_sequences)) {
-      best = lane;
-      load = other;
-    }
-  }
+  std::vector<LaneLoad> loads{lane_load(request)};
+  for (const auto& lane : others_) loads.push_back(lane->lane_load(request));
+  LaneLimits limits;
+  limits.num_tokens = std::max(limits.num_tokens, options_.max_num_tokens);
+  const int best = choose_lane(loads, limits);
   auto id = best == 0 ? Engine::add(std::move(request))
                       : others_[static_cast<size_t>(best) - 1]->add(std::move(request));
   if (!id) return id;
@@ -84,6 +79,8 @@ std::vector<RequestUpdate> DataParallelEngine::step() {
     if (lane_has_work(lane)) lanes.push_back(lane);
   }
   if (lanes.empty()) return {};
+  const auto start = std::chrono::steady_clock::now();
+  const LaneWork before = work_of_lanes();
   group_->enter(static_cast<int>(lanes.size()));
   std::vector<std::vector<RequestUpdate>> updates(lanes.size());
   std::vector<std::exception_ptr> failures(lanes.size());
@@ -105,6 +102,7 @@ std::vector<RequestUpdate> DataParallelEngine::step() {
   for (const auto& lane : others_) {
     if (lane->failure_ && !failure_) failure_ = lane->failure_;
   }
+  count_step(before, start);
   std::vector<RequestUpdate> all;
   for (auto& of_lane : updates) {
     std::move(of_lane.begin(), of_lane.end(), std::back_inserter(all));
@@ -112,23 +110,45 @@ std::vector<RequestUpdate> DataParallelEngine::step() {
   return all;
 }
 
-namespace {
-
-// A step of one lane is part of a step of all: its tokens count, its time doesn't.
-void add_lane(const StepCount& of_lane, StepCount& all) {
-  all.steps = std::max(all.steps, of_lane.steps);
-  all.seconds = std::max(all.seconds, of_lane.seconds);
-  all.tokens += of_lane.tokens;
-  all.sequences += of_lane.sequences;
+DataParallelEngine::LaneWork DataParallelEngine::work_of_lanes() const {
+  LaneWork work;
+  const auto add = [&work](const EngineStats& stats) {
+    work.prefill_steps += stats.prefill_steps.steps;
+    work.decode_steps += stats.decode_steps.steps;
+    for (const StepCount* const count :
+         {&stats.prefill_steps, &stats.decode_steps, &stats.mixed_steps}) {
+      work.steps += count->steps;
+      work.tokens += count->tokens;
+      work.sequences += count->sequences;
+    }
+  };
+  add(stats_);
+  for (const auto& lane : others_) add(lane->stats_);
+  return work;
 }
 
-}  // namespace
+// What the lanes have done since `before` is one step of all ranks, of one kind where theirs were.
+void DataParallelEngine::count_step(const LaneWork& before,
+                                    std::chrono::steady_clock::time_point start) {
+  const LaneWork now = work_of_lanes();
+  const int64_t steps = now.steps - before.steps;
+  if (steps == 0) return;
+  ++num_steps_;
+  StepCount& count = now.prefill_steps - before.prefill_steps == steps ? prefill_steps_
+                     : now.decode_steps - before.decode_steps == steps ? decode_steps_
+                                                                       : mixed_steps_;
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  count.add(seconds.count(), now.tokens - before.tokens, now.sequences - before.sequences);
+}
 
 EngineStats DataParallelEngine::stats() const {
   EngineStats all = Engine::stats();
+  all.num_steps = num_steps_;
+  all.prefill_steps = prefill_steps_;
+  all.decode_steps = decode_steps_;
+  all.mixed_steps = mixed_steps_;
   for (const auto& lane : others_) {
     const EngineStats stats = lane->stats();
-    all.num_steps = std::max(all.num_steps, stats.num_steps);
     all.num_prompt_tokens += stats.num_prompt_tokens;
     all.num_generated_tokens += stats.num_generated_tokens;
     all.num_cached_tokens += stats.num_cached_tokens;
@@ -141,9 +161,6 @@ EngineStats DataParallelEngine::stats() const {
     all.num_blocks += stats.num_blocks;
     all.num_used_blocks += stats.num_used_blocks;
     all.num_cached_blocks += stats.num_cached_blocks;
-    add_lane(stats.prefill_steps, all.prefill_steps);
-    add_lane(stats.decode_steps, all.decode_steps);
-    add_lane(stats.mixed_steps, all.mixed_steps);
     for (int thinking : {0, 1}) {
       for (int relaxed : {0, 1}) {
         const DraftCount& count = stats.drafts[thinking][relaxed];
@@ -152,6 +169,7 @@ EngineStats DataParallelEngine::stats() const {
         all.drafts[thinking][relaxed].accepted_tokens += count.accepted_tokens;
       }
     }
+    all.last_step_timestamp = std::max(all.last_step_timestamp, stats.last_step_timestamp);
     all.num_guided += stats.num_guided;
     all.guided_seconds += stats.guided_seconds;
     all.num_device_windows += stats.num_device_windows;

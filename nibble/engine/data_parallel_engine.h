@@ -1,6 +1,7 @@
 // An engine whose ranks have their own sequences: attention data parallel.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -11,9 +12,8 @@
 namespace nibble {
 
 // Rank 0 keeps a scheduler, a block pool and a sampler for each rank ("lane"); this object itself
-// is rank 0's lane. max_batch_size and max_num_tokens are per rank. A new request goes to the lane
-// with the most cached prefix tokens less its waiting tokens, ties to the one with the fewest
-// sequences.
+// is rank 0's lane. max_batch_size and max_num_tokens are per rank. choose_lane() says which lane
+// takes a new request. stats() counts the steps of all ranks together: their tokens and sequences.
 class DataParallelEngine : public Engine {
  public:
   // The model must outlive it. Errors: those of LaneGroup::create, Engine::create.
@@ -36,10 +36,25 @@ class DataParallelEngine : public Engine {
   std::vector<RequestUpdate> step_lane(int lane);
   bool lane_has_work(int lane) const;
 
+  // Sums over all lanes since they were made.
+  struct LaneWork {
+    int64_t steps = 0;
+    int64_t prefill_steps = 0;  // of these
+    int64_t decode_steps = 0;
+    int64_t tokens = 0;
+    int64_t sequences = 0;
+  };
+  LaneWork work_of_lanes() const;
+  void count_step(const LaneWork& before, std::chrono::steady_clock::time_point start);
+
   // Destroyed before the base, whose own passes hold nothing of it but a reference that is not used
   // any more.
   std::unique_ptr<LaneGroup> group_;
   std::vector<std::unique_ptr<Engine>> others_;  // the lanes of ranks 1 and up
+  int64_t num_steps_ = 0;
+  StepCount prefill_steps_;
+  StepCount decode_steps_;
+  StepCount mixed_steps_;
 };
 
 }  // namespace nibble

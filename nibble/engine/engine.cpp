@@ -165,10 +165,13 @@ Status Engine::settle_max_seq_len() {
   return {};
 }
 
-Engine::LaneLoad Engine::lane_load(const Request& request) {
+LaneLoad Engine::lane_load(const Request& request) {
   LaneLoad load;
   load.cached_tokens = scheduler_.count_cached(request.prompt_token_ids, request.params.cache_salt);
-  for (const auto& sequence : scheduler_.waiting()) load.waiting_tokens += sequence->num_pending();
+  for (const auto& [id, sequence] : sequences_) {
+    load.pending_tokens += sequence->num_pending();
+    load.num_tokens += sequence->size();
+  }
   load.num_sequences = static_cast<int64_t>(sequences_.size());
   return load;
 }

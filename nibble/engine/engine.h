@@ -15,6 +15,7 @@
 #include "nibble/engine/block_pool.h"
 #include "nibble/engine/draft_model.h"
 #include "nibble/engine/draft_policy.h"
+#include "nibble/engine/lane_choice.h"
 #include "nibble/engine/loaded_model.h"
 #include "nibble/engine/model_passes.h"
 #include "nibble/engine/scheduler.h"
@@ -170,11 +171,6 @@ class Engine {
   Status settle_max_seq_len();
 
   // Where a new request is best added, when there are several schedulers.
-  struct LaneLoad {
-    int64_t cached_tokens = 0;   // of the request's prompt
-    int64_t waiting_tokens = 0;  // to be computed before it
-    int64_t num_sequences = 0;
-  };
   LaneLoad lane_load(const Request& request);
 
   // Made when the first request asks for guided output: it reads the whole vocabulary.

@@ -70,6 +70,15 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
         "experts in tiers and routing traces are for one rank; leave tp_size out, or keep all "
         "experts in memory");
   }
+  std::optional<ExpertPlacement> placement;
+  if (!options.expert_placement.empty()) {
+    if (!kernels->device().is_host()) {
+      return unsupported(
+          "an expert placement is for backends in host memory; leave it out on the cuda backend");
+    }
+    placement = NIBBLE_TRY(load_expert_placement(options.expert_placement));
+    weights_options.expert_placement = &*placement;
+  }
   Weights weights = NIBBLE_TRY(Weights::load(*source, config, weights_options, *kernels));
 
   std::unique_ptr<LoadedModel> model(new LoadedModel(std::move(tokenizer), std::move(weights)));

@@ -30,6 +30,8 @@ struct ModelOptions {
   ExpertOptions experts;
   Shard shard;                   // which part of the model, when several ranks share it
   Communicator* comm = nullptr;  // how they meet in host memory; it must outlive the model
+  // An ExpertPlacement's file, for shard.ep_size groups; empty: experts in order of their numbers.
+  std::filesystem::path expert_placement;
   // Told what share of the weights' elements is loaded, 0..1, rising; on loading threads, one call
   // at a time.
   std::function<void(double share)> on_progress;

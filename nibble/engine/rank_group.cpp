@@ -19,6 +19,7 @@
 #include "nibble/base/mapped_file.h"
 #include "nibble/checkpoint/safetensors_source.h"
 #include "nibble/comm/mpi_communicator.h"
+#include "nibble/comm/rank_interfaces.h"
 #include "nibble/comm/watchdog.h"
 #include "nibble/engine/rank_passes.h"
 #include "nibble/engine/rank_threads.h"
@@ -28,8 +29,9 @@ namespace {
 
 // What all ranks have to agree on, as text that can be compared and shown.
 struct RankIdentity {
-  std::array<char, 64> build{};       // the version and a hash of the program
-  std::array<char, 32> checkpoint{};  // a hash of config.json and of every tensor's name and shape
+  std::array<char, 64> build{};  // the version and a hash of the program
+  // A hash of config.json and of every tensor's name and shape, or why there is none.
+  std::array<char, 256> checkpoint{};
   std::array<char, 512> options{};
 };
 
@@ -68,10 +70,17 @@ Result<std::string> checkpoint_fingerprint(const std::filesystem::path& director
 }
 
 std::string options_text(const ModelOptions& model) {
-  return fmt::format(
+  std::string text = fmt::format(
       "tp_size {} ep_size {} attention_dp {} backend {} w4a4 {} mtp {} max_seq_len {}",
       model.shard.tp_size, model.shard.ep_size, model.shard.enable_attention_dp, model.backend,
       model.nvfp4_activation == ActivationFormat::kNvfp4, model.load_mtp, model.max_seq_len);
+  if (!model.expert_placement.empty()) {
+    const auto placement = load_expert_placement(model.expert_placement);
+    text += placement
+                ? fmt::format(" expert_placement {:016x}", fnv1a(to_text(*placement), kFnvStart))
+                : " expert_placement: " + placement.error().message;
+  }
+  return text;
 }
 
 // The GPU of a process: its number among those of this host, as mpirun and srun tell.
@@ -91,7 +100,7 @@ Status compare_ranks(Communicator& comm, const std::filesystem::path& directory,
   set_text(mine.build, fmt::format(NIBBLE_VERSION " {:016x}",
                                    fnv1a(program ? std::string_view(*program) : "", kFnvStart)));
   const auto fingerprint = checkpoint_fingerprint(directory);
-  set_text(mine.checkpoint, fingerprint ? *fingerprint : "unreadable");
+  set_text(mine.checkpoint, fingerprint ? *fingerprint : fingerprint.error().message);
   set_text(mine.options, options_text(model));
   std::vector<RankIdentity> all(static_cast<size_t>(comm.size()));
   const std::vector<size_t> bytes(all.size(), sizeof(RankIdentity));
@@ -147,11 +156,21 @@ struct RankGroup::State {
   ModelOptions model_options;
   std::unique_ptr<Communicator> mpi;
   std::optional<RankThreads> threads;
+  bool has_loaded = false;           // rank 0's model, or it has given up
   std::optional<Watchdog> watchdog;  // goes first
 };
 
 RankGroup::RankGroup() : state_(std::make_unique<State>()) {}
-RankGroup::~RankGroup() = default;
+RankGroup::~RankGroup() { give_up("it has ended before it had a model"); }
+
+const Shard& RankGroup::shard() const { return state_->model_options.shard; }
+
+void RankGroup::give_up(std::string_view message) {
+  Communicator* const mpi = state_->mpi.get();
+  if (mpi == nullptr || mpi->size() == 1 || is_worker() || state_->has_loaded) return;
+  state_->has_loaded = true;
+  mpi->abort(message);
+}
 
 Result<std::unique_ptr<RankGroup>> RankGroup::start(const std::filesystem::path& directory,
                                                     const ModelOptions& model_options,
@@ -160,6 +179,7 @@ Result<std::unique_ptr<RankGroup>> RankGroup::start(const std::filesystem::path&
   State& state = *group->state_;
   state.directory = directory;
   state.model_options = model_options;
+  NIBBLE_TRY(restrict_rank_traffic(options.interfaces));
   Shard& shard = state.model_options.shard;
   const bool wants_mpi = options.transport == RankTransport::kMpi ||
                          (options.transport == RankTransport::kAuto && started_by_mpi());
@@ -177,8 +197,10 @@ Result<std::unique_ptr<RankGroup>> RankGroup::start(const std::filesystem::path&
   mpi_options.timeout_seconds = options.timeout_seconds;
   state.mpi = NIBBLE_TRY(mpi_communicator(mpi_options));
   Communicator& comm = *state.mpi;
-  auto agreed = settle_shard(shard, comm.size());
-  if (agreed) agreed = compare_ranks(comm, directory, state.model_options);
+  // What is wrong on one rank alone is told as a difference, so that it is known which.
+  const Status settled = settle_shard(shard, comm.size());
+  Status agreed = compare_ranks(comm, directory, state.model_options);
+  if (agreed) agreed = settled;
   // Every rank has come to the same verdict: one tells it, while the others still let it.
   if (!agreed) {
     if (comm.rank() != 0) {
@@ -200,6 +222,7 @@ bool RankGroup::is_worker() const { return state_->mpi != nullptr && state_->mpi
 
 Result<std::unique_ptr<LoadedModel>> RankGroup::load_model(
     const std::function<void(double share)>& on_progress) {
+  state_->has_loaded = true;
   state_->model_options.on_progress = on_progress;
   auto model = LoadedModel::load(state_->directory, state_->model_options);
   Communicator* const comm = state_->model_options.comm;

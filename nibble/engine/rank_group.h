@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
 
 #include "nibble/base/result.h"
@@ -24,6 +25,8 @@ struct RankOptions {
   RankTransport transport = RankTransport::kAuto;
   double timeout_seconds = 120;  // of a rank that does not answer, 1 or more; MPI
   double watch_seconds = 30;     // after which a rank tells where it stands
+  // Network interfaces that the ranks' traffic may take, as "eth0,eth1"; empty: any.
+  std::string interfaces;
 };
 
 // Use, the same for one rank and for many:
@@ -41,7 +44,8 @@ class RankGroup {
   // shard.tp_size 0 or 1 in an MPI job: as many as the job has. ep_size 0: 1, with attention data
   // parallel tp_size. Under MPI all ranks must be of the same build, checkpoint and model options;
   // each takes the GPU of its number on its host. Errors: kInvalidArgument (a tp_size other than
-  // the job's, naming both; a rank that differs, and in what), those of mpi_communicator.
+  // the job's, naming both; a rank that differs, and in what), those of restrict_rank_traffic and
+  // mpi_communicator.
   static Result<std::unique_ptr<RankGroup>> start(const std::filesystem::path& directory,
                                                   const ModelOptions& model_options,
                                                   const RankOptions& options);
@@ -49,8 +53,15 @@ class RankGroup {
   RankGroup& operator=(const RankGroup&) = delete;
   ~RankGroup();
 
+  // How the ranks share the model, as settled: of this rank.
+  const Shard& shard() const;
+
   // A process of an MPI job that is not rank 0.
   bool is_worker() const;
+
+  // On rank 0, when it can't go on before it has a model: the others, which load theirs, end with
+  // these words at once. Without it they do when the group ends.
+  void give_up(std::string_view message);
   // A worker's whole life: loads its part, serves rank 0's engines until its model ends.
   Status serve();
 

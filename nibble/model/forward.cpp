@@ -76,12 +76,23 @@ void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& c
   pass.add_up(out);
 }
 
+// Which experts each token of x goes to, into the workspace; the shape by which moe() finds them.
+RouterShape route(const Pass& pass, const MoeWeights& w, const MatrixView& x) {
+  RouterShape shape = pass.weights.router_shape;
+  int32_t* const expert_ids = pass.workspace.expert_ids;
+  float* const expert_weights = pass.workspace.expert_weights;
+  pass.kernels.route(x, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
+  // From here on a slot is what is called an expert.
+  if (!w.slots.slots.empty()) {
+    w.slots.place(x.rows * shape.num_experts_per_tok, expert_weights, expert_ids);
+    shape.n_routed_experts = static_cast<int>(w.slots.slots.size());
+  }
+  return shape;
+}
+
 // x [tokens, hidden_size] -> out: num_experts_per_tok routed experts and the shared one.
 Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const MatrixView& out) {
-  const RouterShape& shape = pass.weights.router_shape;
-  int32_t* expert_ids = pass.workspace.expert_ids;
-  float* expert_weights = pass.workspace.expert_weights;
-  pass.kernels.route(x, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
+  const RouterShape shape = route(pass, w, x);
   pass.observe(ActivationSite::kMlpInput, x);
   std::span<const MlpWeight> experts = w.experts;
   if (pass.weights.expert_store != nullptr) {
@@ -94,8 +105,8 @@ Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const Mat
                                    x, pass.workspace, out);
     }
   }
-  pass.kernels.moe(x, experts, w.shared_experts ? &*w.shared_experts : nullptr, shape, expert_ids,
-                   expert_weights, out);
+  pass.kernels.moe(x, experts, w.shared_experts ? &*w.shared_experts : nullptr, shape,
+                   pass.workspace.expert_ids, pass.workspace.expert_weights, out);
   pass.add_up(out);
   return {};
 }
@@ -106,7 +117,6 @@ Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const Mat
 void moe_of_all_ranks(const Pass& pass, const MoeWeights& w, const MatrixView& x,
                       const MatrixView& out) {
   Communicator& comm = *pass.weights.comm;
-  const RouterShape& shape = pass.weights.router_shape;
   NIBBLE_CHECK(x.dtype == DType::kF32 && x.stride == x.cols && out.stride == out.cols);
   NIBBLE_CHECK(static_cast<int>(pass.batch.tokens_of_ranks.size()) == comm.size());
   int64_t num_tokens = 0;
@@ -119,11 +129,10 @@ void moe_of_all_ranks(const Pass& pass, const MoeWeights& w, const MatrixView& x
   }
   const MatrixView all = pass.workspace.all_tokens.slice_rows(0, num_tokens);
   const MatrixView outputs = pass.workspace.all_outputs.slice_rows(0, num_tokens);
-  int32_t* expert_ids = pass.workspace.expert_ids;
-  float* expert_weights = pass.workspace.expert_weights;
   comm.all_gather(x.data, bytes, all.data);
-  pass.kernels.route(all, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
-  pass.kernels.moe(all, w.experts, nullptr, shape, expert_ids, expert_weights, outputs);
+  const RouterShape shape = route(pass, w, all);
+  pass.kernels.moe(all, w.experts, nullptr, shape, pass.workspace.expert_ids,
+                   pass.workspace.expert_weights, outputs);
   comm.reduce_scatter_sum(outputs.row<float>(0), elements, out.row<float>(0));
   if (w.shared_experts && x.rows > 0) {
     const MatrixView shared = all.slice_rows(0, x.rows);  // free again

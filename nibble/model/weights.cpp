@@ -123,10 +123,16 @@ void Loader::layer(int index, bool is_moe, LayerWeights* out) {
   const RouterShape& router = weights_.router_shape;
   const int experts = options_.load_experts ? router.local_experts() : 0;
   moe.experts.resize(static_cast<size_t>(experts));
+  std::vector<int32_t> slots;
+  if (options_.expert_placement != nullptr) {
+    slots = options_.expert_placement->slots_of(index);
+    moe.slots = options_.expert_placement->index_of(index);
+  }
   for (int e = 0; e < experts; ++e) {
-    mlp(fmt::format("{}.experts.{}", mlp_module, router.first_local_expert + e),
-        config_.moe_intermediate_size, options_.shard.expert_slice(),
-        &moe.experts[static_cast<size_t>(e)]);
+    const int slot = router.first_local_expert + e;
+    const int expert = slots.empty() ? slot : slots[static_cast<size_t>(slot)];
+    mlp(fmt::format("{}.experts.{}", mlp_module, expert), config_.moe_intermediate_size,
+        options_.shard.expert_slice(), &moe.experts[static_cast<size_t>(e)]);
   }
   if (config_.n_shared_experts > 0) {
     mlp(mlp_module + ".shared_experts", config_.n_shared_experts * config_.moe_intermediate_size,
@@ -301,6 +307,20 @@ Status share_input_scales(std::span<MoeWeights* const> layers, Communicator* com
 
 namespace {
 
+Status check_placement(const ExpertPlacement& placement, const ModelConfig& config,
+                       const Shard& shard) {
+  if (shard.ep_size < 2) {
+    return invalid_argument(
+        "experts are placed on groups of ranks: it takes an ep_size of 2 or more");
+  }
+  if (placement.num_experts != config.n_routed_experts || placement.num_groups != shard.ep_size) {
+    return invalid_argument(fmt::format(
+        "the expert placement is for {} experts in {} groups; the model has {} and ep_size is {}",
+        placement.num_experts, placement.num_groups, config.n_routed_experts, shard.ep_size));
+  }
+  return {};
+}
+
 Result<Weights> load_weights(const CheckpointSource& source, const ModelConfig& config,
                              const WeightsOptions& options, Kernels& kernels) {
   NIBBLE_TRY(check_shard(source, config, options.shard));
@@ -319,8 +339,13 @@ Result<Weights> load_weights(const CheckpointSource& source, const ModelConfig& 
                   config.n_group,          config.topk_group,
                   config.norm_topk_prob,   static_cast<float>(config.routed_scaling_factor)};
   const Part group = options.shard.expert_group();
-  weights.router_shape.first_local_expert = static_cast<int>(group.begin(config.n_routed_experts));
-  weights.router_shape.num_local_experts = static_cast<int>(group.count(config.n_routed_experts));
+  int64_t num_slots = config.n_routed_experts;
+  if (options.expert_placement != nullptr) {
+    NIBBLE_TRY(check_placement(*options.expert_placement, config, options.shard));
+    num_slots = options.expert_placement->num_slots();
+  }
+  weights.router_shape.first_local_expert = static_cast<int>(group.begin(num_slots));
+  weights.router_shape.num_local_experts = static_cast<int>(group.count(num_slots));
 
   Loader loader(source, config, options, kernels, weights);
   const auto wanted = [&](int layer) {

@@ -14,6 +14,7 @@
 #include "nibble/comm/communicator.h"
 #include "nibble/device/device.h"
 #include "nibble/kernels/kernels.h"
+#include "nibble/model/expert_placement.h"
 #include "nibble/model/shard.h"
 
 namespace nibble {
@@ -35,8 +36,9 @@ struct MoeWeights {
   int layer = 0;  // its number in the model; num_hidden_layers for the MTP layer
   LinearWeight gate;
   const float* e_score_correction_bias = nullptr;
-  // Those of this rank, from RouterShape::first_local_expert on; empty where Weights::expert_store
-  // has them.
+  ExpertSlots slots;  // where experts are, with WeightsOptions::expert_placement
+  // Those of this rank, from RouterShape::first_local_expert on (a slot, where there are slots);
+  // empty where Weights::expert_store has them.
   std::vector<MlpWeight> experts;
   std::optional<MlpWeight> shared_experts;
 };
@@ -74,6 +76,9 @@ struct WeightsOptions {
   // the weights).
   Shard shard;
   Communicator* comm = nullptr;
+  // Which experts the ranks' groups hold, if not by their numbers; used while loading only. For
+  // shard.ep_size groups.
+  const ExpertPlacement* expert_placement = nullptr;
 
   // One layer alone, for a caller that can't hold more: 0 .. num_hidden_layers - 1, or
   // num_hidden_layers for the MTP layer, which comes with embed_tokens. The other layers and
@@ -108,7 +113,7 @@ struct Weights {
   // together. A failure of one rank is aborted to the others. Errors: kInvalidArgument of
   // check_shard; kNotFound, kCorrupt (shape, scale) naming the tensor;
   // kUnsupported dtypes; kOutOfMemory; kCancelled after an interrupt; kUnavailable naming the rank
-  // that failed.
+  // that failed; kInvalidArgument for a placement of another number of experts or groups.
   static Result<Weights> load(const CheckpointSource& source, const ModelConfig& config,
                               const WeightsOptions& options, Kernels& kernels);
 

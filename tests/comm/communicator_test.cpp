@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <numeric>
@@ -10,7 +13,9 @@
 #include <thread>
 #include <vector>
 
+#include "nibble/comm/rank_interfaces.h"
 #include "nibble/comm/thread_communicator.h"
+#include "nibble/comm/watchdog.h"
 
 namespace nibble {
 namespace {
@@ -191,6 +196,39 @@ TEST(ThreadCommunicators, ARankThatEndsEndsTheOthers) {
   EXPECT_EQ(x, 1);
 }
 
+// While rank 1 still copies what rank 0 sends, a third rank fails. Rank 0 may not leave the
+// operation before rank 1 is through, as it then takes its memory back, here by writing over it.
+TEST(ThreadCommunicators, AFailureLeavesNobodyReadingWhatIsGone) {
+  constexpr size_t kSize = size_t{24} << 20;
+  for (int repeat = 0; repeat < 12; ++repeat) {
+    SCOPED_TRACE(repeat);
+    auto comms = thread_communicators(3);
+    std::vector<std::byte> sent(kSize, std::byte{1});
+    std::vector<std::byte> received(kSize, std::byte{0});
+    std::vector<std::thread> threads;
+    for (int r = 0; r < 3; ++r) {
+      threads.emplace_back([&, r] {
+        std::vector<Communicator::ConstBytes> sends(3);
+        std::vector<Communicator::Bytes> receives(3);
+        if (r == 0) sends[1] = sent;
+        if (r == 1) receives[0] = received;
+        comms[static_cast<size_t>(r)]->all_to_all(sends, receives);
+        if (r == 0) std::fill(sent.begin(), sent.end(), std::byte{2});
+      });
+    }
+    std::thread failing([&] {
+      // Later from one repeat to the next, so that some fall into the copying.
+      std::this_thread::sleep_for(std::chrono::microseconds(300 * repeat));
+      comms[2]->abort("it has failed");
+    });
+    failing.join();
+    for (std::thread& thread : threads) thread.join();
+    const auto ones = std::count(received.begin(), received.end(), std::byte{1});
+    EXPECT_TRUE(ones == 0 || ones == static_cast<std::ptrdiff_t>(kSize)) << ones;
+    EXPECT_EQ(std::count(received.begin(), received.end(), std::byte{2}), 0);
+  }
+}
+
 TEST(ThreadCommunicators, APositionTellsWhereARankStands) {
   auto comms = thread_communicators(2);
   EXPECT_EQ(comms[0]->position().to_string({}), "before its first operation");
@@ -205,6 +243,48 @@ TEST(ThreadCommunicators, APositionTellsWhereARankStands) {
   EXPECT_EQ(position.to_string(later), "in barrier 1 (0 bytes) for 31 s");
   position.waiting = true;
   EXPECT_EQ(position.to_string(later), "waiting for work for 31 s after barrier 1");
+}
+
+// One rank computes, the other waits for it: each says so, again and again, and nothing else
+// happens.
+TEST(Watchdogs, TellWhereEachRankStandsWhenNothingMoves) {
+  auto comms = thread_communicators(2);
+  WatchOptions watch;
+  watch.tell_after_seconds = 0.3;
+  watch.ends_process = false;
+  ::testing::internal::CaptureStderr();
+  {
+    const Watchdog first(*comms[0], watch);
+    const Watchdog second(*comms[1], watch);
+    std::thread other([&] {
+      comms[1]->barrier();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+      comms[1]->barrier();
+    });
+    comms[0]->barrier();
+    comms[0]->barrier();
+    other.join();
+  }
+  const std::string told = ::testing::internal::GetCapturedStderr();
+  EXPECT_THAT(told, testing::HasSubstr("rank 0 of 2 is in barrier 2"));
+  EXPECT_THAT(told, testing::HasSubstr("rank 1 of 2 is computing for"));
+  EXPECT_THAT(told, testing::HasSubstr("after barrier 1"));
+  EXPECT_TRUE(comms[0]->status().has_value());
+}
+
+TEST(RankInterfaces, AreThoseOfThisMachine) {
+  const Status refused = restrict_rank_traffic("lo,nosuch0");
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_THAT(refused.error().message, testing::HasSubstr("no network interface 'nosuch0' here"));
+  EXPECT_THAT(refused.error().message, testing::HasSubstr("lo"));
+  EXPECT_EQ(std::getenv("NCCL_SOCKET_IFNAME"), nullptr);
+  ASSERT_TRUE(restrict_rank_traffic("lo").has_value());
+  for (const char* const variable :
+       {"OMPI_MCA_btl_tcp_if_include", "UCX_NET_DEVICES", "NCCL_SOCKET_IFNAME"}) {
+    EXPECT_STREQ(std::getenv(variable), "lo");
+    ::unsetenv(variable);
+  }
 }
 
 TEST(EvenParts, AddUpAndDifferByOneAtMost) {

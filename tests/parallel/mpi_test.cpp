@@ -2,10 +2,13 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -32,7 +35,7 @@ std::string mpi_text_of(const fs::path& path) {
 // mpirun in the background, its output in two files.
 class MpiJob {
  public:
-  explicit MpiJob(const std::vector<std::string>& arguments) {
+  explicit MpiJob(const std::vector<std::string>& arguments, const std::string& input = {}) {
     std::vector<std::string> all = {
         "mpirun",   "--oversubscribe", "--bind-to",          "none", "--mca", "btl",
         "self,tcp", "--mca",           "btl_tcp_if_include", "lo"};
@@ -40,13 +43,15 @@ class MpiJob {
     std::vector<char*> argv;
     for (std::string& argument : all) argv.push_back(argument.data());
     argv.push_back(nullptr);
+    const std::string in = folder_ / "in";
+    std::ofstream(in) << input;
     const std::string out = folder_ / "out";
     const std::string err = folder_ / "err";
     pid_ = ::fork();
     if (pid_ == 0) {
       ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
       ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-      ::dup2(::open("/dev/null", O_RDONLY), STDIN_FILENO);
+      ::dup2(::open(in.c_str(), O_RDONLY), STDIN_FILENO);
       ::dup2(::open(out.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), STDOUT_FILENO);
       ::dup2(::open(err.c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600), STDERR_FILENO);
       ::execvp("mpirun", argv.data());
@@ -199,6 +204,116 @@ TEST_F(Mpi, AnotherTpSizeThanTheJobsIsRefused) {
   MpiJob job(mpi_command(2, testing::demo_checkpoint(), {"-p", "a", "--tp-size", "4"}));
   ASSERT_NE(job.wait(20).value_or(0), 0);
   EXPECT_THAT(job.err(), HasSubstr("tp_size is 4, and the MPI job has 2 ranks"));
+}
+
+// mpirun gives standard input to rank 0 alone.
+TEST_F(Mpi, APromptOnStandardInputReachesAllRanks) {
+  const std::vector<std::string> options = {"-n", "8", "--ignore-eos"};
+  std::vector<std::string> with_prompt = options;
+  with_prompt.insert(with_prompt.end(), {"-p", "What is 384 + 597?"});
+  MpiJob given(mpi_command(1, testing::demo_checkpoint(), with_prompt));
+  ASSERT_EQ(given.wait(60), 0) << given.err();
+  MpiJob piped(mpi_command(2, testing::demo_checkpoint(), options), "What is 384 + 597?\n");
+  ASSERT_EQ(piped.wait(60), 0) << piped.err();
+  EXPECT_EQ(piped.out(), given.out());
+  EXPECT_GT(piped.out().size(), 25U);
+}
+
+// Rank 0 alone sees what is wrong; the others, busy with loading, are let go.
+TEST_F(Mpi, WhatRankZeroRefusesBeforeItLoadsEndsTheJob) {
+  MpiJob job(mpi_command(2, testing::demo_checkpoint(), {"-n", "8"}), "");
+  ASSERT_NE(job.wait(20).value_or(0), 0) << "still running";
+  EXPECT_THAT(job.err(), HasSubstr("the prompt on standard input is empty"));
+}
+
+TEST_F(Mpi, AServerThatCannotListenEndsTheJob) {
+  const int taken = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ASSERT_EQ(::bind(taken, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(::listen(taken, 1), 0);
+  ASSERT_EQ(::getsockname(taken, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  const std::string port = std::to_string(ntohs(address.sin_port));
+  MpiJob job({"-n", "2", NIBBLE_PROGRAM, "serve", testing::demo_checkpoint().string(), "--backend",
+              "cpu", "--host", "127.0.0.1", "--port", port, "--log_level", "info"});
+  const auto code = job.wait(20);
+  ::close(taken);
+  ASSERT_TRUE(code.has_value()) << "still running";
+  EXPECT_NE(*code, 0);
+  EXPECT_THAT(job.err(), HasSubstr(port));
+  // What is logged is the job's size, not what was typed.
+  EXPECT_THAT(job.err(), HasSubstr(R"("tp_size":2,)"));
+}
+
+TEST_F(Mpi, AnotherTpSizeOnOneRankAloneIsNamed) {
+  std::vector<std::string> arguments =
+      mpi_command(1, testing::demo_checkpoint(), {"-p", "a", "-n", "4"});
+  arguments.emplace_back(":");
+  const auto second =
+      mpi_command(1, testing::demo_checkpoint(), {"-p", "a", "-n", "4", "--tp-size", "4"});
+  arguments.insert(arguments.end(), second.begin(), second.end());
+  MpiJob job(arguments);
+  ASSERT_NE(job.wait(20).value_or(0), 0) << "still running";
+  EXPECT_THAT(job.err(), HasSubstr("rank 1 has another command line than rank 0: tp_size 4"));
+}
+
+// A program that differs in one byte behind all that is loaded: another build.
+TEST_F(Mpi, RanksOfAnotherBuildDoNotBegin) {
+  const TemporaryFolder folder;
+  const fs::path other = fs::path(folder / "nibble");
+  fs::copy_file(NIBBLE_PROGRAM, other);
+  std::ofstream(other, std::ios::app) << 'x';
+  fs::copy_file(fs::path(NIBBLE_PROGRAM).parent_path() / "libnibble_mpi.so",
+                fs::path(folder / "libnibble_mpi.so"));
+  std::vector<std::string> arguments =
+      mpi_command(1, testing::demo_checkpoint(), {"-p", "a", "-n", "4"});
+  arguments.emplace_back(":");
+  auto second = mpi_command(1, testing::demo_checkpoint(), {"-p", "a", "-n", "4"});
+  std::replace(second.begin(), second.end(), std::string(NIBBLE_PROGRAM), other.string());
+  arguments.insert(arguments.end(), second.begin(), second.end());
+  MpiJob job(arguments);
+  ASSERT_NE(job.wait(20).value_or(0), 0) << "still running";
+  EXPECT_THAT(job.err(), HasSubstr("rank 1 has another build of nibble than rank 0"));
+}
+
+// A rank that gets a fifth of its time: the others wait, and the answer is the same.
+TEST_F(Mpi, AThrottledRankIsWaitedFor) {
+  const std::vector<std::string> options = {"-p", "What is 384 + 597?", "-n", "60", "--ignore-eos"};
+  MpiJob one(mpi_command(1, testing::demo_checkpoint(), options));
+  ASSERT_EQ(one.wait(60), 0) << one.err();
+  MpiJob job(mpi_command(2, testing::demo_checkpoint(), options));
+  pid_t slow = 0;
+  for (int i = 0; i < 500 && slow == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    slow = job.process_of(1);
+  }
+  ASSERT_GT(slow, 0) << job.err();
+  int stops = 0;
+  std::optional<int> code;
+  for (int i = 0; i < 1200 && !code; ++i, ++stops) {
+    ::kill(slow, SIGSTOP);
+    code = job.wait(0.04);
+    ::kill(slow, SIGCONT);
+    if (!code) code = job.wait(0.01);
+  }
+  ASSERT_EQ(code, 0) << job.err();
+  EXPECT_GE(stops, 3);
+  EXPECT_EQ(job.out(), one.out());
+}
+
+TEST_F(Mpi, TrafficGoesOverNamedInterfacesOrNotAtAll) {
+  const std::vector<std::string> options = {"-p", "a", "-n", "4", "--rank-interfaces"};
+  std::vector<std::string> there = options;
+  there.emplace_back("lo");
+  MpiJob job(mpi_command(2, testing::demo_checkpoint(), there));
+  EXPECT_EQ(job.wait(60), 0) << job.err();
+  std::vector<std::string> missing = options;
+  missing.emplace_back("nosuch0");
+  MpiJob refused(mpi_command(2, testing::demo_checkpoint(), missing));
+  EXPECT_EQ(refused.wait(20), 2) << refused.err();
+  EXPECT_THAT(refused.err(), HasSubstr("there is no network interface 'nosuch0' here"));
 }
 
 }  // namespace

@@ -80,9 +80,11 @@ inline ParallelRun run_requests(Engine& engine, const std::vector<Request>& requ
 
 // Loads the checkpoint on the shard's ranks, threads of this process, and runs the requests.
 inline ParallelRun run_on_ranks(ParallelFormat format, const Shard& shard,
-                                const EngineOptions& options,
-                                const std::vector<Request>& requests) {
-  RankThreads ranks(checkpoint_of(format), rank_options(format, shard));
+                                const EngineOptions& options, const std::vector<Request>& requests,
+                                const std::filesystem::path& expert_placement = {}) {
+  ModelOptions model_options = rank_options(format, shard);
+  model_options.expert_placement = expert_placement;
+  RankThreads ranks(checkpoint_of(format), model_options);
   auto model = LoadedModel::load(checkpoint_of(format), ranks.model_options());
   if (!model) throw std::runtime_error(model.error().message);
   auto engine = Engine::create(**model, options);

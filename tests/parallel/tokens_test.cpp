@@ -2,8 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <map>
 #include <memory>
+#include <numeric>
 
 #include "tests/parallel/ranks.h"
 
@@ -157,6 +159,111 @@ TEST(AttentionDataParallel, ARequestGoesToTheRankThatHasItsPrefix) {
   EXPECT_THAT(cached_of({request(100, 40), request(1000, 40)}), ::testing::ElementsAre(0, 0));
   EXPECT_THAT(cached_of({request(1000, 45)}), ::testing::ElementsAre(32));
   EXPECT_THAT(cached_of({request(100, 45)}), ::testing::ElementsAre(32));
+}
+
+// Experts that lie elsewhere, the busiest of them twice: the same tokens, and the same bits in two
+// runs. The load is made up; the layers without it stay in order.
+TEST(ExpertPlacement, GivesTheTokensOfOneRank) {
+  const ModelConfig config = load_config(testing::demo_checkpoint()).value();
+  const testing::TemporaryFolder folder;
+  ExpertLoad load;
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (!config.is_moe_layer(layer)) continue;
+    for (int e = 0; e < config.n_routed_experts; ++e) {
+      load[layer].push_back(static_cast<double>((e * 7 + layer) % config.n_routed_experts));
+    }
+  }
+  struct Case {
+    ParallelFormat format;
+    Shard shard;
+    int replicas;
+    bool mtp;
+  };
+  for (const Case& c : {Case{ParallelFormat::kFp8, {0, 2, 2, false}, 0, true},
+                        Case{ParallelFormat::kW4A16, {0, 4, 2, false}, 4, true},
+                        Case{ParallelFormat::kW4A16, {0, 4, 4, true}, 4, false}}) {
+    SCOPED_TRACE(c.replicas);
+    const auto placement =
+        balance_experts(load, config.n_routed_experts, c.shard.ep_size, c.replicas).value();
+    EXPECT_NE(placement.layers.begin()->second, placement.slots_of(-1)) << "nothing has moved";
+    const std::filesystem::path path = std::filesystem::path(folder / "placed.txt");
+    std::ofstream(path) << to_text(placement);
+    const auto run = [&] {
+      return testing::run_on_ranks(c.format, c.shard, engine_options(c.mtp), greedy_requests(),
+                                   path);
+    };
+    const ParallelRun first = run();
+    EXPECT_EQ(first.token_ids, on_one_rank(c.format).token_ids);
+    if (c.replicas > 0 && !c.shard.enable_attention_dp) {
+      EXPECT_EQ(run().logprobs, first.logprobs);
+    }
+  }
+}
+
+TEST(ExpertPlacement, OfAnotherNumberOfGroupsIsRefused) {
+  const ModelConfig config = load_config(testing::demo_checkpoint()).value();
+  const testing::TemporaryFolder folder;
+  const std::filesystem::path path = std::filesystem::path(folder / "placed.txt");
+  std::ofstream(path) << to_text(balance_experts({}, config.n_routed_experts, 4, 0).value());
+  ModelOptions options = testing::rank_options(ParallelFormat::kFp8, {0, 2, 2, false});
+  options.expert_placement = path;
+  RankThreads ranks(testing::demo_checkpoint(), options);
+  const auto model = LoadedModel::load(testing::demo_checkpoint(), ranks.model_options());
+  ASSERT_FALSE(model.has_value());
+  EXPECT_THAT(model.error().message, ::testing::HasSubstr("experts in 4 groups"));
+}
+
+// Requests with one common prefix that come one after another, while those before still run: no
+// rank is drawn full. And a step of all ranks counts once, with the tokens of all.
+TEST(AttentionDataParallel, RequestsAreSpreadAndStepsCountedOverTheRanks) {
+  const EngineOptions options = engine_options(false);
+  const std::filesystem::path directory = testing::demo_checkpoint();
+  RankThreads ranks(directory, testing::rank_options(ParallelFormat::kFp8, {0, 2, 2, true}));
+  const auto model = LoadedModel::load(directory, ranks.model_options()).value();
+  const auto engine = Engine::create(*model, options).value();
+  Request request;
+  for (int32_t i = 0; i < 40; ++i) request.prompt_token_ids.push_back(100 + i);
+  request.params.temperature = 0;
+  request.params.max_tokens = 24;
+  request.params.ignore_eos = true;
+  std::vector<int64_t> on_rank(2);
+  std::map<uint64_t, int64_t> cached;
+  const auto step = [&] {
+    for (const RequestUpdate& update : engine->step()) {
+      cached[update.id] = update.num_cached_tokens;
+    }
+  };
+  for (int i = 0; i < 8; ++i) {
+    const uint64_t id = engine->add(request).value();
+    ++on_rank[id % 2];  // ids of all ranks in one row
+    step();
+  }
+  while (engine->has_work()) step();
+  EXPECT_GE(on_rank[0], 3);
+  EXPECT_GE(on_rank[1], 3);
+  int64_t found = 0;
+  for (const auto& [id, tokens] : cached) found += tokens > 0 ? 1 : 0;
+  EXPECT_GE(found, 4) << "prefixes were hardly used";
+
+  const EngineStats stats = engine->stats();
+  int64_t steps = 0;
+  int64_t tokens = 0;
+  for (const StepCount* count : {&stats.prefill_steps, &stats.decode_steps, &stats.mixed_steps}) {
+    steps += count->steps;
+    tokens += count->tokens;
+    const auto sum = [](const auto& buckets) {
+      return std::accumulate(buckets.counts.begin(), buckets.counts.end(), int64_t{0});
+    };
+    EXPECT_EQ(sum(count->by_seconds), count->steps);
+    EXPECT_EQ(sum(count->by_tokens), count->steps);
+    EXPECT_EQ(sum(count->by_sequences), count->steps);
+  }
+  EXPECT_EQ(steps, stats.num_steps);
+  // Each output token but a request's last one is computed, too.
+  EXPECT_EQ(tokens, stats.num_prompt_tokens + stats.num_generated_tokens - 8);
+  // Both ranks decode together for most of the time: a step of all has more than one rank's 4.
+  const auto& by_sequences = stats.decode_steps.by_sequences.counts;
+  EXPECT_GT(std::accumulate(by_sequences.begin() + 3, by_sequences.end(), int64_t{0}), 0);
 }
 
 }  // namespace
