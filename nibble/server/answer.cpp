@@ -16,6 +16,7 @@ bool contains(const std::vector<int64_t>& ids, int32_t id) {
 }
 
 void join(std::vector<ReplyEvent>& events) {
+  if (events.size() < 2) return;
   std::vector<ReplyEvent> joined;
   for (ReplyEvent& event : events) {
     const bool is_text = event.kind == ReplyEvent::Kind::kReasoning ||

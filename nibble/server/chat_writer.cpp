@@ -68,6 +68,10 @@ class ChatWriter final : public ReplyWriter {
     bool content_logprobs_sent = delta.content_logprobs.empty();
     bool reasoning_logprobs_sent = delta.reasoning_logprobs.empty();
     for (const ReplyEvent& event : delta.events) {
+      if (is_plain(event, delta)) {
+        out += plain_chunk(choice.index, event, usage);
+        continue;
+      }
       Json fields = Json::object();
       Json logprobs;
       switch (event.kind) {
@@ -204,14 +208,45 @@ class ChatWriter final : public ReplyWriter {
                    {"finish_reason", std::move(finish_reason)}};
     if (finishes) choice["stop_reason"] = stop;
     if (!token_ids.is_null()) choice["token_ids"] = std::move(token_ids);
-    std::string out = "data: " + chunk_head_ + "\"choices\":[" + dump(choice) + "]";
-    if (!prompt_token_ids.is_null()) out += ",\"prompt_token_ids\":" + prompt_token_ids.dump();
+    std::string more;
+    if (!prompt_token_ids.is_null()) more = ",\"prompt_token_ids\":" + prompt_token_ids.dump();
+    return event_of(dump(choice), more, usage);
+  }
+
+  std::string event_of(std::string_view choice, std::string_view more, const Usage& usage) const {
+    std::string out;
+    out.reserve(chunk_head_.size() + choice.size() + more.size() + 64);
+    out.append("data: ").append(chunk_head_).append("\"choices\":[").append(choice).append("]");
+    out += more;
     if (context_.request->continuous_usage) {
       out += ",\"usage\":" + usage_json(usage);
     } else if (context_.request->include_usage) {
       out += ",\"usage\":null";
     }
-    return out + "}\n\n";
+    return out.append("}\n\n");
+  }
+
+  // Text and nothing else: nearly every event.
+  bool is_plain(const ReplyEvent& event, const ReplyDelta& delta) const {
+    if (context_.request->return_token_ids) return false;
+    if (event.kind == ReplyEvent::Kind::kContent) return delta.content_logprobs.empty();
+    return event.kind == ReplyEvent::Kind::kReasoning && context_.request->include_reasoning &&
+           delta.reasoning_logprobs.empty();
+  }
+
+  std::string plain_chunk(int index, const ReplyEvent& event, const Usage& usage) const {
+    const std::string text = json_text(event.text);
+    std::string fields;
+    const auto add = [&](std::string_view name) {
+      fields.append(fields.empty() ? "\"" : ",\"").append(name).append("\":").append(text);
+    };
+    if (event.kind == ReplyEvent::Kind::kContent) {
+      add("content");
+    } else {
+      if (context_.model->reasoning_content) add("reasoning_content");
+      if (context_.model->reasoning) add("reasoning");
+    }
+    return event_of(plain_choice(index, "\"delta\":{" + fields + "}"), "", usage);
   }
 
   const ReplyContext& context_;
@@ -249,6 +284,11 @@ std::string random_id(std::string_view prefix) {
 }
 
 std::string json_text(std::string_view text) { return dump(Json(text)); }
+
+std::string plain_choice(int index, std::string_view text_member) {
+  return fmt::format("{{\"index\":{},{},\"logprobs\":null,\"finish_reason\":null}}", index,
+                     text_member);
+}
 
 std::string usage_json(const Usage& usage) {
   return fmt::format(

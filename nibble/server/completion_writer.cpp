@@ -174,19 +174,28 @@ class CompletionWriter final : public ReplyWriter {
                     Json finish_reason, const Usage& usage,
                     const std::vector<int32_t>& token_ids) const {
     const bool finishes = !finish_reason.is_null();
+    if (!finishes && logprobs.is_null() && !context_.request->return_token_ids) {
+      return event(plain_choice(choice.index, "\"text\":" + json_text(text)), usage);
+    }
     Json entry = {{"index", choice.index},
                   {"text", text},
                   {"logprobs", std::move(logprobs)},
                   {"finish_reason", std::move(finish_reason)}};
     if (finishes) add_stop_reason(choice, &entry);
     if (context_.request->return_token_ids) entry["token_ids"] = token_ids;
-    std::string out = "data: " + head_ + "\"choices\":[" + dump(entry) + "]";
+    return event(dump(entry), usage);
+  }
+
+  std::string event(std::string_view choice, const Usage& usage) const {
+    std::string out;
+    out.reserve(head_.size() + choice.size() + 64);
+    out.append("data: ").append(head_).append("\"choices\":[").append(choice).append("]");
     if (context_.request->continuous_usage) {
       out += ",\"usage\":" + usage_json(usage);
     } else if (context_.request->include_usage) {
       out += ",\"usage\":null";
     }
-    return out + "}\n\n";
+    return out.append("}\n\n");
   }
 
   const ReplyContext& context_;

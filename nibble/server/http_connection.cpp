@@ -66,6 +66,9 @@ void Reply::begin(HttpResponse head) {
   asio::dispatch(connection_->io(), [c = connection_, h = std::move(head)] { c->begin(h); });
 }
 void Reply::write(std::string piece) {
+  if (connection_->io().get_executor().running_in_this_thread()) {
+    return connection_->write(std::move(piece));
+  }
   asio::dispatch(connection_->io(),
                  [c = connection_, p = std::move(piece)]() mutable { c->write(std::move(p)); });
 }

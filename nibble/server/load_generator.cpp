@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -76,6 +77,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
       : run_(run), socket_(run.io), result_(result) {
     text_ = header_text(run.target, "POST", run.target.path, request.body.size()) + request.body;
     parser_.body_limit(boost::none);
+    parser_.eager(true);
   }
 
   void start() {
@@ -99,28 +101,50 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
                       });
   }
 
+  // Reading notes what came and when, no more: see Run::later().
   void read() {
-    http::async_read_some(
-        socket_, buffer_, parser_, [self = shared_from_this()](SystemError error, size_t) {
-          self->pieces_.push_back({Clock::now(), std::exchange(self->parser_.get().body(), "")});
-          const bool done = self->parser_.is_done();
-          if (!done && !error) {
-            self->run_.later([self] { self->take_pieces(); });
-            return self->read();
+    socket_.async_read_some(
+        asio::buffer(room_), [self = shared_from_this()](SystemError error, size_t bytes) {
+          if (self->ended_) return;
+          if (!error) {
+            self->pieces_.push_back({Clock::now(), std::string(self->room_.data(), bytes)});
+            const bool is_last = self->pieces_.back().second.ends_with("0\r\n\r\n");
+            const bool at_once = is_last && !self->run_.target.ask_step_time;
+            if (!at_once) self->run_.later([self] { self->take_pieces(); });
+            self->read();
+            if (at_once) asio::post(self->run_.io, [self] { self->take_pieces(); });
+            return;
           }
-          asio::post(self->run_.io, [self, error, done] {
+          asio::post(self->run_.io, [self, error] {
             self->take_pieces();
-            self->end(done ? "" : "cut off: " + error.message());
+            self->at_end_of_stream(error);
           });
         });
   }
 
   void take_pieces() {
-    for (; !pieces_.empty(); pieces_.pop_front()) {
+    for (; !pieces_.empty() && !ended_; pieces_.pop_front()) {
       read_ = pieces_.front().first;
-      body_ += pieces_.front().second;
+      raw_ += pieces_.front().second;
+      SystemError error;
+      while (!raw_.empty() && !parser_.is_done() && !error) {
+        raw_.erase(0, parser_.put(asio::buffer(raw_), error));
+      }
+      body_ += std::exchange(parser_.get().body(), "");
       take_events();
+      if (error && error != http::error::need_more) return end("no HTTP: " + error.message());
+      if (parser_.is_done()) return end("");
     }
+  }
+
+  void at_end_of_stream(SystemError error) {
+    if (ended_) return;
+    if (error == asio::error::eof && parser_.is_header_done()) {
+      SystemError cut;
+      parser_.put_eof(cut);
+      if (!cut && parser_.is_done()) return end("");
+    }
+    end("cut off: " + error.message());
   }
 
   void take_events() {
@@ -188,6 +212,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   }
 
   void end(std::string problem) {
+    ended_ = true;
     const int status = parser_.is_header_done() ? static_cast<int>(parser_.get().result_int()) : 0;
     if (problem.empty()) problem = error_;
     if (status != 0 && status != 200) {
@@ -205,7 +230,8 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   Tcp::socket socket_;
   LoadResult* result_;
   std::string text_;
-  boost::beast::flat_buffer buffer_;
+  std::array<char, 4096> room_;
+  std::string raw_;  // come, and not taken by the parser
   http::response_parser<http::string_body> parser_;
   Clock::time_point start_;
   Clock::time_point last_;
@@ -213,6 +239,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   std::string body_;
   Clock::time_point read_;  // when the bytes at hand came
   bool has_token_ = false;
+  bool ended_ = false;
   std::string error_;
 };
 

@@ -90,6 +90,10 @@ std::string random_id(std::string_view prefix);
 // A JSON text with its quotes.
 std::string json_text(std::string_view text);
 
+// A choice of a stream that goes on, without log-probabilities. `text_member` is JSON:
+// "\"text\":\"...\"" or "\"delta\":{...}". A JSON library takes several times as long.
+std::string plain_choice(int index, std::string_view text_member);
+
 // The usage object of chat and completions.
 std::string usage_json(const Usage& usage);
 
