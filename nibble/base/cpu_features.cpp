@@ -1,7 +1,6 @@
 #include "nibble/base/cpu_features.h"
 
 #include <fmt/format.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -11,6 +10,7 @@
 #include <string>
 
 #include "nibble/base/error.h"
+#include "nibble/base/processors.h"
 
 namespace nibble {
 namespace {
@@ -115,10 +115,7 @@ MemoryInfo memory_info(const std::filesystem::path& root) {
 }
 
 int available_processors() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
-  return 1;
+  return within_cpu_quota(static_cast<int>(allowed_processors().size()));
 }
 
 }  // namespace nibble

@@ -35,7 +35,8 @@ MemoryInfo memory_info();
 // The same from the files under root/proc and root/sys, which a test may make itself.
 MemoryInfo memory_info(const std::filesystem::path& root);
 
-// Processors that this process may run on, at least 1.
+// Processors that this process may run on and has the time of (its affinity mask, and the quota of
+// its control group in whole processors), at least 1.
 int available_processors();
 
 }  // namespace nibble

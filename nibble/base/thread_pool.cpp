@@ -1,17 +1,32 @@
 #include "nibble/base/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "nibble/base/check.h"
+#include "nibble/base/processors.h"
 
 namespace nibble {
+namespace {
+
+bool pinning_is_off() {
+  const char* const value = std::getenv("NIBBLE_PIN");
+  return value != nullptr && std::string_view(value) == "0";
+}
+
+}  // namespace
 
 // A loop is published by raising `generation` under the mutex. Workers spin a little before they
 // sleep, because the loops of one forward pass follow each other within microseconds.
@@ -27,6 +42,27 @@ struct ThreadPool::State {
   int64_t count = 0;
   int64_t grain = 1;
   const RangeTask* task = nullptr;
+
+  // Where each thread keeps to one processor: which; [0] is the one that is left for the caller.
+  // Empty where none does.
+  std::vector<int> processors;
+
+  // The caller goes where the system puts it. A worker that keeps to that very processor would
+  // wait for it, so it takes the one that is left instead.
+  void make_room_for_caller() {
+    if (processors.empty()) return;
+    const int here = sched_getcpu();
+    if (here == processors[0]) return;
+    for (size_t i = 1; i < processors.size(); ++i) {
+      if (processors[i] != here) continue;
+      cpu_set_t set;
+      CPU_ZERO(&set);
+      CPU_SET(processors[0], &set);
+      if (pthread_setaffinity_np(workers[i - 1].native_handle(), sizeof(set), &set) != 0) return;
+      std::swap(processors[0], processors[i]);
+      return;
+    }
+  }
 
   void work(int thread_id) {
     for (;;) {
@@ -76,11 +112,21 @@ struct ThreadPool::State {
   static constexpr int kSpins = 2000;  // some tens of microseconds
 };
 
-ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>()) {
+ThreadPool::ThreadPool(int num_threads, Placement placement) : state_(std::make_unique<State>()) {
   NIBBLE_CHECK(num_threads >= 1);
+  std::vector<std::vector<int>> places(static_cast<size_t>(num_threads));
+  if (placement == Placement::kPinned && num_threads > 1 && !pinning_is_off()) {
+    places = place_threads(num_threads, numa_nodes(allowed_processors()));
+  }
   try {
     for (int i = 1; i < num_threads; ++i) {
-      state_->workers.emplace_back([this, i] { state_->run_worker(i); });
+      state_->workers.emplace_back([this, i, place = places[static_cast<size_t>(i)]] {
+        keep_thread_to(place);
+        state_->run_worker(i);
+      });
+    }
+    for (const std::vector<int>& place : places) {
+      if (place.size() == 1) state_->processors.push_back(place[0]);
     }
   } catch (const std::system_error& error) {
     // The destructor won't run, and a thread that nobody joins would end the process.
@@ -104,6 +150,7 @@ void ThreadPool::parallel_for(int64_t count, int64_t grain, RangeTask task) {
     }
     return;
   }
+  state_->make_room_for_caller();
   {
     const std::lock_guard lock(state_->mutex);
     state_->task = &task;

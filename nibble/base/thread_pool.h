@@ -29,12 +29,16 @@ class RangeTask {
   void (*call_)(void*, int64_t, int64_t, int);
 };
 
-// One caller at a time; the caller's thread works too. Tasks must not throw.
+// Whether a pool's own threads keep to processors and NUMA nodes as place_threads says.
+enum class Placement { kFree, kPinned };
+
+// One caller at a time; the caller's thread works too, and stays where the system puts it. Tasks
+// must not throw.
 class ThreadPool {
  public:
-  // num_threads >= 1, the caller included. Throws std::system_error when the system starts no more
-  // threads.
-  explicit ThreadPool(int num_threads);
+  // num_threads >= 1, the caller included. NIBBLE_PIN=0 in the environment makes kPinned kFree.
+  // Throws std::system_error when the system starts no more threads.
+  explicit ThreadPool(int num_threads, Placement placement = Placement::kFree);
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
   ~ThreadPool();
