@@ -28,6 +28,9 @@ void add_kernel_options(CLI::App& command, BackendOptions* o, const std::string&
          group);
   add_to(command.add_option("--threads", o->threads, "Threads [all processors]")->type_name("N"),
          group);
+  add_to(command.add_flag("--cpu-int8-activations", o->cpu_int8_activations,
+                          "On cpu: NVFP4 weights meet activations of 8 bits, not of 16"),
+         group);
   add_to(command.add_flag("--cuda-batch-invariant", o->cuda_batch_invariant,
                           "On cuda: the same bits in batches of 128 tokens and more"),
          group);
@@ -38,6 +41,11 @@ void add_kernel_options(CLI::App& command, BackendOptions* o, const std::string&
 
 void add_backend_options(CLI::App& command, BackendOptions* o, const std::string& group) {
   add_kernel_options(command, o, group);
+  add_to(command
+             .add_option("--weight-cache", o->weight_cache,
+                         "On cpu: packed weights are kept in DIR, and mapped by the next start")
+             ->type_name("DIR"),
+         group);
   add_to(command.add_flag("--disable-cuda-graphs", o->disable_cuda_graphs,
                           "On cuda: launch every kernel of a step by itself"),
          group);
@@ -76,6 +84,7 @@ Status validate(const BackendOptions& options) {
 KernelOptions kernel_options(const BackendOptions& options) {
   KernelOptions kernels;
   kernels.threads = options.threads;
+  kernels.cpu_int8_activations = options.cpu_int8_activations;
   kernels.cuda = cuda_options(options);
   return kernels;
 }
@@ -94,6 +103,8 @@ std::string gpu_summary(const EngineStats& stats) {
 void apply(const BackendOptions& options, ModelOptions* model) {
   model->backend = options.backend;
   model->threads = options.threads;
+  model->cpu_int8_activations = options.cpu_int8_activations;
+  model->weight_cache = options.weight_cache;
   model->cuda = cuda_options(options);
 }
 

@@ -327,6 +327,20 @@ void add_engine_settings(std::vector<ServeSetting>& s) {
                integer(0, 1024, [](Options& o, int64_t v) {
                  o.model_options.threads = static_cast<int>(v);
                })});
+  s.push_back({"cpu_int8_activations",
+               {},
+               {},
+               kEngine,
+               "On cpu: NVFP4 weights meet activations of 8 bits, not of 16",
+               "",
+               boolean([](Options& o, bool v) { o.model_options.cpu_int8_activations = v; })});
+  s.push_back({"weight_cache",
+               {},
+               {},
+               kEngine,
+               "Keep packed weights in DIR; the next start maps them",
+               "DIR",
+               text([](Options& o, const std::string& v) { o.model_options.weight_cache = v; })});
   s.push_back({"w4a4",
                {},
                {},

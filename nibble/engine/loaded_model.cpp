@@ -12,6 +12,7 @@
 #include "nibble/comm/device_communicator.h"
 #include "nibble/engine/pass_message.h"
 #include "nibble/kernels/registry.h"
+#include "nibble/model/weight_cache.h"
 
 namespace nibble {
 namespace {
@@ -44,11 +45,16 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   KernelOptions kernel_options;
   kernel_options.threads = threads;
   kernel_options.cuda = options.cuda;
+  kernel_options.cpu_int8_activations = options.cpu_int8_activations;
   auto kernels = NIBBLE_TRY(make_kernels(options.backend, kernel_options));
 
   WeightsOptions weights_options;
   weights_options.nvfp4_activation = options.nvfp4_activation;
   weights_options.load_mtp = options.load_mtp;
+  if (!options.weight_cache.empty()) {
+    weights_options.weight_cache = options.weight_cache;
+    weights_options.checkpoint_identity = NIBBLE_TRY(checkpoint_identity(directory));
+  }
   weights_options.max_positions = options.max_seq_len;
   if (options.max_seq_len == 0) {
     weights_options.max_positions = std::min(config.max_position_embeddings, kDefaultMaxSeqLen);

@@ -20,11 +20,13 @@
 namespace nibble {
 
 struct ModelOptions {
-  std::string backend = "auto";  // auto, cpu, cuda, reference
-  CudaOptions cuda;              // of the cuda backend
-  int threads = 0;               // 0: all processors that this process may use
+  std::string backend = "auto";       // auto, cpu, cuda, reference
+  CudaOptions cuda;                   // of the cuda backend
+  bool cpu_int8_activations = false;  // of the cpu backend (kernels/registry.h)
+  int threads = 0;                    // 0: all processors that this process may use
   ActivationFormat nvfp4_activation = ActivationFormat::kUnquantized;
   bool load_mtp = true;
+  std::filesystem::path weight_cache;  // of packed weights for the next start; empty: none
   int64_t max_seq_len = 0;  // tokens, prompt and output; 0: the model's max_position_embeddings
   bool show_progress = false;
   ExpertOptions experts;

@@ -31,7 +31,11 @@ Result<int64_t> blocks_from_memory(LoadedModel& model, const PassPlan& plan) {
   double fraction = plan.cache_fraction;
   // Ranks in the host's memory share it, wherever they run on this machine.
   if (device.is_host() && model.comm != nullptr) fraction /= model.comm->size();
-  const auto blocks = static_cast<int64_t>(fraction * static_cast<double>(memory.free_bytes) /
+  // Mapped weights count as free, for the system could drop them; then every step would read them
+  // from the disk again.
+  const uint64_t free_bytes =
+      memory.free_bytes - std::min(memory.free_bytes, model.weights.mapped_bytes);
+  const auto blocks = static_cast<int64_t>(fraction * static_cast<double>(free_bytes) /
                                            static_cast<double>(block_bytes));
   const int64_t context_blocks =
       (model.max_seq_len + kMaxDrafts + cache.block_size) / cache.block_size;

@@ -30,7 +30,8 @@ Result<std::unique_ptr<Kernels>> make_cpu_kernels(const KernelOptions& options) 
                                    isa_name(isa), isa_name(detected_isa())));
   }
   const int threads = options.threads == 0 ? available_processors() : options.threads;
-  return std::make_unique<CpuKernels>(isa, threads);
+  return std::make_unique<CpuKernels>(isa, threads, CpuKernels::kMoeScratchFloats,
+                                      options.cpu_int8_activations);
 }
 
 }  // namespace

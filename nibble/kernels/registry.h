@@ -15,7 +15,9 @@ namespace nibble {
 struct KernelOptions {
   int threads = 0;         // of the cpu backend; 0: one for each available processor
   std::optional<Isa> isa;  // of the cpu backend; by default selected_isa()
-  CudaOptions cuda;        // of the cuda backend
+  // Of the cpu backend: NVFP4 weights meet activations as 8-bit integers, not as 16-bit ones.
+  bool cpu_int8_activations = false;
+  CudaOptions cuda;  // of the cuda backend
 };
 
 // "reference", "cpu", "cuda" (the first GPU), or "auto", which is "cpu": nothing moves to a GPU

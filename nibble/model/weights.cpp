@@ -8,6 +8,7 @@
 #include <chrono>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #include "nibble/base/check.h"
@@ -21,6 +22,7 @@
 #include "nibble/checkpoint/linear_tensors.h"
 #include "nibble/model/linear_format.h"
 #include "nibble/model/rope.h"
+#include "nibble/model/weight_cache.h"
 #include "nibble/numeric/bf16.h"
 
 namespace nibble {
@@ -40,19 +42,23 @@ class Loader {
   // This rank's rows (out_features) or columns (in_features) of a matrix [rows, cols].
   void linear_rows(std::string module, int64_t rows, int64_t cols, Part part, LinearWeight* out) {
     const LinearSlice slice{part.begin(rows), part.count(rows), 0, cols};
-    jobs_.push_back({std::move(module), rows, cols, slice, out, nullptr, nullptr});
+    jobs_.push_back({std::move(module), rows, cols, slice, out});
   }
   void linear_cols(std::string module, int64_t rows, int64_t cols, Part part, LinearWeight* out) {
     const LinearSlice slice{0, rows, part.begin(cols), part.count(cols)};
-    jobs_.push_back({std::move(module), rows, cols, slice, out, nullptr, nullptr});
+    jobs_.push_back({std::move(module), rows, cols, slice, out});
   }
   void mla_up(std::string module, int64_t rows, int64_t cols, Part part, MlaUpWeight* out) {
     const LinearSlice slice{part.begin(rows), part.count(rows), 0, cols};
-    jobs_.push_back({std::move(module), rows, cols, slice, nullptr, out, nullptr});
+    jobs_.push_back({std::move(module), rows, cols, slice, nullptr, out});
   }
   // A float vector stored as BF16 or F32 under its full name.
   void vector(std::string name, int64_t size, const float** out) {
     jobs_.push_back({std::move(name), size, 1, {}, nullptr, nullptr, out});
+  }
+  // embed_tokens, this rank's rows.
+  void embedding() {
+    jobs_.push_back({"model.embed_tokens.weight", config_.vocab_size, config_.hidden_size});
   }
 
   void mlp(const std::string& module, int64_t intermediate, Part part, MlpWeight* out) {
@@ -61,8 +67,8 @@ class Loader {
     linear_cols(module + ".down_proj", config_.hidden_size, intermediate, part, &out->down_proj);
   }
   void layer(int index, bool is_moe, LayerWeights* out);
-  Status embedding();
   Status rope();
+  // Loads everything that was asked for: from the weight cache where there is one.
   Status run();
 
  private:
@@ -70,15 +76,23 @@ class Loader {
     std::string name;  // a module's path, or a vector's full name
     int64_t rows;
     int64_t cols;
-    LinearSlice slice;  // of linear and mla_up
-    LinearWeight* linear;
-    MlaUpWeight* mla_up;
-    const float** vector;
+    LinearSlice slice = {};  // of linear and mla_up
+    LinearWeight* linear = nullptr;
+    MlaUpWeight* mla_up = nullptr;
+    const float** vector = nullptr;  // none of the three: embed_tokens
   };
+  using JobTask = std::function<Status(const Job&)>;
 
-  Status run_job(const Job& job);
-  Status load_linear(const Job& job);
-  Status load_vector(const Job& job);
+  // Runs the task on every job, the largest first so that no thread is left with one at the end.
+  Status run_jobs(const JobTask& task);
+  // Reads, packs and places a job's weight; then keeps it in `cache` unless that is null.
+  Status pack_job(const Job& job, WeightCacheWriter* cache);
+  Result<CachedWeight> load_linear(const Job& job);
+  Result<CachedWeight> load_vector(const Job& job);
+  Result<CachedWeight> load_embedding(const Job& job);
+  Status map_cache(const std::filesystem::path& path, std::string_view key);
+  Status take_cached(const Job& job, const CachedWeight& weight);
+  std::string cache_key() const;
   Result<void*> allocate(size_t bytes);
 
   const CheckpointSource& source_;
@@ -149,27 +163,35 @@ Result<void*> Loader::allocate(size_t bytes) {
   return data;
 }
 
-Status Loader::load_linear(const Job& job) {
+Result<CachedWeight> Loader::load_linear(const Job& job) {
   const LinearSliceTensors slice =
       NIBBLE_TRY(read_linear_slice(source_, job.name, job.rows, job.cols, job.slice));
   const LinearTensors& tensors = slice.tensors;
   const HostLinear host = host_linear(tensors, tensors.input_scale.value_or(1.0f));
+  CachedWeight result;
   if (job.mla_up != nullptr) {
     const size_t bytes = kernels_.packed_mla_up_bytes(host.format, weights_.mla_shape);
     void* memory = NIBBLE_TRY(allocate(bytes));
     *job.mla_up = NIBBLE_TRY(kernels_.pack_mla_up(host, weights_.mla_shape, memory));
+    result.bytes = {static_cast<const std::byte*>(memory), bytes};
+    result.linears = {job.mla_up->kv_b_proj, job.mla_up->kv_b_k_trans};
+    result.num_linears = 2;
   } else {
     const bool quantized =
         tensors.format == WeightFormat::kNvfp4 && tensors.input_scale.has_value();
-    void* memory = NIBBLE_TRY(allocate(kernels_.packed_bytes(host.format, host.rows, host.cols)));
+    const size_t bytes = kernels_.packed_bytes(host.format, host.rows, host.cols);
+    void* memory = NIBBLE_TRY(allocate(bytes));
     *job.linear = NIBBLE_TRY(kernels_.pack(
         host, quantized ? options_.nvfp4_activation : ActivationFormat::kUnquantized, memory));
+    result.bytes = {static_cast<const std::byte*>(memory), bytes};
+    result.linears = {*job.linear};
+    result.num_linears = 1;
   }
   release_linear(source_, job.name);
-  return {};
+  return result;
 }
 
-Status Loader::load_vector(const Job& job) {
+Result<CachedWeight> Loader::load_vector(const Job& job) {
   const TensorView view = NIBBLE_TRY(source_.read(job.name));
   if (view.shape != Shape{job.rows}) {
     return corrupt(
@@ -187,41 +209,49 @@ Status Loader::load_vector(const Job& job) {
           fmt::format("{} is {}, expected BF16 or F32", job.name, dtype_name(view.dtype)));
     }
   }
-  void* memory = NIBBLE_TRY(allocate(values.size() * sizeof(float)));
+  const size_t bytes = values.size() * sizeof(float);
+  void* memory = NIBBLE_TRY(allocate(bytes));
   NIBBLE_TRY(kernels_.device().copy_to_device(memory, std::as_bytes(std::span(values))));
   *job.vector = static_cast<const float*>(memory);
-  return {};
+  CachedWeight result;
+  result.bytes = {static_cast<const std::byte*>(memory), bytes};
+  return result;
 }
 
-Status Loader::run_job(const Job& job) {
-  try {
-    return job.vector != nullptr ? load_vector(job) : load_linear(job);
-  } catch (const std::bad_alloc&) {  // a pool's task must not throw
-    return out_of_memory(fmt::format("no memory left to load {}", job.name));
-  }
-}
-
-Status Loader::embedding() {
-  const std::string name = "model.embed_tokens.weight";
-  const TensorView view = NIBBLE_TRY(source_.read(name));
-  const Shape expected{config_.vocab_size, config_.hidden_size};
+Result<CachedWeight> Loader::load_embedding(const Job& job) {
+  const TensorView view = NIBBLE_TRY(source_.read(job.name));
+  const Shape expected{job.rows, job.cols};
   if (view.shape != expected) {
-    return corrupt(fmt::format("{} has shape {}, expected {}", name, view.shape.to_string(),
+    return corrupt(fmt::format("{} has shape {}, expected {}", job.name, view.shape.to_string(),
                                expected.to_string()));
   }
   if (view.dtype != DType::kBf16 && view.dtype != DType::kF32) {
-    return unsupported(fmt::format("{} is {}, expected BF16 or F32", name, dtype_name(view.dtype)));
+    return unsupported(
+        fmt::format("{} is {}, expected BF16 or F32", job.name, dtype_name(view.dtype)));
   }
   const Part part = options_.shard.attention();
-  const int64_t row_bytes = config_.hidden_size * dtype_size(view.dtype);
-  const auto part_bytes = static_cast<size_t>(part.count(config_.vocab_size) * row_bytes);
-  void* memory = NIBBLE_TRY(allocate(part_bytes));
+  const int64_t row_bytes = job.cols * dtype_size(view.dtype);
+  const auto bytes = static_cast<size_t>(part.count(job.rows) * row_bytes);
+  void* memory = NIBBLE_TRY(allocate(bytes));
   NIBBLE_TRY(kernels_.device().copy_to_device(
-      memory, view.bytes.subspan(static_cast<size_t>(part.begin(config_.vocab_size) * row_bytes),
-                                 part_bytes)));
-  weights_.embed_tokens = MatrixView{memory, view.dtype, part.count(config_.vocab_size),
-                                     config_.hidden_size, config_.hidden_size};
-  return {};
+      memory, view.bytes.subspan(static_cast<size_t>(part.begin(job.rows) * row_bytes), bytes)));
+  weights_.embed_tokens = MatrixView{memory, view.dtype, part.count(job.rows), job.cols, job.cols};
+  CachedWeight result;
+  result.bytes = {static_cast<const std::byte*>(memory), bytes};
+  return result;
+}
+
+Status Loader::pack_job(const Job& job, WeightCacheWriter* cache) {
+  try {
+    const bool linear = job.linear != nullptr || job.mla_up != nullptr;
+    const CachedWeight weight = NIBBLE_TRY(linear                  ? load_linear(job)
+                                           : job.vector != nullptr ? load_vector(job)
+                                                                   : load_embedding(job));
+    if (cache != nullptr) cache->add(job.name, weight);
+    return {};
+  } catch (const std::bad_alloc&) {  // a pool's task must not throw
+    return out_of_memory(fmt::format("no memory left to load {}", job.name));
+  }
 }
 
 Status Loader::rope() {
@@ -237,9 +267,14 @@ Status Loader::rope() {
   return {};
 }
 
-Status Loader::run() {
+Status Loader::run_jobs(const JobTask& task) {
   Progress progress("loading", jobs_.size(), Progress::Unit::kItems, options_.show_progress);
   ThreadPool pool(std::max(1, options_.threads));
+  std::vector<size_t> order(jobs_.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return jobs_[a].rows * jobs_[a].cols > jobs_[b].rows * jobs_[b].cols;
+  });
   std::vector<Status> results(jobs_.size());
   std::atomic<bool> failed{false};
   double total = 0;
@@ -248,9 +283,10 @@ Status Loader::run() {
   std::mutex done_mutex;  // guards done, and orders the calls
   pool.parallel_for(static_cast<int64_t>(jobs_.size()), 1,
                     [&](int64_t begin, int64_t end, int /*thread_id*/) {
-                      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+                      for (auto k = static_cast<size_t>(begin); k < static_cast<size_t>(end); ++k) {
                         if (failed.load(std::memory_order_relaxed)) return;
-                        results[i] = interrupted() ? check_interrupt() : run_job(jobs_[i]);
+                        const size_t i = order[k];
+                        results[i] = interrupted() ? check_interrupt() : task(jobs_[i]);
                         if (!results[i]) failed.store(true, std::memory_order_relaxed);
                         progress.add(1);
                         if (!options_.on_progress) continue;
@@ -262,6 +298,88 @@ Status Loader::run() {
   for (Status& result : results) {
     if (!result) return std::move(result);
   }
+  return {};
+}
+
+// What packed weights depend on.
+std::string Loader::cache_key() const {
+  const Shard& shard = options_.shard;
+  std::string key =
+      fmt::format("{}\nactivation {} shard {}/{}/{}/{}\n{}", kernels_.packed_layout(),
+                  static_cast<int>(options_.nvfp4_activation), shard.rank, shard.tp_size,
+                  shard.ep_size, shard.enable_attention_dp, options_.checkpoint_identity);
+  for (const Job& job : jobs_) key += job.name + "\n";
+  return key;
+}
+
+Status Loader::take_cached(const Job& job, const CachedWeight& weight) {
+  const int linears = job.mla_up != nullptr ? 2 : job.linear != nullptr ? 1 : 0;
+  if (weight.num_linears != linears) {
+    return corrupt(fmt::format("the weight cache has {} matrices for {}, expected {}",
+                               weight.num_linears, job.name, linears));
+  }
+  if (job.mla_up != nullptr) {
+    *job.mla_up = {weight.linears[0], weight.linears[1]};
+  } else if (job.linear != nullptr) {
+    *job.linear = weight.linears[0];
+  } else if (job.vector != nullptr) {
+    *job.vector = reinterpret_cast<const float*>(weight.bytes.data());
+  } else {
+    const int64_t rows = options_.shard.attention().count(job.rows);
+    const auto elements = static_cast<size_t>(rows * job.cols);
+    const DType dtype = weight.bytes.size() == 4 * elements ? DType::kF32 : DType::kBf16;
+    // Never written: MatrixView has one kind of pointer.
+    auto* const data = const_cast<std::byte*>(weight.bytes.data());
+    weights_.embed_tokens = MatrixView{data, dtype, rows, job.cols, job.cols};
+  }
+  const std::lock_guard lock(mutex_);
+  weights_.mapped_bytes += weight.bytes.size();
+  weights_.device_bytes += weight.bytes.size();
+  return {};
+}
+
+Status Loader::map_cache(const std::filesystem::path& path, std::string_view key) {
+  WeightCacheReader reader = NIBBLE_TRY(WeightCacheReader::open(path, key));
+  const auto take = [&](const Job& job) -> Status {
+    const CachedWeight weight = NIBBLE_TRY(reader.read(job.name));
+    return take_cached(job, weight);
+  };
+  NIBBLE_TRY(run_jobs(take));
+  weights_.cache_file = std::move(reader).take_file();
+  return {};
+}
+
+Status Loader::run() {
+  const auto pack_all = [&](WeightCacheWriter* cache) {
+    return run_jobs([&, cache](const Job& job) { return pack_job(job, cache); });
+  };
+  if (options_.weight_cache.empty()) return pack_all(nullptr);
+  if (!kernels_.device().is_host()) {
+    return unsupported(fmt::format(
+        "a weight cache is for the cpu backend, and this is {}; leave --weight-cache out",
+        kernels_.name()));
+  }
+  const std::string key = cache_key();
+  const std::filesystem::path path = weight_cache_path(options_.weight_cache, key);
+  const uint64_t device_bytes = weights_.device_bytes;
+  const Status mapped = map_cache(path, key);
+  if (mapped || mapped.error().code == ErrorCode::kCancelled) return mapped;
+  weights_.device_bytes = device_bytes;
+  weights_.mapped_bytes = 0;
+  if (mapped.error().code != ErrorCode::kNotFound) {
+    log_warning(fmt::format("{}; the weights are packed again and the cache written anew",
+                            mapped.error().message));
+  }
+  std::error_code error;
+  std::filesystem::create_directories(options_.weight_cache, error);
+  auto cache = WeightCacheWriter::create(path, key);
+  if (!cache) {
+    log_warning(fmt::format("no weight cache is written: {}", cache.error().message));
+    return pack_all(nullptr);
+  }
+  NIBBLE_TRY(pack_all(&*cache));
+  const Status written = cache->commit();
+  if (!written) log_warning(fmt::format("no weight cache is written: {}", written.error().message));
   return {};
 }
 
@@ -351,7 +469,7 @@ Result<Weights> load_weights(const CheckpointSource& source, const ModelConfig& 
   const auto wanted = [&](int layer) {
     return !options.only_layer || *options.only_layer == layer;
   };
-  if (wanted(config.num_hidden_layers)) NIBBLE_TRY(loader.embedding());
+  if (wanted(config.num_hidden_layers)) loader.embedding();
   NIBBLE_TRY(loader.rope());
   weights.layers.resize(static_cast<size_t>(config.num_hidden_layers));
   for (int i = 0; i < config.num_hidden_layers; ++i) {
@@ -376,8 +494,9 @@ Result<Weights> load_weights(const CheckpointSource& source, const ModelConfig& 
   const auto start = std::chrono::steady_clock::now();
   NIBBLE_TRY(loader.run());
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  log_info(fmt::format("weights: {} packed in {:.2f} s, {:.2f} GB/s",
-                       format_bytes(weights.device_bytes), seconds.count(),
+  log_info(fmt::format("weights: {} {} in {:.2f} s, {:.2f} GB/s",
+                       format_bytes(weights.device_bytes), weights.cache_file ? "mapped" : "packed",
+                       seconds.count(),
                        static_cast<double>(weights.device_bytes) / 1e9 / seconds.count()));
 
   std::vector<MoeWeights*> moe_layers;

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "nibble/base/mapped_file.h"
 #include "nibble/base/result.h"
 #include "nibble/checkpoint/config.h"
 #include "nibble/checkpoint/source.h"
@@ -72,6 +74,13 @@ struct WeightsOptions {
   // at a time.
   std::function<void(double share)> on_progress;
 
+  // A directory that keeps the packed weights for the next start, which maps them (weight_cache.h);
+  // empty: none. A cache that is damaged or of something else is written anew, with a warning; so
+  // is one that can't be written. Needs a backend in host memory. `checkpoint_identity` is that of
+  // weight_cache.h, or what else tells this source from others.
+  std::filesystem::path weight_cache;
+  std::string checkpoint_identity;
+
   // The part of this rank, and how it reaches the others (null for a single rank; it must outlive
   // the weights).
   Shard shard;
@@ -103,6 +112,11 @@ struct Weights {
 
   uint64_t device_bytes = 0;
 
+  // What the members point into where a weight cache was mapped, and its bytes, part of
+  // device_bytes.
+  std::optional<MappedFile> cache_file;
+  uint64_t mapped_bytes = 0;
+
   // Where routed experts come from when they are not in the layers themselves; not owned. Needs a
   // backend in host memory.
   ExpertStore* expert_store = nullptr;
@@ -112,8 +126,9 @@ struct Weights {
   // (spec nvfp4 section 4); experts of other ranks count, so that with a shard all ranks call this
   // together. A failure of one rank is aborted to the others. Errors: kInvalidArgument of
   // check_shard; kNotFound, kCorrupt (shape, scale) naming the tensor;
-  // kUnsupported dtypes; kOutOfMemory; kCancelled after an interrupt; kUnavailable naming the rank
-  // that failed; kInvalidArgument for a placement of another number of experts or groups.
+  // kUnsupported dtypes, and a weight cache with a backend on a device; kOutOfMemory; kCancelled
+  // after an interrupt; kUnavailable naming the rank that failed; kInvalidArgument for a placement
+  // of another number of experts or groups.
   static Result<Weights> load(const CheckpointSource& source, const ModelConfig& config,
                               const WeightsOptions& options, Kernels& kernels);
 

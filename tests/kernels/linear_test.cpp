@@ -6,6 +6,7 @@
 #include <cstring>
 #include <thread>
 
+#include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/reference/reference_kernels.h"
 #include "tests/kernels/backends.h"
 #include "tests/kernels/kernel_test_helpers.h"
@@ -201,6 +202,45 @@ TEST(Linear, AgreesForManyTokens) {
     EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(),
                    (rounds ? want_rounded : want).values()),
               linear_bound(name));
+  }
+}
+
+// W4A8: a block's step is its largest magnitude / 127.
+TEST(Linear, Int8ActivationsAreRoundedAndThenExact) {
+  ReferenceKernels reference;
+  for (const int64_t cols : {16, 208, 1040}) {
+    const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 130, cols, 11);
+    const PackedWeight plain = pack_weight(reference, weight);
+    for (const int64_t tokens : {1, 2, 3, 5, 8, 13, 70}) {
+      TestMatrix x = TestMatrix::random(tokens, cols, 12);
+      for (int64_t k = 0; k < 16; ++k) x.at(0, k) = 0;  // a block without a step
+      TestMatrix rounded(tokens, cols);
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t first = 0; first < cols; first += 16) {
+          float amax = 0;
+          for (int64_t k = first; k < first + 16; ++k) amax = std::max(amax, std::fabs(x.at(t, k)));
+          for (int64_t k = first; k < first + 16; ++k) {
+            rounded.at(t, k) =
+                amax == 0 ? 0 : std::nearbyint(x.at(t, k) * (127 / amax)) * (amax / 127);
+          }
+        }
+      }
+      const TestMatrix want = linear_of(reference, x, plain.weight);
+      const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
+      for (const Isa isa : kAllIsas) {
+        if (isa > detected_isa()) continue;
+        CpuKernels kernels(isa, 2, CpuKernels::kMoeScratchFloats, /*int8_activations=*/true);
+        SCOPED_TRACE(testing::Message() << kernels.name() << " " << cols << " x " << tokens);
+        const PackedWeight packed = pack_weight(kernels, weight);
+        TestMatrix got = linear_of(kernels, x, packed.weight);
+        if (cols == 16 && tokens == 1) {  // nothing but zeros
+          EXPECT_EQ(got.values(), std::vector<float>(130, 0.0f));
+          continue;
+        }
+        EXPECT_LE(nmse(got.values(), want_rounded.values()), 1e-12);
+        EXPECT_LE(nmse(got.values(), want.values()), 1e-4);
+      }
+    }
   }
 }
 

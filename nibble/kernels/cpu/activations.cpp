@@ -56,7 +56,8 @@ void quantize_nvfp4_row(const float* x, int64_t count, float input_scale, void* 
 }
 
 bool same_activation(const LinearWeight& a, const LinearWeight& b) {
-  if (a.activation != b.activation || row_format(a) != row_format(b)) return false;
+  const bool same_rows = (a.format == LinearFormat::kNvfp4) == (b.format == LinearFormat::kNvfp4);
+  if (a.activation != b.activation || !same_rows) return false;
   return a.activation == ActivationFormat::kUnquantized || a.input_scale == b.input_scale;
 }
 

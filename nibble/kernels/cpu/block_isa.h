@@ -11,7 +11,8 @@
 //           0, or NaN where x has a NaN or an infinity.
 //   int8    values 128 bytes, 8 biases int32, 8 scales float: 192 bytes. Every 8 columns lie as
 //           0 2 4 6 1 3 5 7. A bias is -12 times the sum of the block's values, for the weights
-//           enter as 12 + twice their code. A scale is NaN where x has a NaN or an infinity.
+//           enter as 12 + twice their code. A scale is NaN where x has a NaN or an infinity. Made
+//           of NVFP4 activations (W4A4, exact) or by quantize_int8 (W4A8, an option).
 #pragma once
 
 #include <cstdint>
@@ -58,6 +59,9 @@ struct BlockIsa {
 
   // x [count], count <= 128 and a multiple of 16, to an int16 record.
   void (*quantize_int16)(const float* x, int64_t count, void* record);
+
+  // The same to an int8 record, each block with the step amax / 127; below 2^-100 it is zeros.
+  void (*quantize_int8)(const float* x, int64_t count, void* record);
 };
 
 extern const BlockIsa kBlockIsaPortable;

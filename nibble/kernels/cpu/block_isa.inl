@@ -15,7 +15,7 @@ namespace {
 #endif
 
 // How far ahead of its use a panel's data is asked for.
-constexpr int kBlockPrefetchBytes = 4096;
+constexpr int kBlockPrefetchBytes = 12288;
 
 template <RowFormat kRows>
 struct Record;
@@ -325,6 +325,44 @@ void quantize_int16(const float* x, int64_t count, void* record) {
   __builtin_memcpy(static_cast<uint8_t*>(record) + kInt16PoisonOffset, &poison, sizeof(poison));
 }
 
+void quantize_int8(const float* x, int64_t count, void* record) {
+  auto* const values = static_cast<int8_t*>(record);
+  auto* const bias = reinterpret_cast<int32_t*>(values + kInt8BiasOffset);
+  auto* const scale = reinterpret_cast<float*>(values + kInt8ScaleOffset);
+  for (int64_t block = 0; block < count / 16; ++block) {
+    const float* const in = x + 16 * block;
+    uint32_t bits[16];
+    __builtin_memcpy(bits, in, sizeof(bits));
+    uint32_t amax_bits = 0;
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t magnitude = bits[i] & 0x7fffffffu;
+      amax_bits = magnitude > amax_bits ? magnitude : amax_bits;
+    }
+    const bool finite = amax_bits < 0x7f800000u;
+    const float amax = finite ? bits_float(amax_bits) : 0.0f;
+    const float inverse = amax < 0x1p-100f ? 0.0f : 127.0f / amax;
+    int32_t rounded[16];
+    int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) {
+      // As in quantize_int16. An infinity or a NaN gives bits that are not used.
+      const float shifted = in[i] * inverse + 12582912.0f;
+      int32_t shifted_bits = 0;
+      __builtin_memcpy(&shifted_bits, &shifted, sizeof(shifted_bits));
+      rounded[i] = finite ? shifted_bits - 0x4b400000 : 0;
+      sum += rounded[i];
+    }
+    int8_t* const out = values + 16 * block;
+    for (int i = 0; i < 4; ++i) {
+      out[i] = static_cast<int8_t>(rounded[2 * i]);
+      out[i + 4] = static_cast<int8_t>(rounded[2 * i + 1]);
+      out[i + 8] = static_cast<int8_t>(rounded[2 * i + 8]);
+      out[i + 12] = static_cast<int8_t>(rounded[2 * i + 9]);
+    }
+    bias[block] = -12 * sum;
+    scale[block] = finite ? (inverse == 0 ? 0.0f : amax / 127.0f) : __builtin_nanf("");
+  }
+}
+
 }  // namespace
 }  // namespace nibble
 
@@ -333,8 +371,9 @@ void quantize_int16(const float* x, int64_t count, void* record) {
     NIBBLE_BLOCK_FUSED_TOKENS, nibble::block_expand<rows>, nibble::block_multiply<rows>, \
         nibble::block_fused<rows>                                                        \
   }
-#define NIBBLE_BLOCK_ISA_TABLE                                                  \
-  {                                                                             \
-    NIBBLE_BLOCK_PRODUCTS(nibble::RowFormat::kInt16),                           \
-        NIBBLE_BLOCK_PRODUCTS(nibble::RowFormat::kInt8), nibble::quantize_int16 \
+#define NIBBLE_BLOCK_ISA_TABLE                                                   \
+  {                                                                              \
+    NIBBLE_BLOCK_PRODUCTS(nibble::RowFormat::kInt16),                            \
+        NIBBLE_BLOCK_PRODUCTS(nibble::RowFormat::kInt8), nibble::quantize_int16, \
+        nibble::quantize_int8                                                    \
   }

@@ -32,13 +32,14 @@ const BlockIsa* block_isa(Isa isa) {
 
 }  // namespace
 
-CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats)
+CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats, bool int8_activations)
     : isa_(panel_isa(isa)),
       blocks_(block_isa(isa)),
+      int8_activations_(int8_activations),
       moe_scratch_floats_(moe_scratch_floats),
       name_(fmt::format("cpu {}", isa_name(isa))),
       device_(make_host_device()),
-      pool_(threads),
+      pool_(threads, Placement::kPinned),
       thread_scratch_(static_cast<size_t>(threads)),
       thread_bases_(static_cast<size_t>(threads)) {}
 
@@ -78,6 +79,12 @@ void CpuKernels::multiply_panels(const PanelMatrix& matrix, int64_t first_panel,
   }
 }
 
+RowFormat CpuKernels::row_format(const LinearWeight& weight) const {
+  if (weight.format != LinearFormat::kNvfp4) return RowFormat::kFloat;
+  const bool int8 = int8_activations_ || weight.activation == ActivationFormat::kNvfp4;
+  return int8 ? RowFormat::kInt8 : RowFormat::kInt16;
+}
+
 void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& weight,
                             float* out) const {
   switch (row_format(weight)) {
@@ -87,7 +94,10 @@ void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& w
     case RowFormat::kInt16:
       return blocks_->quantize_int16(x, count, out);
     case RowFormat::kInt8:
-      return quantize_nvfp4_row(x, count, weight.input_scale, out);
+      if (weight.activation == ActivationFormat::kNvfp4) {
+        return quantize_nvfp4_row(x, count, weight.input_scale, out);
+      }
+      return blocks_->quantize_int8(x, count, out);
   }
 }
 

@@ -19,7 +19,7 @@ void CpuKernels::linear(const MatrixView& x, const LinearWeight& weight, const M
   NIBBLE_CHECK(x.cols == weight.cols && out.cols == weight.rows && x.rows == out.rows);
   NIBBLE_CHECK(x.dtype == DType::kF32 && out.dtype == DType::kF32);
   if (x.rows == 0) return;
-  const PanelMatrix matrix = panel_matrix(weight);
+  const PanelMatrix matrix = packed_matrix(weight);
   const int64_t panels = panels_of(weight.rows);
   const int64_t chunk = std::min(x.rows, kChunkTokens);
   const float alpha = output_scale(weight);

@@ -61,9 +61,9 @@ void CpuKernels::perform_runs() {
       const int64_t intermediate = weight.gate_proj.rows;
       const int64_t first_panel = int64_t{task.group} * kGroupPanels;
       const int64_t panels = std::min<int64_t>(kGroupPanels, panels_of(intermediate) - first_panel);
-      multiply_panels(panel_matrix(weight.gate_proj), first_panel, panels, run.gate_input,
+      multiply_panels(packed_matrix(weight.gate_proj), first_panel, panels, run.gate_input,
                       run.tokens, gate, kGroupCols, kPanelRows, weights);
-      multiply_panels(panel_matrix(weight.up_proj), first_panel, panels, run.up_input, run.tokens,
+      multiply_panels(packed_matrix(weight.up_proj), first_panel, panels, run.up_input, run.tokens,
                       up, kGroupCols, kPanelRows, weights);
       const float gate_scale = output_scale(weight.gate_proj);
       const float up_scale = output_scale(weight.up_proj);
@@ -88,7 +88,7 @@ void CpuKernels::perform_runs() {
       const MlpRun& run = runs_[static_cast<size_t>(task.run)];
       const LinearWeight& weight = run.weight->down_proj;
       const int64_t first_panel = int64_t{task.group} * kGroupPanels;
-      multiply_panels(panel_matrix(weight), first_panel,
+      multiply_panels(packed_matrix(weight), first_panel,
                       std::min<int64_t>(kGroupPanels, panels_of(weight.rows) - first_panel),
                       run.product, run.tokens, c, kGroupCols, kPanelRows, weights);
       const float alpha = output_scale(weight);

@@ -42,11 +42,6 @@ PackedSize packed_size(LinearFormat format, int64_t panels, int64_t cols) {
   return {offset, offset + scales};
 }
 
-RowFormat row_format(const LinearWeight& weight) {
-  if (weight.format != LinearFormat::kNvfp4) return RowFormat::kFloat;
-  return weight.activation == ActivationFormat::kUnquantized ? RowFormat::kInt16 : RowFormat::kInt8;
-}
-
 int64_t row_slice_floats(RowFormat rows) {
   switch (rows) {
     case RowFormat::kFloat:

@@ -29,16 +29,9 @@ struct PackedSize {
 };
 PackedSize packed_size(LinearFormat format, int64_t panels, int64_t cols);
 
-// How rows meet a weight: NVFP4 takes whole numbers, of 16 bits, or of 8 where activations are
-// quantized; the other formats take floats.
-RowFormat row_format(const LinearWeight& weight);
-
-// A weight that CpuKernels::pack made, as the inner loops see it; `rows` is row_format(weight) or
-// kFloat, which every weight takes.
+// A weight that CpuKernels::pack made, as the inner loops see it; `rows` is CpuKernels::row_format
+// or kFloat, which every weight takes.
 PanelMatrix panel_matrix(const LinearWeight& weight, RowFormat rows);
-inline PanelMatrix panel_matrix(const LinearWeight& weight) {
-  return panel_matrix(weight, row_format(weight));
-}
 
 // What one row takes of one slice, in floats; at most kSliceCols.
 int64_t row_slice_floats(RowFormat rows);
