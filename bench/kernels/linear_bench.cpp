@@ -27,6 +27,7 @@ struct Format {
   LinearFormat format;
   ActivationFormat activation;
   double MachineLimits::*peak;
+  bool int8_activations = false;
 };
 
 struct Shape {
@@ -94,6 +95,7 @@ void bench_linear(benchmark::State& state, Format format, Shape shape, Isa isa, 
   KernelOptions options;
   options.isa = isa;
   options.threads = threads;
+  options.cpu_int8_activations = format.int8_activations;
   auto kernels = make_kernels("cpu", options).value();
   const Source source = random_source(format.format, shape);
   const size_t bytes = kernels->packed_bytes(format.format, shape.rows, shape.cols);
@@ -158,6 +160,7 @@ int main(int argc, char** argv) {
   const Format formats[] = {
       {"nvfp4", LinearFormat::kNvfp4, ActivationFormat::kUnquantized, int16},
       {"nvfp4_w4a4", LinearFormat::kNvfp4, ActivationFormat::kNvfp4, int8},
+      {"nvfp4_w4a8", LinearFormat::kNvfp4, ActivationFormat::kUnquantized, int8, true},
       {"fp8", LinearFormat::kFp8Block, ActivationFormat::kUnquantized, &MachineLimits::fma_gflops},
       {"bf16", LinearFormat::kBf16, ActivationFormat::kUnquantized, &MachineLimits::fma_gflops},
   };

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Tokens per second of llama.cpp on a GGUF (tools/make_gguf.py), in the shape of `nibble bench offline`.
+
+    build/llama/bin/python tools/bench_llama.py demo-q4_0.gguf --threads 1,2 [--text "prompt"]
+
+A prefill row is one prompt of random tokens with logits for its last one; a decode row is that many sequences with a
+prompt of 8 tokens, one token each a step, 64 steps, the prompts not counted. Each row is the best of three. --text
+prints a greedy continuation instead.
+"""
+import argparse
+import random
+import time
+
+import llama_cpp
+
+
+class Context:
+    def __init__(self, model, threads, tokens, sequences):
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = tokens
+        params.n_batch = max(2048, sequences)
+        params.n_ubatch = 512
+        params.n_seq_max = sequences
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = True
+        params.no_perf = True
+        self.context = llama_cpp.llama_init_from_model(model, params)
+        if not self.context:
+            raise SystemExit("llama.cpp made no context")
+        self.batch = llama_cpp.llama_batch_init(max(2048, sequences), 0, 1)
+
+    def close(self):
+        llama_cpp.llama_batch_free(self.batch)
+        llama_cpp.llama_free(self.context)
+
+    def clear(self):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+
+    def decode(self, entries):
+        """entries: (token, position, sequence, wants logits)."""
+        self.batch.n_tokens = len(entries)
+        for i, (token, position, sequence, logits) in enumerate(entries):
+            self.batch.token[i] = token
+            self.batch.pos[i] = position
+            self.batch.n_seq_id[i] = 1
+            self.batch.seq_id[i][0] = sequence
+            self.batch.logits[i] = logits
+        code = llama_cpp.llama_decode(self.context, self.batch)
+        if code != 0:
+            raise SystemExit(f"llama_decode says {code}")
+        llama_cpp.llama_synchronize(self.context)
+
+    def prefill(self, tokens):
+        last = len(tokens) - 1
+        for first in range(0, len(tokens), 2048):
+            self.decode([(t, first + i, 0, first + i == last) for i, t in enumerate(tokens[first:first + 2048])])
+
+
+def best_of_three(run):
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure(model, threads, prompts, batches, steps, vocabulary):
+    rng = random.Random(0)
+    row = {}
+    for length in prompts:
+        context = Context(model, threads, length + 8, 1)
+        tokens = [rng.randrange(100, vocabulary - 100) for _ in range(length)]
+
+        def prefill():
+            context.clear()
+            context.prefill(tokens)
+
+        context.prefill(tokens[:16])
+        row[f"prefill {length}"] = length / best_of_three(prefill)
+        context.close()
+    for size in batches:
+        context = Context(model, threads, size * (steps * 3 + 16), size)
+        for sequence in range(size):
+            context.decode([(rng.randrange(100, vocabulary - 100), i, sequence, i == 7) for i in range(8)])
+        position = 8
+
+        def decode():
+            nonlocal position
+            for _ in range(steps):
+                context.decode([(rng.randrange(100, vocabulary - 100), position, s, True) for s in range(size)])
+                position += 1
+
+        row[f"decode {size}"] = size * steps / best_of_three(decode)
+        context.close()
+    return row
+
+
+def greedy(model, text, count):
+    vocab = llama_cpp.llama_model_get_vocab(model)
+    size = llama_cpp.llama_vocab_n_tokens(vocab)
+    tokens = (llama_cpp.llama_token * (len(text) + 16))()
+    used = llama_cpp.llama_tokenize(vocab, text.encode(), len(text.encode()), tokens, len(tokens), True, True)
+    context = Context(model, 2, 1024, 1)
+    context.prefill(list(tokens[:used]))
+    answer = []
+    while len(answer) < count:
+        logits = llama_cpp.llama_get_logits_ith(context.context, -1)
+        token = max(range(size), key=lambda i: logits[i])
+        if token == llama_cpp.llama_vocab_eos(vocab):
+            break
+        answer.append(token)
+        context.decode([(token, used + len(answer) - 1, 0, True)])
+    context.close()
+    return answer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--prompts", default="512,4096")
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--text")
+    options = parser.parse_args()
+
+    def numbers(text):
+        return [int(n) for n in text.split(",") if n]
+
+    llama_cpp.llama_backend_init()
+    params = llama_cpp.llama_model_default_params()
+    model = llama_cpp.llama_model_load_from_file(options.model.encode(), params)
+    if not model:
+        raise SystemExit(f"llama.cpp can't load {options.model}")
+    if options.text:
+        print(greedy(model, options.text, options.steps))
+        return
+    vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    for threads in numbers(options.threads):
+        row = measure(model, threads, numbers(options.prompts), numbers(options.batches), options.steps, vocabulary)
+        print(f"{threads} threads: " + ", ".join(f"{name} {rate:.1f} tok/s" for name, rate in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
