@@ -1,11 +1,13 @@
 // Kernels::moe on DeepSeek-R1's layer in NVFP4: 8 experts of 7168 x 2048 a token and the shared
 // one, chosen at random. Bytes are those of the distinct experts that a step touches, so of_read is
 // the share of the read bandwidth as for a plain product; of_peak is the share of 16-bit products.
-// 64 experts (1.6 GB) stand for 256: a step's experts come from memory all the same.
+// The layer has all 256 experts (6.4 GB) where memory allows, else 64: a step's experts come from
+// memory all the same.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <set>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "bench/kernels/machine_limits.h"
+#include "nibble/base/cpu_features.h"
 #include "nibble/kernels/registry.h"
 
 namespace nibble {
@@ -20,18 +23,25 @@ namespace {
 
 constexpr int64_t kHidden = 7168;
 constexpr int64_t kWidth = 2048;
-constexpr int kExperts = 64;
 constexpr int kChosen = 8;
+
+int num_experts() {
+  static const int experts = memory_info().available_bytes > (uint64_t{10} << 30) ? 256 : 64;
+  return experts;
+}
 
 // A matrix of random codes, packed once; the others are copies of its bytes.
 struct Layer {
+  std::unique_ptr<Kernels> kernels;  // whose memory it is
   Buffer memory;
   std::vector<MlpWeight> experts;  // the last is the shared one
   size_t expert_bytes = 0;
 };
 
-Layer make_layer(Kernels& kernels) {
+Layer make_layer() {
   Layer layer;
+  layer.kernels = make_kernels("cpu").value();
+  Kernels& kernels = *layer.kernels;
   std::mt19937_64 rng(1);
   const auto count = static_cast<size_t>(kHidden * kWidth);
   std::vector<uint64_t> codes(count / 16);
@@ -40,7 +50,7 @@ Layer make_layer(Kernels& kernels) {
   for (uint8_t& scale : scales) scale = static_cast<uint8_t>(0x20 + rng() % 0x20);
   const size_t bytes = kernels.packed_bytes(LinearFormat::kNvfp4, kWidth, kHidden);
   layer.expert_bytes = 3 * bytes;
-  layer.memory = kernels.device().allocate((kExperts + 1) * layer.expert_bytes).value();
+  layer.memory = kernels.device().allocate((num_experts() + 1) * layer.expert_bytes).value();
   char* place = layer.memory.as<char>();
   const auto pack = [&](int64_t rows, int64_t cols) {
     const HostLinear host = {LinearFormat::kNvfp4, rows,  cols, codes.data(),
@@ -50,7 +60,7 @@ Layer make_layer(Kernels& kernels) {
     return weight;
   };
   layer.experts.push_back({pack(kWidth, kHidden), pack(kWidth, kHidden), pack(kHidden, kWidth)});
-  for (int e = 1; e <= kExperts; ++e) {
+  for (int e = 1; e <= num_experts(); ++e) {
     std::memcpy(place, layer.memory.data(), layer.expert_bytes);
     MlpWeight expert = layer.experts[0];
     expert.gate_proj.data = place;
@@ -67,9 +77,10 @@ void bench_moe(benchmark::State& state, int threads) {
   KernelOptions options;
   options.threads = threads;
   auto kernels = make_kernels("cpu", options).value();
-  const Layer layer = make_layer(*kernels);
+  static const Layer layer = make_layer();
+  const int experts = num_experts();
   RouterShape shape;
-  shape.n_routed_experts = kExperts;
+  shape.n_routed_experts = experts;
   shape.num_experts_per_tok = kChosen;
 
   std::mt19937 rng(2);
@@ -83,7 +94,7 @@ void bench_moe(benchmark::State& state, int threads) {
   std::vector<std::vector<int32_t>> choices(16);
   double touched = 0;
   for (auto& ids : choices) {
-    std::vector<int32_t> all(kExperts);
+    std::vector<int32_t> all(static_cast<size_t>(experts));
     std::iota(all.begin(), all.end(), 0);
     for (int64_t t = 0; t < tokens; ++t) {
       std::shuffle(all.begin(), all.end(), rng);
@@ -96,8 +107,8 @@ void bench_moe(benchmark::State& state, int threads) {
   const MachineLimits before = measure_limits(threads);
   size_t next = 0;
   for (auto _ : state) {
-    kernels->moe(x_view, std::span(layer.experts).first(kExperts), &layer.experts.back(), shape,
-                 choices[next].data(), weights.data(), out_view);
+    kernels->moe(x_view, std::span(layer.experts).first(static_cast<size_t>(experts)),
+                 &layer.experts.back(), shape, choices[next].data(), weights.data(), out_view);
     next = (next + 1) % choices.size();
   }
   const MachineLimits after = measure_limits(threads);

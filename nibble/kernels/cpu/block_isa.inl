@@ -281,20 +281,58 @@ inline float bits_float(uint32_t bits) {
   return x;
 }
 
-// Plain loops that the compiler makes vectors of.
+#ifndef NIBBLE_BLOCK_OWN_ROUNDING
+// The bits of the largest magnitude of 16 activations: those of an infinity or NaN are the largest.
+inline uint32_t block_amax(const float* x) {
+  uint32_t amax = 0;
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t magnitude = float_bits(x[i]) & 0x7fffffffu;
+    amax = magnitude > amax ? magnitude : amax;
+  }
+  return amax;
+}
+
+// round(x * inverse), at most 32767, in a record's order.
+inline void round_int16(const float* x, float inverse, int16_t* out) {
+  int32_t rounded[16];
+  for (int i = 0; i < 16; ++i) {
+    float v = x[i] * inverse;
+    v = v < 32767.0f ? v : 32767.0f;  // 32767.5 and above, and NaN
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+    rounded[i] = static_cast<int32_t>(float_bits(v + 12582912.0f));
+  }
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = static_cast<int16_t>(rounded[i]);
+    out[2 * i + 1] = static_cast<int16_t>(rounded[i + 4]);
+    out[2 * i + 8] = static_cast<int16_t>(rounded[i + 8]);
+    out[2 * i + 9] = static_cast<int16_t>(rounded[i + 12]);
+  }
+}
+
+// round(x * inverse) in a record's order; returns the sum. |x * inverse| is at most 128.
+inline int32_t round_int8(const float* x, float inverse, int8_t* out) {
+  int32_t rounded[16];
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) {
+    rounded[i] = static_cast<int32_t>(float_bits(x[i] * inverse + 12582912.0f)) - 0x4b400000;
+    sum += rounded[i];
+  }
+  for (int i = 0; i < 4; ++i) {
+    out[i] = static_cast<int8_t>(rounded[2 * i]);
+    out[i + 4] = static_cast<int8_t>(rounded[2 * i + 1]);
+    out[i + 8] = static_cast<int8_t>(rounded[2 * i + 8]);
+    out[i + 12] = static_cast<int8_t>(rounded[2 * i + 9]);
+  }
+  return sum;
+}
+#endif
+
 void quantize_int16(const float* x, int64_t count, void* record) {
   auto* const values = static_cast<int16_t*>(record);
   auto* const steps = reinterpret_cast<int32_t*>(static_cast<uint8_t*>(record) + kInt16StepOffset);
   uint32_t largest = 0;
   for (int64_t block = 0; block < count / 16; ++block) {
-    const float* const in = x + 16 * block;
-    uint32_t bits[16];
-    __builtin_memcpy(bits, in, sizeof(bits));
-    uint32_t amax = 0;
-    for (int i = 0; i < 16; ++i) {
-      const uint32_t magnitude = bits[i] & 0x7fffffffu;
-      amax = magnitude > amax ? magnitude : amax;
-    }
+    const uint32_t amax = block_amax(x + 16 * block);
     largest = amax > largest ? amax : largest;
     // Exponents below 40 would leave binary32 when they meet the smallest block scale: what is
     // smaller than 2^-87 is as good as 0. 255 is poison anyway.
@@ -302,24 +340,7 @@ void quantize_int16(const float* x, int64_t count, void* record) {
     exponent = exponent < 40 ? 40 : exponent > 254 ? 254 : exponent;
     // amax / 2^e lies in 2^14 .. 2^15 for e = exponent - 127 - 14.
     steps[block] = static_cast<int32_t>((exponent - 141) << 23);
-    const float inverse = bits_float((268 - exponent) << 23);
-    int32_t rounded[16];
-    for (int i = 0; i < 16; ++i) {
-      float v = in[i] * inverse;
-      v = v < 32767.0f ? v : 32767.0f;  // 32767.5 and above, and NaN
-      // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
-      const float shifted = v + 12582912.0f;
-      int32_t shifted_bits = 0;
-      __builtin_memcpy(&shifted_bits, &shifted, sizeof(shifted_bits));
-      rounded[i] = shifted_bits;
-    }
-    int16_t* const out = values + 16 * block;
-    for (int i = 0; i < 4; ++i) {
-      out[2 * i] = static_cast<int16_t>(rounded[i]);
-      out[2 * i + 1] = static_cast<int16_t>(rounded[i + 4]);
-      out[2 * i + 8] = static_cast<int16_t>(rounded[i + 8]);
-      out[2 * i + 9] = static_cast<int16_t>(rounded[i + 12]);
-    }
+    round_int16(x + 16 * block, bits_float((268 - exponent) << 23), values + 16 * block);
   }
   const float poison = largest >= 0x7f800000u ? __builtin_nanf("") : 0.0f;
   __builtin_memcpy(static_cast<uint8_t*>(record) + kInt16PoisonOffset, &poison, sizeof(poison));
@@ -330,36 +351,17 @@ void quantize_int8(const float* x, int64_t count, void* record) {
   auto* const bias = reinterpret_cast<int32_t*>(values + kInt8BiasOffset);
   auto* const scale = reinterpret_cast<float*>(values + kInt8ScaleOffset);
   for (int64_t block = 0; block < count / 16; ++block) {
-    const float* const in = x + 16 * block;
-    uint32_t bits[16];
-    __builtin_memcpy(bits, in, sizeof(bits));
-    uint32_t amax_bits = 0;
-    for (int i = 0; i < 16; ++i) {
-      const uint32_t magnitude = bits[i] & 0x7fffffffu;
-      amax_bits = magnitude > amax_bits ? magnitude : amax_bits;
+    const uint32_t amax_bits = block_amax(x + 16 * block);
+    if (amax_bits >= 0x7f800000u) {  // an infinity or a NaN
+      __builtin_memset(values + 16 * block, 0, 16);
+      bias[block] = 0;
+      scale[block] = __builtin_nanf("");
+      continue;
     }
-    const bool finite = amax_bits < 0x7f800000u;
-    const float amax = finite ? bits_float(amax_bits) : 0.0f;
+    const float amax = bits_float(amax_bits);
     const float inverse = amax < 0x1p-100f ? 0.0f : 127.0f / amax;
-    int32_t rounded[16];
-    int32_t sum = 0;
-    for (int i = 0; i < 16; ++i) {
-      // As in quantize_int16. An infinity or a NaN gives bits that are not used.
-      const float shifted = in[i] * inverse + 12582912.0f;
-      int32_t shifted_bits = 0;
-      __builtin_memcpy(&shifted_bits, &shifted, sizeof(shifted_bits));
-      rounded[i] = finite ? shifted_bits - 0x4b400000 : 0;
-      sum += rounded[i];
-    }
-    int8_t* const out = values + 16 * block;
-    for (int i = 0; i < 4; ++i) {
-      out[i] = static_cast<int8_t>(rounded[2 * i]);
-      out[i + 4] = static_cast<int8_t>(rounded[2 * i + 1]);
-      out[i + 8] = static_cast<int8_t>(rounded[2 * i + 8]);
-      out[i + 12] = static_cast<int8_t>(rounded[2 * i + 9]);
-    }
-    bias[block] = -12 * sum;
-    scale[block] = finite ? (inverse == 0 ? 0.0f : amax / 127.0f) : __builtin_nanf("");
+    bias[block] = -12 * round_int8(x + 16 * block, inverse, values + 16 * block);
+    scale[block] = inverse == 0 ? 0.0f : amax / 127.0f;
   }
 }
 

@@ -56,5 +56,36 @@ inline Lanes v_byte_add(Lanes sum, Lanes w, const uint8_t* x) {
 #endif
 }
 
+// What quantize_int16 and quantize_int8 do with a block of 16 activations, in a few instructions;
+// block_isa.inl has the plain loops that say what they mean.
+#define NIBBLE_BLOCK_OWN_ROUNDING
+
+inline uint32_t block_amax(const float* x) {
+  return _mm512_reduce_max_epu32(
+      _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi32(0x7fffffff)));
+}
+
+inline void round_int16(const float* x, float inverse, int16_t* out) {
+  // minps gives its second operand for a NaN.
+  const __m512 v = _mm512_min_ps(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(inverse)),
+                                 _mm512_set1_ps(32767.0f));
+  const __m512i bits = _mm512_castps_si512(_mm512_add_ps(v, _mm512_set1_ps(12582912.0f)));
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                      _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(bits), order));
+}
+
+inline int32_t round_int8(const float* x, float inverse, int8_t* out) {
+  const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(inverse));
+  const __m512i rounded =
+      _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(v, _mm512_set1_ps(12582912.0f))),
+                       _mm512_set1_epi32(0x4b400000));
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                   _mm_shuffle_epi8(_mm512_cvtepi32_epi8(rounded), order));
+  return _mm512_reduce_add_epi32(rounded);
+}
+
 }  // namespace
 }  // namespace nibble
