@@ -46,6 +46,9 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   kernel_options.threads = threads;
   kernel_options.cuda = options.cuda;
   kernel_options.cpu_int8_activations = options.cpu_int8_activations;
+  const bool tiers = wants_tiers(directory, options.experts);
+  // The same bits wherever an expert comes from.
+  kernel_options.cuda.fixed_expert_order = tiers;
   auto kernels = NIBBLE_TRY(make_kernels(options.backend, kernel_options));
 
   WeightsOptions weights_options;
@@ -69,7 +72,6 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   weights_options.threads = threads;
   weights_options.shard = options.shard;
   weights_options.comm = options.comm;
-  const bool tiers = wants_tiers(directory, options.experts);
   weights_options.load_experts = !tiers;
   if (options.comm != nullptr && (tiers || !options.experts.routing_trace.empty())) {
     return unsupported(

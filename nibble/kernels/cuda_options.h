@@ -9,10 +9,14 @@ struct CudaOptions {
   // only where products are bound by arithmetic. Routing always takes 3.
   int activation_parts = 1;
 
-  // A token's results have the same bits in every batch. Without it that holds for up to 127
-  // tokens; with more, sums are taken in another order (cuBLASLt's, and
-  // fewer runs of positions in attention).
+  // A token's results have the same bits in every batch. Without it sums are taken in the order
+  // that is fastest for a step's tokens: which experts they chose, how many positions attention
+  // has, cuBLASLt from 128 tokens on. The same step gives the same bits in any case.
   bool batch_invariant = false;
+
+  // Of experts alone: their sums have an order that does not depend on which others run in the
+  // same launch, so that experts may come in parts (offload). batch_invariant implies it.
+  bool fixed_expert_order = false;
 
   // In CUDA's count (CUDA_VISIBLE_DEVICES applies).
   int device = 0;

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
@@ -16,6 +18,7 @@
 #include "nibble/kernels/cuda/expand.h"
 #include "nibble/kernels/cuda/gemm_nvfp4.h"
 #include "nibble/kernels/cuda/packed_layout.h"
+#include "nibble/kernels/cuda/route.h"
 #include "nibble/kernels/cuda/row_kernels.h"
 
 namespace nibble {
@@ -32,6 +35,7 @@ CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& opti
       name_(device_->name()),
       parts_(options.activation_parts),
       batch_invariant_(options.batch_invariant),
+      fixed_expert_order_(options.batch_invariant || options.fixed_expert_order),
       gemm_runs_(gemm_nvfp4_runs_here()),
       cublas_lt_(CublasLt::find()),
       pack_pool_(std::make_unique<PackPool>(*device_)),
@@ -52,7 +56,15 @@ CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& opti
       entries_(*device_),
       views_(*device_),
       tables_(*device_),
-      row_copies_(*device_) {}
+      row_copies_(*device_) {
+  // Without it, routing takes its other way.
+  const std::vector<uint32_t> zeros(kMaxRouteFewTokens);
+  if (auto buffer = device_->allocate(zeros.size() * sizeof(uint32_t))) {
+    if (device_->copy_to_device(buffer->data(), std::as_bytes(std::span(zeros)))) {
+      arrivals_ = *std::move(buffer);
+    }
+  }
+}
 
 CudaKernels::~CudaKernels() = default;
 
@@ -273,6 +285,22 @@ void CudaKernels::route(const MatrixView& x, const LinearWeight& gate, const flo
                         const RouterShape& shape, int32_t* expert_ids, float* weights) {
   if (x.rows == 0) return;
   NIBBLE_CHECK(gate.rows == shape.n_routed_experts);
+  if (!batch_invariant_ && arrivals_.data() != nullptr && route_few_takes(gate, x, shape)) {
+    RouteFewArgs args;
+    args.units = packed_shape(gate.format, gate.rows, gate.cols).units;
+    args.parts = logits_scratch_.get<float>(route_few_floats(x.rows, args.units, shape));
+    if (args.parts == nullptr) return;
+    args.gate = static_cast<const uint8_t*>(gate.data);
+    args.x = x.row<const float>(0);
+    args.x_stride = x.stride;
+    args.bias = bias;
+    args.shape = shape;
+    args.arrivals = arrivals_.as<unsigned>();
+    args.expert_ids = expert_ids;
+    args.weights = weights;
+    keep(launch_route_few(args, x.rows, stream_), "route");
+    return;
+  }
   auto* const logits = logits_scratch_.get<float>(x.rows * gate.rows);
   if (logits == nullptr) return;
   // A choice of experts must not hang on the rounding of activations: all 24 bits of them.

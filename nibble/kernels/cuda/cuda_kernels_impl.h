@@ -142,10 +142,13 @@ class CudaKernels final : public Kernels {
   // The bytes of a table with the experts `ready`. False: the error is kept.
   bool describe_experts(std::span<const MlpWeight> experts, std::span<const int32_t> ready,
                         const MlpWeight* shared, ExpertTable& table, std::vector<std::byte>& bytes);
+  // fixed_order: a token's bits may not depend on which other experts run.
   void moe_rows(const MatrixView& x, const ExpertTable& table, const MlpWeight* shared,
-                const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
+                const RouterShape& shape, const int32_t* expert_ids, float* expert_rows,
+                bool fixed_order);
   void moe_streamed(const MatrixView& x, const ExpertTable& table, int cls, const MlpWeight& like,
-                    const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
+                    const RouterShape& shape, const int32_t* expert_ids, float* expert_rows,
+                    bool fixed_order);
   // Whether wgmma serves the experts (gemm_nvfp4.h): for many tokens, and where it is allowed.
   bool takes_many_experts(const MlpWeight& like, int64_t tokens) const;
   void moe_multiplied(const MatrixView& x, const ExpertTable& table, int cls, const MlpWeight& like,
@@ -163,6 +166,7 @@ class CudaKernels final : public Kernels {
   std::string name_;
   int parts_;  // CudaOptions::activation_parts
   bool batch_invariant_;
+  bool fixed_expert_order_;
   bool gemm_runs_;
   std::unique_ptr<CublasLt> cublas_lt_;  // null where it is missing
 
@@ -180,6 +184,7 @@ class CudaKernels final : public Kernels {
   Scratch latent_scratch_;
   Scratch merge_scratch_;
   Scratch expand_scratch_;
+  Buffer arrivals_;  // RouteFewArgs::arrivals
   Upload token_ids_;
   Upload positions_;
   Upload entries_;

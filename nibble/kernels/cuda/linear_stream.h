@@ -57,6 +57,11 @@ struct StreamArgs {
   const StreamWork* work = nullptr;
   const int32_t* num_work = nullptr;
   const int32_t* slots = nullptr;
+  int max_work = 0;  // that num_work can be
+  // The list was there before the launch in front of this one, which was linear_ring.cuh's.
+  bool work_is_older = false;
+  // A token's bits may not depend on what else is in the list.
+  bool fixed_order = false;
   int num_tokens = 0;
   // The row of x that belongs to a slot: slot / x_divisor below x_routed, slot - x_routed behind
   // it; x_divisor 0: the slot itself.

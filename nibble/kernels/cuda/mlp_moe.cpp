@@ -11,6 +11,7 @@
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
 #include "nibble/kernels/cuda/cuda_staged_moe.h"
 #include "nibble/kernels/cuda/gemm_nvfp4.h"
+#include "nibble/kernels/cuda/linear_ring.h"
 #include "nibble/kernels/cuda/moe_plan.h"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/row_kernels.h"
@@ -244,7 +245,7 @@ const CudaKernels::ExpertTable* CudaKernels::expert_table(std::span<const MlpWei
 
 void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, int cls,
                                const MlpWeight& like, const RouterShape& shape,
-                               const int32_t* expert_ids, float* expert_rows) {
+                               const int32_t* expert_ids, float* expert_rows, bool fixed_order) {
   const int64_t slots = x.rows * shape.num_experts_per_tok;
   const int64_t all_slots = slots + (table.shared_joins ? x.rows : 0);
   // The mean number of rows of an expert decides the width; most have fewer at decode sizes.
@@ -283,6 +284,8 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   args.gate_up = true;
   args.work = plan.work;
   args.num_work = plan.num_work;
+  args.max_work = static_cast<int>(max_work);
+  args.fixed_order = fixed_order;
   args.slots = plan.slots;
   args.x_divisor = shape.num_experts_per_tok;
   args.x_routed = static_cast<int>(slots);
@@ -308,6 +311,7 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   down.x_row_stride = act_cols;
   down.out = expert_rows;
   down.out_row_stride = x.cols;
+  down.work_is_older = ring_takes(args);
   keep(launch_linear_stream(down, work_tokens, stream_), "moe: down");
 }
 
@@ -431,15 +435,15 @@ void CudaKernels::moe_w4a4(const MatrixView& x, const ExpertTable& table, const 
 
 // The rows of one chunk: those of the slots, then those of the shared expert.
 void CudaKernels::moe_rows(const MatrixView& x, const ExpertTable& table, const MlpWeight* shared,
-                           const RouterShape& shape, const int32_t* expert_ids,
-                           float* expert_rows) {
+                           const RouterShape& shape, const int32_t* expert_ids, float* expert_rows,
+                           bool fixed_order) {
   for (const auto& [cls, like] : table.present) {
     if (cls == kW4a4Class) {
       moe_w4a4(x, table, like, shape, expert_ids, expert_rows);
     } else if (takes_many_experts(like, x.rows)) {
       moe_multiplied(x, table, cls, like, shape, expert_ids, expert_rows);
     } else {
-      moe_streamed(x, table, cls, like, shape, expert_ids, expert_rows);
+      moe_streamed(x, table, cls, like, shape, expert_ids, expert_rows, fixed_order);
     }
   }
   if (shared != nullptr && !table.shared_joins) {
@@ -475,11 +479,12 @@ void CudaKernels::moe(const MatrixView& x, std::span<const MlpWeight> experts,
                          local_ids, stream_);
     expert_ids = local_ids;
   }
-  moe_rows(x, *table, shared, shape, expert_ids, expert_rows);
+  moe_rows(x, *table, shared, shape, expert_ids, expert_rows, fixed_expert_order_);
   moe_combine(shape, expert_ids, weights, shared != nullptr, expert_rows, out);
 }
 
-// Chunks as moe() takes them, so that an expert's rows fall into the same pieces.
+// Chunks as moe() takes them, so that an expert's rows fall into the same pieces; and sums in an
+// order that does not hang on which experts are ready.
 bool CudaKernels::moe_part(const MatrixView& x, std::span<const MlpWeight> experts,
                            std::span<const int32_t> ready, const MlpWeight* shared,
                            const RouterShape& shape, const int32_t* expert_ids, float* expert_rows,
@@ -495,7 +500,7 @@ bool CudaKernels::moe_part(const MatrixView& x, std::span<const MlpWeight> exper
   for (int64_t t = 0; t < x.rows; t += kMoeTokens) {
     const int64_t count = std::min(kMoeTokens, x.rows - t);
     moe_rows(x.slice_rows(t, count), table, shared, shape, expert_ids + t * k,
-             expert_rows + t * (k + 1) * x.cols);
+             expert_rows + t * (k + 1) * x.cols, true);
   }
   return true;
 }

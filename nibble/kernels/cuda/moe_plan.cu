@@ -1,6 +1,8 @@
-// One block. A warp counts and places the slots of every 32nd expert, 32 slots at a time. Bound at
-// decode sizes: the launch.
+// One block. With few slots each is a thread's, which counts those before it; with more a warp
+// counts and places the slots of every 32nd expert, 32 slots at a time. Bound at decode sizes: the
+// launch.
 #include <algorithm>
+#include <climits>
 
 #include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/moe_plan.h"
@@ -77,9 +79,65 @@ __global__ void moe_plan_kernel(MoePlanArgs a) {
   }
 }
 
+constexpr int kFewSlots = 256;
+
+__global__ __launch_bounds__(kFewSlots) void moe_plan_few_kernel(MoePlanArgs a) {
+  __shared__ int ids[kFewSlots];
+  __shared__ int pieces[kFewSlots];  // of work, of the expert whose first slot it is
+  const int i = static_cast<int>(threadIdx.x);
+  let_next_start();
+  wait_for_previous();
+  const int id = i < a.num_slots ? a.expert_ids[i] : -1;
+  const bool is_here = id >= 0 && id < a.num_experts;
+  ids[i] = is_here ? id : INT_MAX;  // elsewhere: behind all others
+  __syncthreads();
+  const auto work_of = [&](int group, int count) {
+    const bool wanted = a.classes == nullptr || a.classes[group] == a.wanted;
+    return wanted ? (count + a.work_tokens - 1) / a.work_tokens : 0;
+  };
+  int lower = 0;   // slots of experts in front of this one
+  int before = 0;  // of this expert, in front of this slot
+  int same = 0;
+  int here = 0;
+  for (int j = 0; j < a.num_slots; ++j) {
+    const int other = ids[j];
+    lower += other < id ? 1 : 0;
+    same += other == id ? 1 : 0;
+    before += other == id && j < i ? 1 : 0;
+    here += other != INT_MAX ? 1 : 0;
+  }
+  const bool is_first = is_here && before == 0;
+  pieces[i] = is_first ? work_of(id, same) : 0;
+  __syncthreads();
+  int work = 0;
+  int all_work = 0;
+  for (int j = 0; j < a.num_slots; ++j) {
+    all_work += pieces[j];
+    work += ids[j] < id ? pieces[j] : 0;
+  }
+  if (is_here) a.slots[lower + before] = i;
+  if (is_first) {
+    for (int k = 0; k < pieces[i]; ++k) {
+      const int begin = k * a.work_tokens;
+      a.work[work + k] = {id, lower + begin, min(a.work_tokens, same - begin)};
+    }
+  }
+  const int shared_work = a.shared ? work_of(a.num_experts, a.num_tokens) : 0;
+  if (i == 0) *a.num_work = all_work + shared_work;
+  if (!a.shared) return;
+  for (int t = i; t < a.num_tokens; t += kFewSlots) a.slots[here + t] = a.num_slots + t;
+  for (int k = i; k < shared_work; k += kFewSlots) {
+    const int begin = k * a.work_tokens;
+    a.work[all_work + k] = {a.num_experts, here + begin, min(a.work_tokens, a.num_tokens - begin)};
+  }
+}
+
 }  // namespace
 
 cudaError_t launch_moe_plan(const MoePlanArgs& args, cudaStream_t stream) {
+  if (args.num_slots <= kFewSlots) {
+    return launch_overlapped(moe_plan_few_kernel, dim3(1), dim3(kFewSlots), 0, stream, args);
+  }
   return launch_overlapped(moe_plan_kernel, dim3(1), dim3(kThreads), 0, stream, args);
 }
 

@@ -241,86 +241,6 @@ __global__ void mla_prepare_kernel(RotaryArgs rotary, CacheWriteArgs write) {
   }
 }
 
-// Which of two candidates comes first: the larger, then the one of lower index.
-__device__ bool before(float a, int a_index, float b, int b_index) {
-  return a > b || (a == b && a_index < b_index);
-}
-
-// One block for each token. A group's and an expert's place in the order is the number of those
-// that come before it, which all threads count at once.
-__global__ __launch_bounds__(kThreads) void route_kernel(const float* logits, const float* bias,
-                                                         RouterShape shape, int32_t* expert_ids,
-                                                         float* weights) {
-  let_next_start();
-  extern __shared__ float route_shared[];
-  const int experts = shape.n_routed_experts;
-  const int groups = shape.n_group;
-  const int group_size = experts / groups;
-  float* const score = route_shared;
-  float* const biased = score + experts;
-  float* const group_score = biased + experts;
-  float* const chosen = group_score + groups;  // scores, in order of choice
-  bool* const group_taken = reinterpret_cast<bool*>(chosen + shape.num_experts_per_tok);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t token = blockIdx.x;
-
-  wait_for_previous();
-  for (int e = thread; e < experts; e += kThreads) {
-    const double logit = static_cast<double>(logits[token * experts + e]);
-    score[e] = static_cast<float>(1 / (1 + exp(-logit)));
-    const float b = score[e] + bias[e];
-    biased[e] = isnan(b) ? -INFINITY : b;  // no place in an order: last
-  }
-  __syncthreads();
-  // A warp a group: its two largest.
-  for (int g = thread / 32; g < groups; g += kThreads / 32) {
-    float first = -INFINITY;
-    float second = -INFINITY;
-    const auto add = [&](float b) {
-      second = fmaxf(second, fminf(first, b));
-      first = fmaxf(first, b);
-    };
-    for (int i = thread % 32; i < group_size; i += 32) add(biased[g * group_size + i]);
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const float other = __shfl_xor_sync(~0u, first, offset);
-      const float other_second = __shfl_xor_sync(~0u, second, offset);
-      add(other);
-      add(other_second);
-    }
-    if (thread % 32 == 0) group_score[g] = first + second;
-  }
-  __syncthreads();
-  for (int g = thread; g < groups; g += kThreads) {
-    int place = 0;
-    for (int i = 0; i < groups; ++i) {
-      place += before(group_score[i], i, group_score[g], g) ? 1 : 0;
-    }
-    group_taken[g] = place < shape.topk_group;
-  }
-  __syncthreads();
-  for (int e = thread; e < experts; e += kThreads) {
-    if (!group_taken[e / group_size]) continue;
-    int place = 0;
-    for (int g = 0; g < groups; ++g) {
-      if (!group_taken[g]) continue;
-      for (int i = g * group_size; i < (g + 1) * group_size; ++i) {
-        place += before(biased[i], i, biased[e], e) ? 1 : 0;
-      }
-    }
-    if (place >= shape.num_experts_per_tok) continue;
-    chosen[place] = score[e];
-    expert_ids[token * shape.num_experts_per_tok + place] = e;
-  }
-  __syncthreads();
-  for (int j = thread; j < shape.num_experts_per_tok; j += kThreads) {
-    float sum = 0;
-    for (int i = 0; i < shape.num_experts_per_tok; ++i) sum = __fadd_rn(sum, chosen[i]);
-    float weight = chosen[j];
-    if (shape.norm_topk_prob) weight = __fdiv_rn(weight, __fadd_rn(sum, 1e-20f));
-    weights[token * shape.num_experts_per_tok + j] = __fmul_rn(weight, shape.routed_scaling_factor);
-  }
-}
-
 // Each thread converts 4 neighbouring columns.
 __global__ void convert_kernel(ConvertArgs a, int64_t rows, int64_t quads) {
   let_next_start();
@@ -510,17 +430,6 @@ void launch_mla_prepare(const MatrixView& q, const MatrixView& kv_a, const float
       mla_prepare_kernel, dim3(grid), dim3(kThreads), 0, stream,
       rotary_args(q, shape, rope, positions),
       write_args(kv_a, kv_a_layernorm, epsilon, shape, rope, positions, entries, cache));
-}
-
-void launch_route(const float* logits, int64_t tokens, const float* bias, const RouterShape& shape,
-                  int32_t* expert_ids, float* weights, cudaStream_t stream) {
-  const auto experts = static_cast<size_t>(shape.n_routed_experts);
-  const auto groups = static_cast<size_t>(shape.n_group);
-  const size_t bytes =
-      (2 * experts + groups + static_cast<size_t>(shape.num_experts_per_tok)) * sizeof(float) +
-      groups;
-  launch_overlapped(route_kernel, dim3(static_cast<unsigned>(tokens)), dim3(kThreads), bytes,
-                    stream, logits, bias, shape, expert_ids, weights);
 }
 
 void launch_convert(const ConvertArgs& args, cudaStream_t stream) {

@@ -1,4 +1,4 @@
-// The operations that treat rows one by one: norms, rotations, cache writes, routing, conversions.
+// The operations that treat rows one by one: norms, rotations, cache writes, conversions.
 // All are bound by the bytes of their rows, at decode sizes by the launch itself.
 #pragma once
 
@@ -34,10 +34,6 @@ void launch_mla_prepare(const MatrixView& q, const MatrixView& kv_a, const float
                         float epsilon, const MlaShape& shape, const RopeTable& rope,
                         const int32_t* positions, const int64_t* entries, const KvCacheView& cache,
                         cudaStream_t stream);
-
-//   logits  float [tokens, n_routed_experts]
-void launch_route(const float* logits, int64_t tokens, const float* bias, const RouterShape& shape,
-                  int32_t* expert_ids, float* weights, cudaStream_t stream);
 
 // Float rows -> BF16 parts [parts][outer * inner][padded_cols], zeros behind the last column: row
 // (o, i) of the output is read from x + o * outer_stride + i * inner_stride.
