@@ -4,7 +4,8 @@
     build/llama/bin/python tools/bench_llama.py demo-q4_0.gguf --threads 1,2 [--text "prompt"]
 
 A prefill row is one prompt of random tokens with logits for its last one; a decode row is that many sequences with a
-prompt of 8 tokens, one token each a step, 64 steps, the prompts not counted. Each row is the best of three. --text
+prompt of 8 tokens, one token each a step, --steps steps, the prompts not counted. Each row is the best of --repeats.
+--text
 prints a greedy continuation instead.
 """
 import argparse
@@ -56,16 +57,16 @@ class Context:
             self.decode([(t, first + i, 0, first + i == last) for i, t in enumerate(tokens[first:first + 2048])])
 
 
-def best_of_three(run):
+def best_of(repeats, run):
     times = []
-    for _ in range(3):
+    for _ in range(repeats):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
     return min(times)
 
 
-def measure(model, threads, prompts, batches, steps, vocabulary):
+def measure(model, threads, prompts, batches, steps, repeats, vocabulary):
     rng = random.Random(0)
     row = {}
     for length in prompts:
@@ -77,10 +78,10 @@ def measure(model, threads, prompts, batches, steps, vocabulary):
             context.prefill(tokens)
 
         context.prefill(tokens[:16])
-        row[f"prefill {length}"] = length / best_of_three(prefill)
+        row[f"prefill {length}"] = length / best_of(repeats, prefill)
         context.close()
     for size in batches:
-        context = Context(model, threads, size * (steps * 3 + 16), size)
+        context = Context(model, threads, size * (steps * repeats + 16), size)
         for sequence in range(size):
             context.decode([(rng.randrange(100, vocabulary - 100), i, sequence, i == 7) for i in range(8)])
         position = 8
@@ -91,7 +92,7 @@ def measure(model, threads, prompts, batches, steps, vocabulary):
                 context.decode([(rng.randrange(100, vocabulary - 100), position, s, True) for s in range(size)])
                 position += 1
 
-        row[f"decode {size}"] = size * steps / best_of_three(decode)
+        row[f"decode {size}"] = size * steps / best_of(repeats, decode)
         context.close()
     return row
 
@@ -122,6 +123,7 @@ def main():
     parser.add_argument("--prompts", default="512,4096")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--text")
     options = parser.parse_args()
 
@@ -138,7 +140,8 @@ def main():
         return
     vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     for threads in numbers(options.threads):
-        row = measure(model, threads, numbers(options.prompts), numbers(options.batches), options.steps, vocabulary)
+        row = measure(model, threads, numbers(options.prompts), numbers(options.batches), options.steps,
+                      options.repeats, vocabulary)
         print(f"{threads} threads: " + ", ".join(f"{name} {rate:.1f} tok/s" for name, rate in row.items()), flush=True)
 
 
