@@ -8,7 +8,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
 #include "nibble/checkpoint/linear_tensors.h"
-#include "nibble/checkpoint/safetensors_source.h"
+#include "nibble/checkpoint/open_source.h"
 #include "nibble/comm/device_communicator.h"
 #include "nibble/engine/pass_message.h"
 #include "nibble/kernels/registry.h"
@@ -31,8 +31,9 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
                                         options.max_seq_len, config.max_position_embeddings));
   }
   Tokenizer tokenizer = NIBBLE_TRY(Tokenizer::load(directory));
-  auto source = NIBBLE_TRY(SafetensorsSource::open(directory));
-  for (const std::string& warning : source->warnings()) log_warning(warning);
+  OpenedSource opened = NIBBLE_TRY(open_source(directory, config));
+  for (const std::string& warning : opened.warnings) log_warning(warning);
+  std::unique_ptr<CheckpointSource> source = std::move(opened.source);
   const bool nvfp4 = has_nvfp4_weights(*source) || NIBBLE_TRY(has_nvfp4_experts(directory));
   QuantConfig quant_config = NIBBLE_TRY(load_quant_config(directory, nvfp4));
   for (const std::string& warning : quant_config.warnings) log_warning(warning);

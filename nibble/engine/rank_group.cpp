@@ -17,7 +17,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
 #include "nibble/base/mapped_file.h"
-#include "nibble/checkpoint/safetensors_source.h"
+#include "nibble/checkpoint/open_source.h"
 #include "nibble/comm/mpi_communicator.h"
 #include "nibble/comm/rank_interfaces.h"
 #include "nibble/comm/watchdog.h"
@@ -54,7 +54,9 @@ Result<std::string> checkpoint_fingerprint(const std::filesystem::path& director
   constexpr size_t kSampledBytes = 256;
   const std::string config = NIBBLE_TRY(read_text_file(directory / "config.json"));
   uint64_t hash = fnv1a(config, kFnvStart);
-  const auto source = NIBBLE_TRY(SafetensorsSource::open(directory));
+  const ModelConfig parsed = NIBBLE_TRY(load_config(directory));
+  const OpenedSource opened = NIBBLE_TRY(open_source(directory, parsed));
+  const CheckpointSource* const source = opened.source.get();
   const size_t every = source->tensors().size() / kSampledTensors + 1;
   size_t number = 0;
   for (const TensorInfo& tensor : source->tensors()) {
@@ -65,6 +67,7 @@ Result<std::string> checkpoint_fingerprint(const std::filesystem::path& director
     const TensorView view = NIBBLE_TRY(source->read(tensor.name));
     const auto sample = view.bytes.first(std::min(view.bytes.size(), kSampledBytes));
     hash = fnv1a({reinterpret_cast<const char*>(sample.data()), sample.size()}, hash);
+    source->release(tensor.name);
   }
   return fmt::format("{:016x}", hash);
 }

@@ -39,6 +39,10 @@ __device__ uint32_t* flag(std::byte* shared, int rank) {
 __device__ bool is_before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
 
 __global__ void __launch_bounds__(kThreads) one_shot_sum_kernel(const OneShotArgs a) {
+  // Launched while what is in front of it still runs (programmatic dependent launch), as what
+  // follows is.
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
   const uint32_t turn = a.counters[blockIdx.x] + 1;
   const auto half = [&](int rank) {
     return reinterpret_cast<float*>(a.shared[rank] + OneShotLayout::kFlagBytes) +
@@ -89,9 +93,17 @@ __global__ void __launch_bounds__(kThreads) one_shot_sum_kernel(const OneShotArg
 }  // namespace
 
 cudaError_t launch_one_shot_sum(const OneShotArgs& args, cudaStream_t stream) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
   // Always the same blocks, so that all their counters agree on whose turn it is.
-  one_shot_sum_kernel<<<kOneShotBlocks, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  config.gridDim = dim3(kOneShotBlocks);
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, one_shot_sum_kernel, args);
 }
 
 }  // namespace nibble::cuda
