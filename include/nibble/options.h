@@ -53,9 +53,9 @@ struct LLMOptions {
   std::string backend = "auto";      // auto: as `device`, and then cpu; cpu, cuda, reference (plain
                                      // loops); pytorch counts as auto
   int threads = 0;                   // 0: all processors that this process may use
-  int64_t tensor_parallel_size = 1;  // only 1
-  bool enable_attention_dp = false;  // with one rank the same as without: it has all sequences
-  int64_t moe_expert_parallel_size = 1;  // only 1
+  int64_t tensor_parallel_size = 1;  // ranks, threads of this process; on CUDA one on each GPU
+  bool enable_attention_dp = false;  // each rank has sequences of its own
+  int64_t moe_expert_parallel_size = 1;  // groups of ranks; 1 with attention DP: all ranks
   int64_t max_batch_size = 32;           // sequences of a step
   int64_t max_num_tokens = 512;          // tokens of a step
   int64_t max_seq_len = 0;               // prompt and output; 0: the model's

@@ -14,6 +14,7 @@
 #include "nibble/checkpoint/model_path.h"
 #include "nibble/engine/engine_thread.h"
 #include "nibble/engine/loaded_model.h"
+#include "nibble/engine/rank_group.h"
 #include "nibble/tokenizer/chat_template.h"
 
 namespace nibble::api {
@@ -102,7 +103,12 @@ EngineResult<std::unique_ptr<LLM::Impl>> LLM::Impl::load(const LLMOptions& optio
   if (!impl->chat_template_ && !options.chat_template.empty()) {
     return tl::unexpected(impl->chat_template_.error());
   }
-  runtime->model = NIBBLE_TRY(LoadedModel::load(directory, model_options));
+  // Ranks are threads of this process, and their failure is that of a call, not of the program.
+  RankOptions rank_options;
+  rank_options.transport = RankTransport::kThreads;
+  rank_options.ends_process = false;
+  runtime->ranks = NIBBLE_TRY(RankGroup::start(directory, model_options, rank_options));
+  runtime->model = NIBBLE_TRY(runtime->ranks->load_model(model_options.on_progress));
   if (!options.tokenizer.empty()) {
     Tokenizer tokenizer = NIBBLE_TRY(Tokenizer::load(options.tokenizer));
     if (tokenizer.vocab_size() > runtime->model->config.vocab_size) {

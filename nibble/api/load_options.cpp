@@ -12,12 +12,9 @@
 namespace nibble {
 namespace {
 
-// This build runs on one rank.
-Status check_one_rank(std::string_view name, int64_t value) {
-  if (value == 1) return {};
-  if (value < 1) return invalid_argument(fmt::format("{} is {}, expected 1 or more", name, value));
-  return unsupported(fmt::format("{} is {}, but this build runs a model on one rank; {}=1 works",
-                                 name, value, name));
+Result<int> rank_count(std::string_view name, int64_t value) {
+  if (value >= 1 && value <= 1024) return static_cast<int>(value);
+  return invalid_argument(fmt::format("{} is {}, expected 1..1024", name, value));
 }
 
 Result<std::string> backend_of(const api::LLMOptions& options) {
@@ -124,12 +121,13 @@ Status apply_cache(const api::KvCacheConfig& config, EngineOptions* options) {
 }  // namespace
 
 Result<ModelOptions> model_options(const api::LLMOptions& options) {
-  NIBBLE_TRY(check_one_rank("tensor_parallel_size", options.tensor_parallel_size));
-  NIBBLE_TRY(check_one_rank("moe_expert_parallel_size", options.moe_expert_parallel_size));
-  if (options.enable_attention_dp) {
-    // Each rank has whole sequences: with one rank that is what happens anyway.
-    log_info("enable_attention_dp is accepted: the one rank has all sequences");
-  }
+  Shard shard;
+  shard.tp_size = NIBBLE_TRY(rank_count("tensor_parallel_size", options.tensor_parallel_size));
+  shard.ep_size =
+      NIBBLE_TRY(rank_count("moe_expert_parallel_size", options.moe_expert_parallel_size));
+  shard.enable_attention_dp = options.enable_attention_dp;
+  // As in TensorRT-LLM, experts are then dealt to all ranks unless something else is asked for.
+  if (shard.enable_attention_dp && shard.ep_size == 1) shard.ep_size = 0;
   if (options.threads < 0 || options.threads > 1024) {
     return invalid_argument(
         fmt::format("threads is {}, expected 1..1024, or 0 for all processors", options.threads));
@@ -143,6 +141,7 @@ Result<ModelOptions> model_options(const api::LLMOptions& options) {
         fmt::format("max_new_tokens is {}, expected 1 or more", *options.max_new_tokens));
   }
   ModelOptions model;
+  model.shard = shard;
   model.backend = NIBBLE_TRY(backend_of(options));
   model.threads = options.threads;
   model.cuda.batch_invariant = options.cuda_batch_invariant;

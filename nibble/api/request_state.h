@@ -15,12 +15,14 @@
 #include "nibble/api/thinking_split.h"
 #include "nibble/engine/answer_group.h"
 #include "nibble/engine/loaded_model.h"
+#include "nibble/engine/rank_group.h"
 #include "nibble/llm.h"
 
 namespace nibble::api {
 
 // What runs requests; the engine goes first.
 struct Runtime {
+  std::unique_ptr<RankGroup> ranks;  // goes last
   std::unique_ptr<LoadedModel> model;
   std::unique_ptr<EngineThread> engine;
 };

@@ -12,6 +12,8 @@
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/eval_command.h"
 #include "nibble/cli/eval_progress.h"
+#include "nibble/cli/parallel_options.h"
+#include "nibble/comm/mpi_communicator.h"
 #include "nibble/eval/report.h"
 #include "nibble/eval/run.h"
 
@@ -39,6 +41,7 @@ struct EvalRunOptions {
   std::string model = "demo";
   std::string base_url, served_model, api_key_env, extra_body;
   double request_timeout = 3600;
+  ParallelOptions parallel;
   int retries = 5;
   std::string out;
   std::vector<std::string> tasks;
@@ -298,6 +301,13 @@ Result<std::unique_ptr<CompletionTarget>> open_target(const EvalRunOptions& o,
   options.engine.max_num_tokens = std::max<int64_t>(512, concurrency * (1 + o.num_drafts));
   options.engine.num_drafts = o.num_drafts;
   options.engine.relaxed_thinking = {o.relaxed, o.relaxed_topk, o.relaxed_delta};
+  const RankOptions ranks = NIBBLE_TRY(apply(o.parallel, &options.model));
+  if (ranks.transport == RankTransport::kMpi ||
+      (ranks.transport == RankTransport::kAuto && started_by_mpi())) {
+    return unsupported(
+        "nibble eval's ranks are threads of one process: start it without mpirun and with "
+        "--tp-size, or evaluate a server (mpirun nibble serve) with --base-url");
+  }
   const auto directory = NIBBLE_TRY(resolve_model(o.model));
   return make_engine_target(directory, options);
 }
@@ -409,6 +419,7 @@ void add_target_options(CLI::App* command, EvalRunOptions* o) {
   command->add_option("--retries", o->retries, "Of a request to a server [5]")->type_name("N");
   command->add_option("--chat-template", o->chat_template, "A built-in name or a file");
   add_backend_options(*command, &o->backend);
+  add_parallel_options(*command, &o->parallel, "Ranks");
   command->add_flag("--w4a4", o->w4a4, "Quantize activations to NVFP4 too");
   command->add_option("--num-drafts", o->num_drafts, "Drafts of the MTP layer, 0..8 [0]")
       ->type_name("N");

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -12,6 +13,7 @@
 #include "nibble/cli/plan_options.h"
 #include "nibble/cli/plan_serve.h"
 #include "nibble/plan/calibration.h"
+#include "nibble/plan/capacity_report.h"
 #include "nibble/plan/report_json.h"
 #include "nibble/plan/report_text.h"
 
@@ -351,6 +353,22 @@ PlanResult<int> print_plan(const PlanOptions& options, Session& session) {
   return report.exits_with_success() ? 0 : 1;
 }
 
+PlanResult<int> print_capacity(const PlanOptions& options, Session& session) {
+  const Hardware hardware = NIBBLE_TRY(plan_hardware(options, session.catalogue, &session.notes));
+  CapacityReport report =
+      NIBBLE_TRY(plan_capacity(session.model, session.format, hardware, session.request,
+                               capacity_request(options), session.constants));
+  report.notes.insert(report.notes.begin(), session.notes.begin(), session.notes.end());
+  if (options.json) {
+    print_json(capacity_json(report));
+  } else {
+    print(capacity_text(report, table_style(options)));
+  }
+  const bool possible = std::any_of(report.rows.begin(), report.rows.end(),
+                                    [](const CapacityRow& row) { return row.problem.empty(); });
+  return possible ? 0 : 1;
+}
+
 PlanResult<int> run_plan(const PlanOptions& options) {
   if (int{options.json} + int{options.csv} + int{options.markdown} > 1) {
     return plan_error("conflict", "--json, --csv and --markdown exclude each other");
@@ -382,6 +400,19 @@ PlanResult<int> run_plan(const PlanOptions& options) {
   }
   if (!all && (!options.filters.empty() || !options.sort.empty())) {
     return plan_error("conflict", "--filter and --sort go with --all-gpus, --find gpus or --html");
+  }
+  if (!options.capacity &&
+      (options.max_tpot || options.max_ttft || options.prefix_share || options.load)) {
+    return plan_error("conflict",
+                      "--max-tpot, --max-ttft, --prefix-share and --load go with --capacity");
+  }
+  if (options.capacity) {
+    if (all || !options.find.empty() || options.quant == "all" || options.launch) {
+      return plan_error("conflict",
+                        "--capacity asks about one kind of device and format: leave out --find, "
+                        "--launch, --all-gpus, --html, --serve and --quant all");
+    }
+    return print_capacity(options, session);
   }
   if (all) return print_devices(options, session);
   if (options.quant == "all" || options.find == "quant") return print_formats(options, session);
@@ -483,6 +514,13 @@ void add_options(CLI::App& command, PlanOptions& o) {
        "vendor, class, verdict, checked, runs, name, gpus");
   text(questions, "--sort", o.sort, "KEY",
        "name, gpus, memory, tok_s, per_user, watts, energy, price");
+  number(questions, "--capacity", o.capacity, "RATE",
+         "Devices for so many requests a second of --isl and --osl tokens, in replicas of --gpu");
+  number(questions, "--max-tpot", o.max_tpot, "MS", "With --capacity: between two tokens [50]");
+  number(questions, "--max-ttft", o.max_ttft, "MS", "To the first token, without a queue [any]");
+  number(questions, "--prefix-share", o.prefix_share, "S",
+         "Of a prompt, that the replica which had its beginning still holds [0]");
+  number(questions, "--load", o.load, "S", "Of a replica's rate that is planned for [0.8]");
   flag(questions, "--accuracy", o.accuracy, "Predictions beside published measurements");
   text(questions, "--method", o.method, "NAME",
        "exact, or page: a public page's numbers beside the true ones");

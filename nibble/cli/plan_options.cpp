@@ -203,6 +203,16 @@ PlanResult<PlanRequest> plan_request(const PlanOptions& options, const PlanModel
   return request;
 }
 
+CapacityRequest capacity_request(const PlanOptions& options) {
+  CapacityRequest request;
+  request.requests_per_second = options.capacity.value_or(0);
+  request.max_tpot_ms = options.max_tpot.value_or(request.max_tpot_ms);
+  request.max_ttft_ms = options.max_ttft.value_or(request.max_ttft_ms);
+  request.prefix_share = options.prefix_share.value_or(request.prefix_share);
+  request.load = options.load.value_or(request.load);
+  return request;
+}
+
 PlanResult<std::map<std::string, double>> plan_prices(const PlanOptions& options,
                                                       const Catalogue& catalogue) {
   std::map<std::string, double> prices;

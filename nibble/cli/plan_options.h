@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "nibble/plan/capacity.h"
 #include "nibble/plan/device_sets.h"
 #include "nibble/plan/planner.h"
 
@@ -37,7 +38,9 @@ struct PlanOptions {
   std::string gpu_file;  // added to the catalogue
   std::string gpus_csv;  // instead of the catalogue
   std::string html;
-  std::optional<int> serve;  // a port of this machine
+  std::optional<int> serve;        // a port of this machine
+  std::optional<double> capacity;  // requests a second
+  std::optional<double> max_tpot, max_ttft, prefix_share, load;
 };
 
 // The catalogue with --gpus and --gpu-file. Errors: bad_file.
@@ -52,6 +55,9 @@ PlanResult<Hardware> plan_beside(const PlanOptions& options, const Catalogue& ca
 
 // Errors: bad_value, context_too_long comes from make_plan.
 PlanResult<PlanRequest> plan_request(const PlanOptions& options, const PlanModel& model);
+
+// --capacity and what goes with it.
+CapacityRequest capacity_request(const PlanOptions& options);
 
 // --price X and --price ID=X. Errors: bad_value, unknown_device.
 PlanResult<std::map<std::string, double>> plan_prices(const PlanOptions& options,

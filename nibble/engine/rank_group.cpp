@@ -188,6 +188,7 @@ Result<std::unique_ptr<RankGroup>> RankGroup::start(const std::filesystem::path&
                          (options.transport == RankTransport::kAuto && started_by_mpi());
   WatchOptions watch;
   watch.tell_after_seconds = options.watch_seconds;
+  watch.ends_process = options.ends_process;
   if (!wants_mpi) {
     NIBBLE_TRY(settle_shard(shard, 1));
     if (shard.tp_size == 1) return group;

@@ -25,6 +25,7 @@ struct RankOptions {
   RankTransport transport = RankTransport::kAuto;
   double timeout_seconds = 120;  // of a rank that does not answer, 1 or more; MPI
   double watch_seconds = 30;     // after which a rank tells where it stands
+  bool ends_process = true;      // when a rank fails; false for a library, whose calls then fail
   // Network interfaces that the ranks' traffic may take, as "eth0,eth1"; empty: any.
   std::string interfaces;
 };

@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "nibble/base/mapped_file.h"
+#include "nibble/engine/rank_group.h"
 #include "nibble/eval/dataset.h"
 #include "nibble/eval/extract.h"
 #include "nibble/eval/target.h"
@@ -20,9 +21,12 @@ double ms_since(Clock::time_point start) {
 
 class EngineTarget : public CompletionTarget {
  public:
-  EngineTarget(std::unique_ptr<LoadedModel> model, ChatTemplate chat_template,
-               const EngineTargetOptions& options)
-      : model_(std::move(model)), template_(std::move(chat_template)), options_(options) {}
+  EngineTarget(std::unique_ptr<RankGroup> ranks, std::unique_ptr<LoadedModel> model,
+               ChatTemplate chat_template, const EngineTargetOptions& options)
+      : ranks_(std::move(ranks)),
+        model_(std::move(model)),
+        template_(std::move(chat_template)),
+        options_(options) {}
 
   Status start() {
     engine_ = NIBBLE_TRY(Engine::create(*model_, options_.engine));
@@ -34,20 +38,26 @@ class EngineTarget : public CompletionTarget {
     probe.messages.push_back(user_message("x"));
     const std::string rendered = NIBBLE_TRY(template_.render(probe));
     is_opened_ = trim(rendered).ends_with("<think>");
-    identity_ =
-        nlohmann::ordered_json{
-            {"target", "engine"},
-            {"model", model_->directory.string()},
-            {"config_sha256", sha256(config)},
-            {"quantization_sha256", sha256(quantization)},
-            {"prompt_sha256", sha256(rendered)},
-            {"backend", std::string(model_->kernels->name())},
-            {"w4a4", options_.model.nvfp4_activation == ActivationFormat::kNvfp4},
-            {"num_drafts", options_.engine.num_drafts},
-            {"relaxed_thinking", options_.engine.relaxed_thinking.enabled},
-            {"relaxed_topk", options_.engine.relaxed_thinking.topk},
-            {"relaxed_delta", options_.engine.relaxed_thinking.delta}}
-            .dump();
+    nlohmann::ordered_json identity = {
+        {"target", "engine"},
+        {"model", model_->directory.string()},
+        {"config_sha256", sha256(config)},
+        {"quantization_sha256", sha256(quantization)},
+        {"prompt_sha256", sha256(rendered)},
+        {"backend", std::string(model_->kernels->name())},
+        {"w4a4", options_.model.nvfp4_activation == ActivationFormat::kNvfp4},
+        {"num_drafts", options_.engine.num_drafts},
+        {"relaxed_thinking", options_.engine.relaxed_thinking.enabled},
+        {"relaxed_topk", options_.engine.relaxed_thinking.topk},
+        {"relaxed_delta", options_.engine.relaxed_thinking.delta}};
+    // Sums over ranks round differently. One rank is as it was before there were more.
+    if (ranks_->shard().tp_size > 1) {
+      const Shard& shard = ranks_->shard();
+      identity["tp_size"] = shard.tp_size;
+      identity["ep_size"] = shard.ep_size;
+      identity["enable_attention_dp"] = shard.enable_attention_dp;
+    }
+    identity_ = identity.dump();
     return {};
   }
 
@@ -144,6 +154,7 @@ class EngineTarget : public CompletionTarget {
     failed_.emplace_back(key, std::move(completion));
   }
 
+  std::unique_ptr<RankGroup> ranks_;  // goes last
   std::unique_ptr<LoadedModel> model_;
   ChatTemplate template_;
   EngineTargetOptions options_;
@@ -173,8 +184,12 @@ void split_reply(std::string reply, bool opened, Completion* completion) {
 Result<std::unique_ptr<CompletionTarget>> make_engine_target(const std::filesystem::path& directory,
                                                              const EngineTargetOptions& options) {
   ChatTemplate chat_template = NIBBLE_TRY(ChatTemplate::load(directory, options.chat_template));
-  auto model = NIBBLE_TRY(LoadedModel::load(directory, options.model));
-  auto target = std::make_unique<EngineTarget>(std::move(model), std::move(chat_template), options);
+  RankOptions rank_options;
+  rank_options.transport = RankTransport::kThreads;
+  auto ranks = NIBBLE_TRY(RankGroup::start(directory, options.model, rank_options));
+  auto model = NIBBLE_TRY(ranks->load_model());
+  auto target = std::make_unique<EngineTarget>(std::move(ranks), std::move(model),
+                                               std::move(chat_template), options);
   NIBBLE_TRY(target->start());
   return target;
 }

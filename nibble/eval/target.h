@@ -62,7 +62,7 @@ class CompletionTarget {
 };
 
 struct EngineTargetOptions {
-  ModelOptions model;
+  ModelOptions model;  // its shard: ranks that are threads of this process
   EngineOptions engine;
   std::string chat_template;
 };

@@ -78,6 +78,9 @@ Result<ExpertPlacement> parse_header(std::string_view line) {
         "line 1: expected 'nibble-expert-placement 1 experts N groups N slots N', with N from 1 to "
         "65536");
   }
+  if (placement.num_groups > 1024) {
+    return corrupt(fmt::format("line 1: {} groups, expected 1 to 1024", placement.num_groups));
+  }
   if (placement.slots_per_group > placement.num_experts ||
       int64_t{placement.num_groups} * placement.slots_per_group < placement.num_experts) {
     return corrupt(
@@ -193,6 +196,46 @@ std::vector<int> count_copies(std::span<const double> load, int num_groups, int 
   return copies;
 }
 
+// Groups that are full early leave the last ones too much: exchanges experts of the busiest group
+// for lighter ones of others, the best exchange first, as long as the busier of the two gets less.
+void exchange_experts(std::vector<std::vector<int32_t>>& held,
+                      std::span<const double> load_of_copy) {
+  const auto sum = [&](const std::vector<int32_t>& experts) {
+    double of_group = 0;
+    for (const int32_t e : experts) of_group += load_of_copy[static_cast<size_t>(e)];
+    return of_group;
+  };
+  const auto holds = [](const std::vector<int32_t>& experts, int32_t expert) {
+    return std::find(experts.begin(), experts.end(), expert) != experts.end();
+  };
+  std::vector<double> sums(held.size());
+  for (size_t g = 0; g < held.size(); ++g) sums[g] = sum(held[g]);
+  for (size_t round = 0; round < load_of_copy.size(); ++round) {
+    const auto busiest =
+        static_cast<size_t>(std::max_element(sums.begin(), sums.end()) - sums.begin());
+    double best = sums[busiest] * (1 - 1e-9);
+    int32_t* from = nullptr;
+    int32_t* to = nullptr;
+    for (size_t g = 0; g < held.size(); ++g) {
+      if (g == busiest) continue;
+      for (int32_t& mine : held[busiest]) {
+        for (int32_t& other : held[g]) {
+          const double moved =
+              load_of_copy[static_cast<size_t>(mine)] - load_of_copy[static_cast<size_t>(other)];
+          const double busier = std::max(sums[busiest] - moved, sums[g] + moved);
+          if (busier >= best || holds(held[g], mine) || holds(held[busiest], other)) continue;
+          best = busier;
+          from = &mine;
+          to = &other;
+        }
+      }
+    }
+    if (from == nullptr) return;
+    std::swap(*from, *to);
+    for (size_t g = 0; g < held.size(); ++g) sums[g] = sum(held[g]);
+  }
+}
+
 std::vector<int32_t> balance_layer(std::span<const double> load, const ExpertPlacement& placement,
                                    int num_replicas) {
   struct Copy {
@@ -228,6 +271,9 @@ std::vector<int32_t> balance_layer(std::span<const double> load, const ExpertPla
     held[best].push_back(copy.expert);
     sums[best] += copy.load;
   }
+  std::vector<double> load_of_copy(load.begin(), load.end());
+  for (size_t e = 0; e < load.size(); ++e) load_of_copy[e] /= copies[e];
+  exchange_experts(held, load_of_copy);
   std::vector<int32_t> slots;
   for (auto& experts : held) {
     std::sort(experts.begin(), experts.end());

@@ -60,7 +60,8 @@ using ExpertLoad = std::map<int, std::vector<double>>;
 
 // A placement for this load. With num_replicas > 0 the expert with the most load for each of its
 // copies gets one more, as often; then, the heaviest copy first, each goes to the group with the
-// least load that has room and doesn't hold the expert yet (longest processing time first). Ties go
+// least load that has room and doesn't hold the expert yet (longest processing time first); at last
+// exchanges between two groups take from the busiest what they can. Ties go
 // to the lower number, so that the same load gives the same plan. Errors: kInvalidArgument when
 // num_groups doesn't divide num_experts + num_replicas, or a group would hold an expert twice.
 Result<ExpertPlacement> balance_experts(const ExpertLoad& load, int num_experts, int num_groups,

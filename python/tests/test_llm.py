@@ -213,7 +213,7 @@ def test_sampling_params_aliases_and_equality():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"tensor_parallel_size": 8}, nibble.UnsupportedError, "tensor_parallel_size=1 works"),
+        ({"tensor_parallel_size": 8}, nibble.InvalidArgumentError, "can be cut as"),
         ({"pipeline_parallel_size": 2}, nibble.UnsupportedError, "pipeline_parallel_size is 2"),
         ({"max_batchsize": 8}, nibble.InvalidArgumentError, "did you mean 'max_batch_size'"),
         ({"kv_cache_config": {"dtype": "int4"}}, ValueError, "kv_cache_config.dtype is 'int4'"),

@@ -319,8 +319,9 @@ TEST(Llm, LoadingTellsWhatIsWrong) {
                     HasSubstr("no error")));
   EXPECT_THAT(message({.model = demo, .backend = "fast"}), HasSubstr("backend is 'fast'"));
   EXPECT_THAT(message({.model = demo, .tensor_parallel_size = 8}),
-              HasSubstr("tensor_parallel_size is 8, but this build runs a model on one rank; "
-                        "tensor_parallel_size=1 works"));
+              HasSubstr("this checkpoint can be cut as (tp_size x ep_size) 1x1, 2x1"));
+  EXPECT_THAT(message({.model = demo, .tensor_parallel_size = 0}),
+              HasSubstr("tensor_parallel_size is 0, expected 1..1024"));
   EXPECT_THAT(message({.model = demo, .max_batch_size = 0}), HasSubstr("max_batch_size is 0"));
   EXPECT_THAT(message({.model = demo, .kv_cache_config = {.tokens_per_block = 0}}),
               HasSubstr("tokens_per_block is 0"));
@@ -328,6 +329,18 @@ TEST(Llm, LoadingTellsWhatIsWrong) {
       message({.model = demo, .speculative_config = SpeculativeConfig{.decoding_type = "Eagle3"}}),
       HasSubstr("Eagle3"));
   EXPECT_THROW(LLM("/no/such/model"), ResultError);
+}
+
+// As the model card has it, but for the number: attention data parallel on several ranks.
+TEST(Llm, SeveralRanksGiveTheTextOfOne) {
+  for (const bool attention_dp : {false, true}) {
+    SCOPED_TRACE(attention_dp);
+    const auto llm = LLM::load({.model = testing::demo_directory(),
+                                .tensor_parallel_size = 2,
+                                .enable_attention_dp = attention_dp});
+    ASSERT_TRUE(llm.has_value()) << llm.error().message;
+    EXPECT_EQ(llm->generate("The capital of France is", {.temperature = 0})->text(), " Paris.");
+  }
 }
 
 TEST(Llm, AttentionDataParallelismOfOneRankIsAccepted) {
