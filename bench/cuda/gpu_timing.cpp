@@ -13,6 +13,7 @@ namespace nibble::bench {
 namespace {
 
 constexpr int kSamples = 9;
+constexpr double kWarmUs = 30'000;
 
 class Timer {
  public:
@@ -105,9 +106,11 @@ Samples time_graph(Device& device, const std::function<void()>& work) {
   check_cuda(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
   check_cuda(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
   const auto replay = [&] { check_cuda(cudaGraphLaunch(exec, stream), "cudaGraphLaunch"); };
-  for (int i = 0; i < 3; ++i) replay();
-  check_device(device);
   Timer timer(stream);
+  // Until the clocks are those of a busy GPU.
+  double warm_us = 0;
+  for (int i = 0; i < 3 || warm_us < kWarmUs; ++i) warm_us += timer.time(replay);
+  check_device(device);
   std::vector<double> times;
   for (int i = 0; i < kSamples; ++i) times.push_back(timer.time(replay));
   (void)cudaGraphExecDestroy(exec);

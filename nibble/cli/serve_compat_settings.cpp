@@ -23,7 +23,7 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                "NAME",
                [](ServeOptions& o, const std::string& v) -> Status {
                  if (v == "auto" || v == "cpu" || v == "cuda" || v == "reference") {
-                   o.model_options.backend = v;
+                   if (v != "auto") o.model_options.backend = v;  // --device may say it
                    return {};
                  }
                  if (v != "pytorch" && v != "tensorrt" && v != "trt" && v != "_autodeploy") {
@@ -155,7 +155,7 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                kCompat,
                "No effect",
                "N",
-               noted("gpus_per_node", "models run on the CPU")});
+               noted("gpus_per_node", "each rank takes a GPU")});
   s.push_back({"max_beam_width",
                {},
                {},

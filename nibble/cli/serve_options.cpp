@@ -311,12 +311,13 @@ void add_engine_settings(std::vector<ServeSetting>& s) {
                {},
                {},
                kEngine,
-               "auto or cpu [auto]",
+               "auto, cpu or cuda; as --backend of that name [auto: cpu]",
                "NAME",
-               [](Options&, const std::string& v) -> Status {
-                 if (v == "auto" || v == "cpu") return {};
-                 return unsupported(fmt::format(
-                     "'{}' is not supported: models run on the CPU in this build; use cpu", v));
+               [](Options& o, const std::string& v) -> Status {
+                 if (v == "cpu" || v == "cuda") o.model_options.backend = v;
+                 if (v == "auto" || v == "cpu" || v == "cuda") return {};
+                 return unsupported(
+                     fmt::format("'{}' is not supported; there are auto, cpu and cuda", v));
                }});
   s.push_back({"threads",
                {},
