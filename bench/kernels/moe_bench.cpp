@@ -26,8 +26,8 @@ constexpr int64_t kWidth = 2048;
 constexpr int kChosen = 8;
 
 int num_experts() {
-  static const int experts = memory_info().available_bytes > (uint64_t{10} << 30) ? 256 : 64;
-  return experts;
+  static const int kExperts = memory_info().available_bytes > (uint64_t{10} << 30) ? 256 : 64;
+  return kExperts;
 }
 
 // A matrix of random codes, packed once; the others are copies of its bytes.
@@ -77,7 +77,7 @@ void bench_moe(benchmark::State& state, int threads) {
   KernelOptions options;
   options.threads = threads;
   auto kernels = make_kernels("cpu", options).value();
-  static const Layer layer = make_layer();
+  static const Layer kLayer = make_layer();
   const int experts = num_experts();
   RouterShape shape;
   shape.n_routed_experts = experts;
@@ -107,15 +107,15 @@ void bench_moe(benchmark::State& state, int threads) {
   const MachineLimits before = measure_limits(threads);
   size_t next = 0;
   for (auto _ : state) {
-    kernels->moe(x_view, std::span(layer.experts).first(static_cast<size_t>(experts)),
-                 &layer.experts.back(), shape, choices[next].data(), weights.data(), out_view);
+    kernels->moe(x_view, std::span(kLayer.experts).first(static_cast<size_t>(experts)),
+                 &kLayer.experts.back(), shape, choices[next].data(), weights.data(), out_view);
     next = (next + 1) % choices.size();
   }
   const MachineLimits after = measure_limits(threads);
   const double read = (before.read_gb_per_s + after.read_gb_per_s) / 2;
   const double integers = (before.int16_gops + after.int16_gops) / 2;
   const double peak = integers > 0 ? integers : (before.fma_gflops + after.fma_gflops) / 2;
-  const double gigabytes = touched * static_cast<double>(layer.expert_bytes) / 1e9;
+  const double gigabytes = touched * static_cast<double>(kLayer.expert_bytes) / 1e9;
   const double operations =
       2e-9 * static_cast<double>(tokens * (kChosen + 1) * 3 * kHidden * kWidth);
   using benchmark::Counter;

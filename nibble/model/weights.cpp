@@ -362,7 +362,7 @@ Status Loader::run() {
   const std::string key = cache_key();
   const std::filesystem::path path = weight_cache_path(options_.weight_cache, key);
   const uint64_t device_bytes = weights_.device_bytes;
-  const Status mapped = map_cache(path, key);
+  Status mapped = map_cache(path, key);
   if (mapped || mapped.error().code == ErrorCode::kCancelled) return mapped;
   weights_.device_bytes = device_bytes;
   weights_.mapped_bytes = 0;
