@@ -18,6 +18,7 @@
 #include "nibble/base/text.h"
 #include "nibble/checkpoint/generation_config.h"
 #include "nibble/checkpoint/model_path.h"
+#include "nibble/cli/build_commit.h"
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/serve_options.h"
@@ -386,6 +387,7 @@ Status serve(ServeOptions options, const std::map<std::string, std::string>& giv
   }
   NIBBLE_TRY(check_serve_options(&options));
   options.service.version = NIBBLE_VERSION;
+  options.service.commit = build_commit();
   return Server(std::move(options)).run();
 }
 

@@ -136,6 +136,16 @@ class Flattener : public YAML::EventHandler {
   std::vector<Level> stack_;
 };
 
+// Where files have a setting that keeps its name in one of trtllm-serve's blocks:
+// "speculative_config.relaxed_topk" for relaxed_topk, an option, but no key of the top level. Empty
+// for others.
+std::string path_in_block(const ServeSetting& setting) {
+  for (const std::string& path : setting.yaml_paths) {
+    if (path.ends_with("." + setting.name)) return path;
+  }
+  return "";
+}
+
 // Keys of the same level first, then the others with their whole path.
 std::string hint_for(const std::string& path) {
   const size_t dot = path.rfind('.');
@@ -147,7 +157,11 @@ std::string hint_for(const std::string& path) {
   for (const ServeSetting& setting : serve_settings()) {
     std::vector<std::string> names = setting.yaml_paths;
     names.insert(names.end(), setting.aliases.begin(), setting.aliases.end());
-    if (!setting.name.empty()) names.push_back(setting.name);
+    const std::string in_block = path_in_block(setting);
+    if (in_block.empty() && !setting.name.empty()) names.push_back(setting.name);
+    if (!in_block.empty() && find_serve_setting(path) == &setting) {
+      return fmt::format("; did you mean '{}'?", in_block);
+    }
     for (const std::string& name : names) {
       const size_t at = name.rfind('.');
       const std::string name_prefix = at == std::string::npos ? "" : name.substr(0, at + 1);
@@ -191,8 +205,8 @@ Status apply_config_text(const std::string& text, const std::string& where,
   std::map<const ServeSetting*, Entry> seen;
   for (const Entry& entry : flattener.entries) {
     const ServeSetting* setting = find_serve_setting(entry.path);
-    if (setting == nullptr) {
-      const bool top = entry.path.find('.') == std::string::npos;
+    const bool top = entry.path.find('.') == std::string::npos;
+    if (setting == nullptr || (top && !path_in_block(*setting).empty())) {
       const std::string hint = hint_for(entry.path);
       const bool elsewhere = top && hint.find('.') != std::string::npos;
       problem(entry.line, fmt::format("unknown key '{}'{}{}", entry.path,

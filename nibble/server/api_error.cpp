@@ -32,8 +32,14 @@ std::string_view anthropic_type(int status) {
   }
 }
 
-// "temperature is 3, expected 0..2" is about temperature.
-std::string field_of(const std::string& message) {
+// "temperature is 3, expected 0..2" is about temperature, "the number of texts in stop is 17" about
+// stop.
+std::string field_of(std::string message) {
+  const size_t is = message.find(" is ");
+  if ((message.starts_with("the number of ") || message.starts_with("the size of ")) &&
+      is != std::string::npos) {
+    message.erase(0, message.rfind(' ', is - 1) + 1);
+  }
   const size_t end = message.find_first_of(" [.:");
   if (end == std::string::npos || !message.substr(end).starts_with(" is ")) return "";
   const std::string word = message.substr(0, end);

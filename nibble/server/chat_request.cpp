@@ -194,7 +194,18 @@ ApiResult<std::vector<int32_t>> encode_conversation(const Conversation& conversa
   if (!chat) {
     ApiError error = from_error(chat.error());
     if (error.param.empty()) error.param = "messages";
+    if (error.status == 501) {  // of a message: a part that is no text, a call of no function
+      error.status = 400;
+      error.type = "invalid_request_error";
+    } else if (error.code.empty()) {
+      error.code = "invalid_value";
+    }
     return tl::unexpected(error);
+  }
+  for (size_t i = 0; i < chat->messages.size(); ++i) {
+    if (chat->messages[i].role != "tool" || !chat->messages[i].tool_call_id.empty()) continue;
+    return tl::unexpected(bad_request(fmt::format("messages[{}].tool_call_id is missing", i),
+                                      "missing_field", "messages"));
   }
   chat->allow_special_in_content = model.allow_special_in_content;
   if (conversation.continue_final) {

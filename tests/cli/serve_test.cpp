@@ -119,16 +119,23 @@ TEST(Serve, EveryProblemOfAFileIsTold) {
                                "max_batch_size: many\n"
                                "speculative_config:\n"
                                "  relaxed_delta: 6\n"
-                               "  decoding_typ: MTP\n");
+                               "  decoding_typ: MTP\n"
+                               "relaxed_topk: 10\n"
+                               "tokens_per_block: 64\n");
   const ProgramRun run = dry_run({"--config", bad});
   EXPECT_EQ(run.exit_code, 2);
   for (const char* line :
        {"nibble-bad.yaml:1: unknown key 'use_cudagraph'; did you mean 'use_cuda_graph'",
-        "nibble-bad.yaml:2: unknown key 'relaxed_topkk'", "did you mean 'relaxed_topk'",
+        "nibble-bad.yaml:2: unknown key 'relaxed_topkk' at top level; did you mean "
+        "'speculative_config.relaxed_topk'?",
         "nibble-bad.yaml:3: max_batch_size: many is no whole number",
         "nibble-bad.yaml:5: speculative_config.relaxed_delta: 6 is out of range 0..1",
         "nibble-bad.yaml:6: unknown key 'speculative_config.decoding_typ'; did you mean "
-        "'decoding_type'"}) {
+        "'decoding_type'",
+        "nibble-bad.yaml:7: unknown key 'relaxed_topk' at top level; did you mean "
+        "'speculative_config.relaxed_topk'?",
+        "nibble-bad.yaml:8: unknown key 'tokens_per_block' at top level; did you mean "
+        "'kv_cache_config.tokens_per_block'?"}) {
     EXPECT_THAT(run.err, HasSubstr(line));
   }
   const std::vector<std::pair<const char*, const char*>> cases = {

@@ -37,7 +37,7 @@ std::vector<int32_t> ids_of(const std::string& token, const ServedModel& model) 
   const auto tag = known.find(token);
   if (tag != known.end()) return {tag->second};
   if (token == "EOS") return {static_cast<int32_t>(model.eos_token_ids.front())};
-  static const auto* const by_bytes = [&] {
+  static const auto* const kByBytes = [&] {
     auto* map = new std::map<std::string, int32_t, std::less<>>;
     for (int32_t id = 0; id < model.vocab_size; ++id) {
       const std::string_view bytes = model.tokenizer->token_bytes(id);
@@ -48,8 +48,8 @@ std::vector<int32_t> ids_of(const std::string& token, const ServedModel& model) 
   std::vector<int32_t> ids;
   for (size_t at = 0; at < token.size();) {
     size_t size = token.size() - at;
-    while (by_bytes->find(std::string_view(token).substr(at, size)) == by_bytes->end()) --size;
-    ids.push_back(by_bytes->find(std::string_view(token).substr(at, size))->second);
+    while (kByBytes->find(std::string_view(token).substr(at, size)) == kByBytes->end()) --size;
+    ids.push_back(kByBytes->find(std::string_view(token).substr(at, size))->second);
     at += size;
   }
   return ids;
@@ -179,7 +179,7 @@ Seen seen_by_client(const ReplyCase& c, bool stream, bool eos) {
       if (is_event) break;
       end = text.find("\" ", end + 1);
     }
-    const std::string out(text.substr(0, end));
+    std::string out(text.substr(0, end));
     text.remove_prefix(std::min(end + 2, text.size()));
     return out;
   };

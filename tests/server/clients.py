@@ -9,6 +9,7 @@ import asyncio
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import urllib.request
 
@@ -184,13 +185,20 @@ def lite():
         assert reply.choices[0].finish_reason == "tool_calls"
 
 
+def version():
+    reply = json.load(urllib.request.urlopen(BASE + "/version"))
+    from_git = os.path.exists(os.path.join(os.path.dirname(__file__), "..", "..", ".git"))
+    assert re.fullmatch("[0-9a-f]{12}" if from_git else "([0-9a-f]{12})?", reply["commit"]), reply
+
+
 def metrics():
     page = urllib.request.urlopen(BASE + "/metrics").read().decode()
     names = {family.name for family in text_string_to_metric_families(page)}
     assert "vllm:time_to_first_token_seconds" in names and "nibble_step_seconds" in names, names
 
 
-for check in (chat, stream, tools, parse, completions, responses, models, errors, many, messages, langchain, lite, metrics):
+for check in (chat, stream, tools, parse, completions, responses, models, errors, many, messages, langchain, lite, version,
+              metrics):
     check()
     print("ok", check.__name__)
 print(*(f"{name} {importlib.metadata.version(name)}" for name in ("openai", "anthropic", "langchain-openai", "litellm")))

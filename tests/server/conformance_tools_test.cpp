@@ -1,4 +1,5 @@
 // Spec serving section 4.4 over HTTP, and the demo's tool and JSON questions.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -124,12 +125,15 @@ TEST(Conformance, ThreeRoundsOfToolsRenderCanonically) {
         {{"role", "assistant"}, {"content", nullptr}, {"tool_calls", {call("x"), call("y")}}});
     messages.push_back({{"role", "tool"}, {"tool_call_id", id + "x"}, {"content", "one"}});
     messages.push_back({{"role", "tool"}, {"tool_call_id", id + "y"}, {"content", "two"}});
-    const std::string one = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f" + n +
-                            "\n```json\n{\"a\": " + n + "}\n```<｜tool▁call▁end｜>";
-    expected += "<｜tool▁calls▁begin｜>" + one + "\n" + one +
-                "<｜tool▁calls▁end｜><｜end▁of▁sentence｜><｜tool▁outputs▁begin｜>"
-                "<｜tool▁output▁begin｜>one<｜tool▁output▁end｜>\n"
-                "<｜tool▁output▁begin｜>two<｜tool▁output▁end｜><｜tool▁outputs▁end｜>";
+    const std::string one = fmt::format(
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f{0}\n```json\n{{\"a\": "
+        "{0}}}\n```<｜tool▁call▁end｜>",
+        n);
+    expected += fmt::format("<｜tool▁calls▁begin｜>{0}\n{0}", one);
+    expected +=
+        "<｜tool▁calls▁end｜><｜end▁of▁sentence｜><｜tool▁outputs▁begin｜>"
+        "<｜tool▁output▁begin｜>one<｜tool▁output▁end｜>\n"
+        "<｜tool▁output▁begin｜>two<｜tool▁output▁end｜><｜tool▁outputs▁end｜>";
   }
   for (const char* style : {"deepseek_r1", "deepseek_r1_0528", "deepseek_v3"}) {
     SCOPED_TRACE(style);

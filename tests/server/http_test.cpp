@@ -38,6 +38,18 @@ TEST(Http, KeepsConnectionsAndTakesRequestsInARow) {
   EXPECT_EQ(client.receive_all(), "");
 }
 
+TEST(Http, VersionNamesTheCommit) {
+  ServiceOptions options;
+  options.version = "1.2.3";
+  options.commit = "0123456789ab";
+  const TestServer server(options);
+  EXPECT_EQ(server.ask("GET", "/version").json(),
+            (Json{{"version", "1.2.3"}, {"commit", "0123456789ab"}, {"api", "v1"}}));
+  EXPECT_EQ(server.post("/v1/completions", {{"prompt", "a"}, {"max_tokens", 1}})
+                .json()["system_fingerprint"],
+            "nibble-1.2.3-0123456789ab");
+}
+
 TEST(Http, TakesChunkedBodiesAndExpectations) {
   const TestServer server;
   Client client(server.port());
