@@ -3,7 +3,7 @@
 
     tools/check_isa_objects.py BUILD_DIR     for instance build/cpu
 
-A file named _avx2, _avx512, _avx512vnni or _amx is built with flags of its own. If it defines an inline function,
+A file named _avx2, _avx512, _avx512vnni, _avx512bf16 or _amx is built with flags of its own. If it defines an inline function,
 the linker may keep that copy for the whole program, which then dies on an older processor. So:
 
   1. no such object may define a weak symbol (nm: W, V or u),
@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ISA_NAME = re.compile(r"_(avx2|avx512|avx512vnni|amx)$")
+ISA_NAME = re.compile(r"_(avx2|avx512|avx512vnni|avx512bf16|amx)$")
 ISA_FLAG = re.compile(r"-m(avx|fma|f16c|bmi|amx|sse[34]|ssse3|arch=|cpu=|popcnt|lzcnt).*")
 
 

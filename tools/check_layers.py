@@ -54,7 +54,7 @@ def source_in(*folders):
 
 
 def named_after_isa(path):
-    return re.search(r"_(avx2|avx512|avx512vnni|amx)$", Path(path).stem) is not None
+    return re.search(r"_(avx2|avx512|avx512vnni|avx512bf16|amx)$", Path(path).stem) is not None
 
 
 # (pattern of the included name, who may include it, the rule in words)
@@ -76,7 +76,7 @@ FOREIGN = [
      "only .cpp files of server/, cli/ and eval/, and http_connection.h"),
     (r"(pcre2\.h|regex)", lambda path: Path(path).suffix in SOURCE, "only .cpp files"),
     (r"(imm|x86|amm|emm|xmm|pmm|tmm|smm|nmm|wmm)intrin\.h|.*avx.*intrin\.h", named_after_isa,
-     "only files named _avx2, _avx512, _avx512vnni or _amx"),
+     "only files named _avx2, _avx512, _avx512vnni, _avx512bf16 or _amx"),
 ]
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')

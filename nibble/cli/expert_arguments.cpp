@@ -31,12 +31,23 @@ void add_expert_options(CLI::App& command, ExpertArguments* a) {
       ->group(group);
   command
       .add_option("--gpu-reserved", a->gpu_reserved,
-                  "GPU memory that experts leave when no budget is given [2GiB]")
+                  "GPU memory that experts leave when no budget is given [preset: 2GiB]")
       ->transform(CLI::AsSizeValue(true).description(""))
       ->type_name("SIZE")
       ->group(group);
-  command.add_option("--copy-streams", a->copy_streams, "From RAM to the GPU, 1 or 2 [1]")
+  command.add_option("--copy-streams", a->copy_streams, "From RAM to the GPU, 1 or 2 [preset: 1]")
       ->type_name("N")
+      ->group(group);
+  command
+      .add_option("--cpu-experts", a->cpu_experts,
+                  "With --backend cuda: the CPU computes experts that lie in RAM: auto (where that "
+                  "is sooner done than copying), all or off; changes last bits [off]")
+      ->type_name("NAME")
+      ->group(group);
+  command
+      .add_option("--expert-preset", a->preset,
+                  "balanced, low-latency or high-throughput: options that say nothing [balanced]")
+      ->type_name("NAME")
       ->group(group);
   command.add_option("--expert-cache", a->cache, "What stays: lfu, lru or score [lfu]")
       ->type_name("NAME")
@@ -53,7 +64,7 @@ void add_expert_options(CLI::App& command, ExpertArguments* a) {
       ->group(group);
   command
       .add_option("--prefetch-layers", a->prefetch_layers,
-                  "Layers ahead whose experts are guessed and read, 0 or 1 [1]")
+                  "Layers ahead whose experts are guessed and read, 0 or 1 [preset: 1]")
       ->type_name("N")
       ->group(group);
   command
@@ -83,10 +94,12 @@ Result<ExpertOptions> expert_options(const ExpertArguments& a) {
         fmt::format("--gpu-expert-slots is {}, expected 1 or more", *a.gpu_slots));
   }
   options.gpu_slots = a.gpu_slots;
-  options.gpu_reserved_bytes = a.gpu_reserved.value_or(options.gpu_reserved_bytes);
-  if (a.copy_streams < 1 || a.copy_streams > 2) {
-    return invalid_argument(fmt::format("--copy-streams is {}, expected 1 or 2", a.copy_streams));
+  options.gpu_reserved_bytes = a.gpu_reserved;
+  if (a.copy_streams && (*a.copy_streams < 1 || *a.copy_streams > 2)) {
+    return invalid_argument(fmt::format("--copy-streams is {}, expected 1 or 2", *a.copy_streams));
   }
+  options.cpu_experts = NIBBLE_TRY(parse_host_experts(a.cpu_experts));
+  options.preset = NIBBLE_TRY(parse_expert_preset(a.preset));
   options.copy_streams = a.copy_streams;
   options.eviction.kind = NIBBLE_TRY(parse_eviction_kind(a.cache));
   if (a.ageing_tokens && *a.ageing_tokens < 1) {
@@ -94,14 +107,14 @@ Result<ExpertOptions> expert_options(const ExpertArguments& a) {
         fmt::format("--ageing-tokens is {}, expected 1 or more", *a.ageing_tokens));
   }
   options.eviction.ageing_tokens = a.ageing_tokens.value_or(0);
-  if (a.prefetch_layers < 0 || a.prefetch_layers > 1) {
+  if (a.prefetch_layers && (*a.prefetch_layers < 0 || *a.prefetch_layers > 1)) {
     return invalid_argument(
-        fmt::format("--prefetch-layers is {}, expected 0 or 1", a.prefetch_layers));
+        fmt::format("--prefetch-layers is {}, expected 0 or 1", *a.prefetch_layers));
   }
   options.prefetch_layers = a.prefetch_layers;
-  if (!(a.prefetch_min_score >= 0)) {
+  if (a.prefetch_min_score && !(*a.prefetch_min_score >= 0)) {
     return invalid_argument(
-        fmt::format("--prefetch-min-score is {}, expected 0 or more", a.prefetch_min_score));
+        fmt::format("--prefetch-min-score is {}, expected 0 or more", *a.prefetch_min_score));
   }
   options.prefetch_min_score = a.prefetch_min_score;
   options.hot_experts = a.hot_experts;
@@ -126,6 +139,10 @@ std::string describe_experts(const ExpertStoreStats& s) {
       text += fmt::format(" at {}/s", format_bytes(static_cast<uint64_t>(rate)));
     }
     text += fmt::format("; waited {:.2f} s; {} evicted", s.stall_seconds, count(s.num_evictions));
+  }
+  if (s.num_on_host > 0) {
+    text +=
+        fmt::format("; {} computed by the CPU in {:.2f} s", count(s.num_on_host), s.host_seconds);
   }
   if (s.below.num_slots > 0) {
     text += fmt::format("; below it {} of {} in RAM, {:.1f} % of {} were there",

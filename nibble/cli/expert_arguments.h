@@ -20,11 +20,13 @@ struct ExpertArguments {
   std::optional<uint64_t> gpu_memory;
   std::optional<int64_t> gpu_slots;
   std::optional<uint64_t> gpu_reserved;
-  int copy_streams = 1;
+  std::optional<int> copy_streams;
+  std::string cpu_experts = "off";
+  std::string preset = "balanced";
   std::string cache = "lfu";
   std::optional<int64_t> ageing_tokens;
-  int prefetch_layers = 1;
-  float prefetch_min_score = 0;
+  std::optional<int> prefetch_layers;
+  std::optional<float> prefetch_min_score;
   std::string hot_experts;
   std::optional<std::string> io;
   std::optional<int> io_depth;

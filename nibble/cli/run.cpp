@@ -287,6 +287,8 @@ void Runner::print_json(const std::string& prompt, const Answer& answer) const {
                        {"bytes_read", experts->bytes_read},
                        {"read_seconds", experts->read_seconds},
                        {"stall_seconds", experts->stall_seconds},
+                       {"on_host", experts->num_on_host},
+                       {"host_seconds", experts->host_seconds},
                        {"evictions", experts->num_evictions},
                        {"guesses", experts->num_guesses},
                        {"guesses_used", experts->num_guesses_used},

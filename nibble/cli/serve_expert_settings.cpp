@@ -6,6 +6,18 @@
 #include "nibble/plan/catalogue.h"
 
 namespace nibble {
+namespace {
+
+Setter size(const std::function<void(ServeOptions&, uint64_t)>& store) {
+  return [store](ServeOptions& o, const std::string& v) -> Status {
+    const auto bytes = parse_size(v);
+    if (!bytes) return invalid_argument(fmt::format("'{}' is no size such as 24GB", v));
+    store(o, static_cast<uint64_t>(*bytes));
+    return {};
+  };
+}
+
+}  // namespace
 
 void add_expert_settings(std::vector<ServeSetting>& s) {
   using Options = ServeOptions;
@@ -16,28 +28,14 @@ void add_expert_settings(std::vector<ServeSetting>& s) {
                kExperts,
                "RAM for routed experts, as 24GB; the others stay in files [all]",
                "SIZE",
-               [](Options& o, const std::string& v) -> Status {
-                 const auto bytes = parse_size(v);
-                 if (!bytes) {
-                   return invalid_argument(fmt::format("'{}' is no size such as 24GB", v));
-                 }
-                 o.model_options.experts.memory_bytes = static_cast<uint64_t>(*bytes);
-                 return {};
-               }});
+               size([](Options& o, uint64_t v) { o.model_options.experts.memory_bytes = v; })});
   s.push_back({"gpu_expert_memory",
                {},
                {},
                kExperts,
                "With backend cuda: GPU memory for routed experts [all, or 85 % of what is free]",
                "SIZE",
-               [](Options& o, const std::string& v) -> Status {
-                 const auto bytes = parse_size(v);
-                 if (!bytes) {
-                   return invalid_argument(fmt::format("'{}' is no size such as 24GB", v));
-                 }
-                 o.model_options.experts.gpu_memory_bytes = static_cast<uint64_t>(*bytes);
-                 return {};
-               }});
+               size([](Options& o, uint64_t v) { o.model_options.experts.gpu_memory_bytes = v; })});
   s.push_back(
       {"gpu_expert_slots",
        {},
@@ -46,11 +44,39 @@ void add_expert_settings(std::vector<ServeSetting>& s) {
        "The same as a number of experts of each layer",
        "N",
        integer(1, 1 << 20, [](Options& o, int64_t v) { o.model_options.experts.gpu_slots = v; })});
+  s.push_back(
+      {"gpu_reserved",
+       {},
+       {},
+       kExperts,
+       "GPU memory that experts leave when no budget is given [preset: 2GiB]",
+       "SIZE",
+       size([](Options& o, uint64_t v) { o.model_options.experts.gpu_reserved_bytes = v; })});
+  s.push_back({"cpu_experts",
+               {},
+               {},
+               kExperts,
+               "With backend cuda: the CPU computes experts in RAM: auto, all or off [off]",
+               "NAME",
+               [](Options& o, const std::string& v) -> Status {
+                 o.model_options.experts.cpu_experts = NIBBLE_TRY(parse_host_experts(v));
+                 return {};
+               }});
+  s.push_back({"expert_preset",
+               {},
+               {},
+               kExperts,
+               "balanced, low-latency or high-throughput [balanced]",
+               "NAME",
+               [](Options& o, const std::string& v) -> Status {
+                 o.model_options.experts.preset = NIBBLE_TRY(parse_expert_preset(v));
+                 return {};
+               }});
   s.push_back({"copy_streams",
                {},
                {},
                kExperts,
-               "From RAM to the GPU, 1 or 2 [1]",
+               "From RAM to the GPU, 1 or 2 [preset: 1]",
                "N",
                integer(1, 2, [](Options& o, int64_t v) {
                  o.model_options.experts.copy_streams = static_cast<int>(v);
@@ -65,6 +91,24 @@ void add_expert_settings(std::vector<ServeSetting>& s) {
                  o.model_options.experts.eviction.kind = NIBBLE_TRY(parse_eviction_kind(v));
                  return {};
                }});
+  s.push_back({"ageing_tokens",
+               {},
+               {},
+               kExperts,
+               "Tokens after which lfu halves its counts [the number of experts]",
+               "N",
+               integer(1, int64_t{1} << 40, [](Options& o, int64_t v) {
+                 o.model_options.experts.eviction.ageing_tokens = v;
+               })});
+  s.push_back({"prefetch_min_score",
+               {},
+               {},
+               kExperts,
+               "Guesses with a smaller routing weight are not read [0]",
+               "X",
+               number(0, 1e9, [](Options& o, double v) {
+                 o.model_options.experts.prefetch_min_score = static_cast<float>(v);
+               })});
   s.push_back(
       {"hot_experts",
        {},
@@ -77,7 +121,7 @@ void add_expert_settings(std::vector<ServeSetting>& s) {
                {},
                {},
                kExperts,
-               "Layers ahead whose experts are guessed, 0 or 1 [1]",
+               "Layers ahead whose experts are guessed, 0 or 1 [preset: 1]",
                "N",
                integer(0, 1, [](Options& o, int64_t v) {
                  o.model_options.experts.prefetch_layers = static_cast<int>(v);

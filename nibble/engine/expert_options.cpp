@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <vector>
 
 #include "nibble/base/cpu_features.h"
 #include "nibble/base/error.h"
@@ -12,6 +13,7 @@
 #include "nibble/base/text.h"
 #include "nibble/offload/expert_file.h"
 #include "nibble/offload/expert_loader.h"
+#include "nibble/offload/host_expert_rates.h"
 #include "nibble/offload/host_tier_loader.h"
 #include "nibble/offload/packed_expert.h"
 #include "nibble/offload/resident_store.h"
@@ -22,7 +24,8 @@ namespace {
 
 // Slots of the RAM tier that only pass on what a GPU keeps: enough for reads and copies to overlap.
 constexpr uint64_t kPassingRecords = 8;
-constexpr double kShareOfFree = 0.85;  // as tuner.h
+// For measuring: together more than caches hold.
+constexpr int64_t kMeasuredExperts = 8;
 
 Status check_options(const ExpertOptions& options, bool is_host) {
   if (options.memory_bytes && *options.memory_bytes == 0) {
@@ -33,6 +36,11 @@ Status check_options(const ExpertOptions& options, bool is_host) {
         fmt::format("{} is an option of --backend cuda; experts in RAM take "
                     "--expert-memory",
                     options.gpu_slots ? "--gpu-expert-slots" : "--gpu-expert-memory"));
+  }
+  if (is_host && options.cpu_experts != HostExperts::kOff) {
+    return invalid_argument(
+        "--cpu-experts is an option of --backend cuda; this backend computes all experts on the "
+        "CPU");
   }
   if (options.gpu_memory_bytes && options.gpu_slots) {
     return invalid_argument("--gpu-expert-memory and --gpu-expert-slots say the same twice");
@@ -69,18 +77,53 @@ Result<uint64_t> gpu_budget(const ExpertOptions& options, const ExpertSizes& siz
                     sizes.all());
   }
   const DeviceMemory memory = NIBBLE_TRY(device.memory());
-  const uint64_t reserved = std::min(memory.free_bytes, options.gpu_reserved_bytes);
-  const double room = kShareOfFree * static_cast<double>(memory.free_bytes - reserved);
+  const ExpertPresetValues preset = preset_values(options.preset);
+  const uint64_t reserved =
+      std::min(memory.free_bytes, options.gpu_reserved_bytes.value_or(preset.gpu_reserved_bytes));
+  const double room = preset.share_of_free * static_cast<double>(memory.free_bytes - reserved);
   return std::min(static_cast<uint64_t>(room), sizes.all());
 }
 
 // What RAM gives to experts that lie below a GPU's.
-uint64_t ram_budget_below_gpu(std::optional<uint64_t> asked, const ExpertSizes& sizes,
-                              uint64_t gpu) {
+uint64_t ram_budget_below_gpu(std::optional<uint64_t> asked, double share_of_free,
+                              const ExpertSizes& sizes, uint64_t gpu) {
   if (asked) return std::min(*asked, sizes.all());
   if (gpu >= sizes.all()) return std::min(kPassingRecords * sizes.largest, sizes.all());
-  const double room = kShareOfFree * static_cast<double>(memory_info().available_bytes);
+  const double room = share_of_free * static_cast<double>(memory_info().available_bytes);
   return std::min(static_cast<uint64_t>(room), sizes.all());
+}
+
+// What --cpu-experts auto decides by.
+Result<HostExpertRates> measured_rates(TieredStore& ram, const ModelConfig& config, bool with_mtp,
+                                       Kernels& kernels, int copy_streams) {
+  std::vector<HotExpert> experts;
+  const int layer = moe_layers(config, with_mtp).front();
+  const int64_t count =
+      std::min({kMeasuredExperts, ram.stats().num_slots, int64_t{config.n_routed_experts}});
+  for (int e = 0; e < count; ++e) experts.push_back({layer, e});
+  HostMlp& mlp = *kernels.staged_moe()->host_mlp();
+  const HostExpertRates rates =
+      NIBBLE_TRY(measure_host_experts(ram, experts, mlp, kernels.device(), copy_streams));
+  log_info(fmt::format(
+      "experts: the host ({}) computes one in {:.3f} ms and {:.3f} ms for each further token, the "
+      "link brings one in {:.3f} ms",
+      mlp.name(), 1e3 * rates.first_token, 1e3 * rates.next_token, 1e3 * rates.copy));
+  return rates;
+}
+
+Status check_host_experts(const ExpertOptions& options, ActivationFormat activation,
+                          Kernels& kernels) {
+  if (options.cpu_experts == HostExperts::kOff) return {};
+  if (activation != ActivationFormat::kUnquantized) {
+    return unsupported(
+        "--cpu-experts computes with activations as they are, and this run quantizes them to "
+        "NVFP4; leave one of the two out");
+  }
+  if (kernels.staged_moe() == nullptr || kernels.staged_moe()->host_mlp() == nullptr) {
+    return unsupported(
+        fmt::format("the host has no code for experts laid out for {}", kernels.name()));
+  }
+  return {};
 }
 
 Result<std::unique_ptr<RoutingTraceWriter>> open_trace(const ModelConfig& config,
@@ -104,7 +147,7 @@ Result<bool> has_nvfp4_experts(const std::filesystem::path& directory) {
 
 bool wants_tiers(const std::filesystem::path& directory, const ExpertOptions& options) {
   return options.memory_bytes || options.gpu_memory_bytes || options.gpu_slots ||
-         has_packed_experts(directory);
+         options.cpu_experts != HostExperts::kOff || has_packed_experts(directory);
 }
 
 Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::path& directory,
@@ -114,6 +157,8 @@ Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::pa
                                                        int threads, const ExpertOptions& options) {
   Device& device = kernels.device();
   NIBBLE_TRY(check_options(options, device.is_host()));
+  NIBBLE_TRY(check_host_experts(options, activation, kernels));
+  const ExpertPresetValues preset = preset_values(options.preset);
   const bool packed = has_packed_experts(directory);
   OffloadTuning tuning;
   if (packed) tuning = NIBBLE_TRY(load_tuning(directory));
@@ -122,8 +167,8 @@ Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::pa
   if (!memory) memory = tuning.expert_memory;
   store.memory_bytes = memory.value_or(0);
   store.eviction = options.eviction;
-  store.prefetch_layers = options.prefetch_layers;
-  store.prefetch_min_score = options.prefetch_min_score;
+  store.prefetch_layers = options.prefetch_layers.value_or(preset.prefetch_layers);
+  store.prefetch_min_score = options.prefetch_min_score.value_or(preset.prefetch_min_score);
   store.activation = activation;
   store.trace = NIBBLE_TRY(open_trace(config, options));
   if (!options.hot_experts.empty()) {
@@ -154,12 +199,19 @@ Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::pa
   store.allocate_slots = device_slots(device);
   store.on_device = true;
   TieredStoreOptions below;
-  below.memory_bytes = ram_budget_below_gpu(memory, sizes, store.memory_bytes);
+  below.memory_bytes =
+      ram_budget_below_gpu(memory, preset.share_of_free, sizes, store.memory_bytes);
   below.eviction = options.eviction;
   below.activation = activation;
   below.allocate_slots = page_locked_slots(device);
   auto ram = NIBBLE_TRY(TieredStore::create(std::move(loader), config, with_mtp, std::move(below)));
-  auto from_ram = NIBBLE_TRY(make_host_tier_loader(std::move(ram), device, options.copy_streams));
+  const int copy_streams = options.copy_streams.value_or(preset.copy_streams);
+  HostExpertRates rates;
+  if (options.cpu_experts == HostExperts::kAuto) {
+    rates = NIBBLE_TRY(measured_rates(*ram, config, with_mtp, kernels, copy_streams));
+  }
+  auto from_ram = NIBBLE_TRY(
+      make_host_tier_loader(std::move(ram), device, copy_streams, options.cpu_experts, rates));
   auto top =
       NIBBLE_TRY(TieredStore::create(std::move(from_ram), config, with_mtp, std::move(store)));
   log_info(fmt::format("experts: {}", top->description()));

@@ -12,6 +12,8 @@
 #include "nibble/kernels/kernels.h"
 #include "nibble/model/weights.h"
 #include "nibble/offload/eviction_policy.h"
+#include "nibble/offload/expert_preset.h"
+#include "nibble/offload/host_expert_rule.h"
 #include "nibble/offload/record_reader.h"
 #include "nibble/offload/tiered_store.h"
 
@@ -20,17 +22,22 @@ namespace nibble {
 struct ExpertOptions {
   // RAM for routed experts; those that don't fit are read when they are needed. None: what the
   // folder's offload.txt says (tuner.h), or all of them; below a GPU that can't hold all, as many
-  // as 85 % of the RAM that is free holds.
+  // as the preset's share (85 %) of the RAM that is free holds.
   std::optional<uint64_t> memory_bytes;
   // On a GPU, its memory for routed experts, as bytes or as experts of each layer. None: all, or as
-  // many as 85 % of the memory that is free without gpu_reserved_bytes holds.
+  // many as that share of the memory that is free without gpu_reserved_bytes holds.
   std::optional<uint64_t> gpu_memory_bytes;
   std::optional<int64_t> gpu_slots;
-  uint64_t gpu_reserved_bytes = uint64_t{2} << 30;
-  int copy_streams = 1;  // from RAM to the GPU: 1 or 2
+  // What is not said in these is the preset's (preset_values).
+  ExpertPreset preset = ExpertPreset::kBalanced;
+  std::optional<uint64_t> gpu_reserved_bytes;
+  std::optional<int> copy_streams;  // from RAM to the GPU: 1 or 2
+  std::optional<int> prefetch_layers;
+  std::optional<float> prefetch_min_score;
   EvictionOptions eviction;
-  int prefetch_layers = 1;
-  float prefetch_min_score = 0;
+  // On a GPU: experts that lie in RAM and are computed there. Anything but kOff changes the last
+  // bits of results, and so may change tokens.
+  HostExperts cpu_experts = HostExperts::kOff;
   std::filesystem::path hot_experts;    // counts of expert_counts_text(); empty: no hot set
   std::filesystem::path routing_trace;  // to write; empty: none
   // How the packed file is read. None: the folder's offload.txt, or the defaults of ReaderOptions.
@@ -49,7 +56,8 @@ bool wants_tiers(const std::filesystem::path& directory, const ExpertOptions& op
 
 // The store for weights that were loaded without experts: one in RAM above files, on a GPU one in
 // its memory above that. `source` and `kernels` must outlive it. Errors: kInvalidArgument for GPU
-// options without a GPU and for budgets below one expert; those of the loaders and of
+// options without a GPU and for budgets below one expert; kUnsupported for cpu_experts with
+// activations in NVFP4; those of the loaders and of
 // TieredStore::create.
 Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::path& directory,
                                                        const CheckpointSource& source,

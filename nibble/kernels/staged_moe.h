@@ -11,6 +11,7 @@
 
 namespace nibble {
 
+class HostMlp;
 struct RouterShape;
 
 // One MoE layer of a step. Pointers are to device memory.
@@ -35,6 +36,7 @@ struct StagedMoeChoices {
   std::span<const float> weights;
   std::span<const int32_t> guessed_ids;  // empty without a guess
   std::span<const float> guessed_weights;
+  MatrixView x;  // the layer's input in host memory, where begin() was asked for it
 };
 
 // For each layer: begin(), choices(), run() until every chosen expert has run once, end(). The
@@ -47,7 +49,9 @@ class StagedMoe {
 
   // Sends the choices on their way to the host; meanwhile the shared experts run. What `layer`
   // points to must last until end().
-  virtual void begin(const StagedMoeLayer& layer, const std::optional<StagedMoeGuess>& guess) = 0;
+  // with_x: their input goes to the host, too, for run_on_host().
+  virtual void begin(const StagedMoeLayer& layer, const std::optional<StagedMoeGuess>& guess,
+                     bool with_x = false) = 0;
 
   // Waits until the choices are there. Errors: kUnavailable with the device's words.
   virtual Result<StagedMoeChoices> choices() = 0;
@@ -55,6 +59,13 @@ class StagedMoe {
   // Runs the experts `ready` over the tokens that chose them. `experts` has n_routed_experts, of
   // which those in `ready` have data until this work has run, and all have their shape.
   virtual void run(std::span<const MlpWeight> experts, std::span<const int32_t> ready) = 0;
+
+  // Computes the experts `ids`, of host memory in the backend's layout, on the host, while what was
+  // given to the device before runs there. Only where host_mlp() is and begin() brought x. Their
+  // outputs are added like the others', and differ from the device's within HostMlp's bounds.
+  virtual void run_on_host(std::span<const MlpWeight> /*experts*/,
+                           std::span<const int32_t> /*ids*/) {}
+  virtual HostMlp* host_mlp() { return nullptr; }
 
   // out[t] = sum_j weights[t, j] * outputs[t, j] + shared[t], added in that order.
   virtual void end(const MatrixView& out) = 0;

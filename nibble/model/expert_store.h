@@ -21,9 +21,11 @@ struct ExpertUse {
 
 // Counted since the store was made. Bytes are those of whole records.
 struct ExpertStoreStats {
-  int64_t num_steps = 0;   // announced layers
-  int64_t num_hits = 0;    // wanted experts that were in memory when they were announced
-  int64_t num_misses = 0;  // that were not, nor on their way
+  int64_t num_steps = 0;    // announced layers
+  int64_t num_hits = 0;     // wanted experts that were in memory when they were announced
+  int64_t num_misses = 0;   // that were not, nor on their way
+  int64_t num_on_host = 0;  // of the misses: computed by the host where they lay
+  double host_seconds = 0;  // in which it computed them
   int64_t num_evictions = 0;
   int64_t bytes_hit = 0;
   int64_t bytes_read = 0;          // from below, guesses included
@@ -113,6 +115,17 @@ class ExpertStore {
   // it in host memory or is given to the device from now on.
   // Errors: kCorrupt or kUnavailable naming the expert's record; the next try reads it again.
   virtual Result<ExpertLease> acquire(int layer, std::span<const int32_t> wanted) = 0;
+
+  // For a GPU's pass. Of the last announce(): experts that the caller has to compute on the host,
+  // where they lie, rather than acquire. They stay until the lease ends; once for each announce().
+  virtual ExpertLease take_for_host() { return {}; }
+  // Whether a step of so many tokens may meet such experts.
+  virtual bool computes_on_host(int64_t /*num_tokens*/) const { return false; }
+  // Tells the time that computing them took.
+  virtual void computed_on_host(double /*seconds*/) {}
+
+  // Whether acquire() of these would return at once.
+  virtual bool is_at_hand(int /*layer*/, std::span<const int32_t> /*wanted*/) { return true; }
 
   // Whether prefetch() for this layer could read anything; false keeps the caller from predicting.
   virtual bool wants_prefetch(int layer) const = 0;

@@ -1,5 +1,6 @@
 #include "nibble/model/staged_expert_moe.h"
 
+#include <chrono>
 #include <optional>
 #include <vector>
 
@@ -21,15 +22,27 @@ Status staged_moe_from_store(const Weights& weights, const MoeWeights& layer,
   }
   staged->begin({x, layer.shared_experts ? &*layer.shared_experts : nullptr, moe_intermediate_size,
                  &weights.router_shape, workspace.expert_ids, workspace.expert_weights},
-                guess);
+                guess, store.computes_on_host(x.rows));
   const StagedMoeChoices choices = NIBBLE_TRY(staged->choices());
   gather_uses(choices.expert_ids, choices.weights, weights.router_shape.n_routed_experts, scratch,
               scratch.uses);
   store.announce(layer.layer, scratch.uses, x.rows);
+  ExpertLease on_host = store.take_for_host();
   scratch.wanted.clear();
   for (const ExpertUse& use : scratch.uses) scratch.wanted.push_back(use.expert);
+  for (const int32_t e : on_host.ids()) std::erase(scratch.wanted, e);
+  const auto compute_on_host = [&] {
+    if (on_host.ids().empty()) return;
+    const auto begin = std::chrono::steady_clock::now();
+    staged->run_on_host(on_host.experts(), on_host.ids());
+    store.computed_on_host(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    on_host = {};
+  };
   bool first = true;
   while (!scratch.wanted.empty()) {
+    // The host computes once the device has got all that there is for it.
+    if (!store.is_at_hand(layer.layer, scratch.wanted)) compute_on_host();
     const ExpertLease lease = NIBBLE_TRY(store.acquire(layer.layer, scratch.wanted));
     staged->run(lease.experts(), lease.ids());
     for (const int32_t e : lease.ids()) std::erase(scratch.wanted, e);
@@ -38,6 +51,7 @@ Status staged_moe_from_store(const Weights& weights, const MoeWeights& layer,
     }
     first = false;
   }
+  compute_on_host();
   staged->end(out);
   return {};
 }

@@ -7,6 +7,7 @@
 
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
+#include "nibble/base/text.h"
 
 namespace nibble {
 namespace {
@@ -97,7 +98,9 @@ Result<EvictionKind> parse_eviction_kind(std::string_view name) {
   for (const EvictionKind kind : {EvictionKind::kLfu, EvictionKind::kLru, EvictionKind::kScore}) {
     if (eviction_kind_name(kind) == name) return kind;
   }
-  return invalid_argument(fmt::format("--expert-cache is '{}', expected lfu, lru or score", name));
+  const std::vector<std::string> names = {"lfu", "lru", "score"};
+  return invalid_argument(fmt::format("--expert-cache is '{}', expected lfu, lru or score{}", name,
+                                      did_you_mean(name, names)));
 }
 
 std::string_view eviction_kind_name(EvictionKind kind) {

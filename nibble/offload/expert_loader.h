@@ -18,6 +18,7 @@
 #include "nibble/kernels/kernels.h"
 #include "nibble/model/expert_store.h"
 #include "nibble/offload/expert_format.h"
+#include "nibble/offload/host_expert_rule.h"
 #include "nibble/offload/record_reader.h"
 
 namespace nibble {
@@ -57,6 +58,13 @@ class ExpertLoader {
   // to it before used() has run. By their first bytes; one after the other.
   virtual void use(std::span<const std::byte* const> /*records*/) {}
   virtual void used(std::span<const std::byte* const> /*records*/) {}
+
+  // Of `missed` those that the host computes where they lie, leased there.
+  virtual ExpertLease lease_for_host(int /*layer*/, std::span<const MissedExpert> /*missed*/) {
+    return {};
+  }
+  // Whether there ever are any.
+  virtual bool computes_on_host() const { return false; }
 
   virtual uint64_t bytes_read() const = 0;
   virtual double busy_seconds() const = 0;

@@ -39,8 +39,10 @@ Result<IoBackend> parse_io_backend(std::string_view name) {
   if (name == "uring") return IoBackend::kUring;
   if (name == "pread") return IoBackend::kPread;
   if (name == "buffered") return IoBackend::kBuffered;
-  const char* const why =
-      name == "mmap" ? "; a mapped file turns a failing disk into a dead process" : "";
+  const std::vector<std::string> names = {"auto", "uring", "pread", "buffered"};
+  const std::string why = name == "mmap"
+                              ? "; a mapped file turns a failing disk into a dead process"
+                              : did_you_mean(name, names);
   return invalid_argument(
       fmt::format("--io is '{}', expected auto, uring, pread or buffered{}", name, why));
 }

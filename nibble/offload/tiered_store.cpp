@@ -83,6 +83,7 @@ TieredStore::~TieredStore() {
     const std::lock_guard lock(mutex_);
     fetches_.clear();  // nobody waits any more
   }
+  for_host_ = {};
   loader_.reset();
 }
 
@@ -331,6 +332,7 @@ void TieredStore::end_guesses(Layer& layer, std::span<const ExpertUse> uses) {
 
 void TieredStore::announce(int number, std::span<const ExpertUse> uses, int64_t num_tokens) {
   if (options_.trace != nullptr) options_.trace->add(number, uses, num_tokens);
+  for_host_ = {};  // of a pass that failed
   const std::lock_guard lock(mutex_);
   Layer& layer = layer_of(number);
   clear_wanted();  // of a pass that failed
@@ -359,9 +361,40 @@ void TieredStore::announce(int number, std::span<const ExpertUse> uses, int64_t 
     }
     entry.guessed = false;
   }
+  choose_for_host(layer, uses, num_tokens);
   std::vector<int32_t> wanted;
-  for (const ExpertUse& use : uses) wanted.push_back(use.expert);
+  for (const ExpertUse& use : uses) {
+    if (layer.entries[static_cast<size_t>(use.expert)].wanted) wanted.push_back(use.expert);
+  }
   start_missing(layer, wanted);
+}
+
+void TieredStore::choose_for_host(Layer& layer, std::span<const ExpertUse> uses,
+                                  int64_t num_tokens) {
+  if (!computes_on_host(num_tokens)) return;
+  std::vector<MissedExpert> missed;
+  for (const ExpertUse& use : uses) {
+    if (layer.entries[static_cast<size_t>(use.expert)].state != State::kAbsent) continue;
+    missed.push_back({use.expert, use.tokens, layer.policy->value(use.expert)});
+  }
+  if (missed.empty()) return;
+  for_host_ = loader_->lease_for_host(layer.number, missed);
+  for (const int32_t e : for_host_.ids()) layer.entries[static_cast<size_t>(e)].wanted = false;
+  stats_.num_on_host += static_cast<int64_t>(for_host_.ids().size());
+}
+
+void TieredStore::computed_on_host(double seconds) {
+  const std::lock_guard lock(mutex_);
+  stats_.host_seconds += seconds;
+}
+
+bool TieredStore::is_at_hand(int number, std::span<const int32_t> wanted) {
+  const std::lock_guard lock(mutex_);
+  const Layer& layer = layer_of(number);
+  return std::any_of(wanted.begin(), wanted.end(), [&](int32_t e) {
+    const State state = layer.entries[static_cast<size_t>(e)].state;
+    return state == State::kReady || state == State::kFailed;
+  });
 }
 
 void TieredStore::start_missing(Layer& layer, std::span<const int32_t> wanted) {

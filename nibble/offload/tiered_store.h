@@ -61,6 +61,12 @@ class TieredStore final : public ExpertStore {
 
   void announce(int layer, std::span<const ExpertUse> uses, int64_t num_tokens) override;
   Result<ExpertLease> acquire(int layer, std::span<const int32_t> wanted) override;
+  ExpertLease take_for_host() override { return std::move(for_host_); }
+  bool computes_on_host(int64_t num_tokens) const override {
+    return num_tokens <= kMostHostTokens && loader_->computes_on_host();
+  }
+  void computed_on_host(double seconds) override;
+  bool is_at_hand(int layer, std::span<const int32_t> wanted) override;
   bool wants_prefetch(int layer) const override;
   void prefetch(int layer, std::span<const ExpertUse> guesses) override;
   ExpertStoreStats stats() const override;
@@ -81,6 +87,10 @@ class TieredStore final : public ExpertStore {
   std::optional<Fetched> fetch(int layer, int expert, bool urgent, FetchDone done);
   void hurry_fetch(int layer, int expert);
   void end_fetch(int layer, int expert);
+  // Of `missed` those that are in memory and that experts_for_host() chooses, for a tier above
+  // whose caller computes them here. For one thread at a time.
+  ExpertLease lease_for_host(int layer, std::span<const MissedExpert> missed,
+                             const HostExpertRates& rates, HostExperts mode);
   uint64_t record_bytes(int layer, int expert) const {
     return loader_->record_bytes(layer, expert);
   }
@@ -92,6 +102,9 @@ class TieredStore final : public ExpertStore {
   std::string description() const;
 
  private:
+  // A step of more tokens brings its experts to the device: each is used by many.
+  static constexpr int64_t kMostHostTokens = 32;
+
   enum class State { kAbsent, kReading, kReady, kFailed };
   struct Entry {
     State state = State::kAbsent;
@@ -139,6 +152,7 @@ class TieredStore final : public ExpertStore {
   void begin_read(Layer& layer, int expert, int slot, bool urgent);
   void start_missing(Layer& layer, std::span<const int32_t> wanted);
   void end_guesses(Layer& layer, std::span<const ExpertUse> uses);
+  void choose_for_host(Layer& layer, std::span<const ExpertUse> uses, int64_t num_tokens);
   void clear_wanted();
   void wait(std::unique_lock<std::mutex>& lock, const Layer& layer,
             std::span<const int32_t> wanted);
@@ -169,6 +183,7 @@ class TieredStore final : public ExpertStore {
   int64_t target_slots_ = 0;
   bool everything_fits_ = false;
   Layer* last_announced_ = nullptr;
+  ExpertLease for_host_;       // of the last announce()
   std::deque<Fetch> fetches_;  // whose expert is not in memory yet
   ExpertStoreStats stats_;
 

@@ -56,6 +56,31 @@ void TieredStore::hurry_fetch(int number, int expert) {
   begin_fetches();
 }
 
+ExpertLease TieredStore::lease_for_host(int number, std::span<const MissedExpert> missed,
+                                        const HostExpertRates& rates, HostExperts mode) {
+  const std::lock_guard lock(mutex_);
+  Layer& layer = layer_of(number);
+  std::vector<MissedExpert> here;
+  for (const MissedExpert& one : missed) {
+    if (layer.entries[static_cast<size_t>(one.expert)].state == State::kReady) here.push_back(one);
+  }
+  // Those that are not here come by way of the link, too.
+  const auto copied = static_cast<int64_t>(missed.size() - here.size());
+  std::vector<int32_t> chosen = experts_for_host(here, copied, rates, mode);
+  if (chosen.empty()) return {};
+  std::vector<ExpertUse> uses;
+  for (const int32_t e : chosen) {
+    Entry& entry = layer.entries[static_cast<size_t>(e)];
+    ++entry.leases;
+    entry.wanted = false;
+    layer.leased[static_cast<size_t>(e)] = layer.table[static_cast<size_t>(e)];
+    uses.push_back({e, 1, 0});
+  }
+  layer.policy->use(uses, 1);
+  stats_.num_hits += static_cast<int64_t>(chosen.size());
+  return ExpertLease(this, number, layer.leased, std::move(chosen));
+}
+
 void TieredStore::end_fetch(int number, int expert) {
   const int32_t id = expert;
   release(number, {&id, 1});

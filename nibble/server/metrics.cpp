@@ -98,6 +98,11 @@ void print_experts(const ExpertStoreStats& experts, Page& page) {
               experts.read_seconds);
   page.single("nibble_expert_stall_seconds_total", "counter", "Time that steps waited for experts.",
               experts.stall_seconds);
+  page.single("nibble_expert_on_host_total", "counter",
+              "Experts that the CPU computed where they lay; also among those found elsewhere.",
+              experts.num_on_host);
+  page.single("nibble_expert_host_seconds_total", "counter",
+              "Time in which the CPU computed experts.", experts.host_seconds);
   page.single("nibble_expert_evictions_total", "counter", "Experts that made room for others.",
               experts.num_evictions);
   page.family("nibble_expert_guesses_total", "counter",

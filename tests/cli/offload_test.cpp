@@ -101,12 +101,28 @@ TEST(ExpertTiers, BadOptionsAreRefusedBeforeTheRun) {
       {{"--gpu-expert-slots", "4"}, "an option of --backend cuda"},
       {{"--gpu-expert-memory", "1GB"}, "an option of --backend cuda"},
       {{"--copy-streams", "3"}, "expected 1 or 2"},
+      {{"--cpu-experts", "auto"}, "an option of --backend cuda"},
+      {{"--cpu-experts", "alle"}, "expected off, auto or all; did you mean 'all'?"},
+      {{"--expert-preset", "balance"}, "did you mean 'balanced'?"},
+      {{"--expert-cache", "lfru"}, "did you mean 'lfu' or 'lru'?"},
+      {{"--io", "urng"}, "did you mean 'uring'?"},
   };
   for (const auto& [options, message] : cases) {
     const ProgramRun run = run_nibble(question("demo", options));
     EXPECT_EQ(run.exit_code, 2) << options[0];
     EXPECT_THAT(run.err, HasSubstr(message));
     EXPECT_EQ(run.out, "");
+  }
+}
+
+TEST(ExpertTiers, EveryPresetGivesTheSameAnswer) {
+  for (const char* preset : {"balanced", "low-latency", "high-throughput"}) {
+    const ProgramRun run = run_nibble(question(
+        packed_demo_folder().model(), {"--expert-memory", "6MB", "--expert-preset", preset}));
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_EQ(run.out, right_answer());
+    const bool guesses = std::string(preset) != "high-throughput";
+    EXPECT_EQ(run.err.find("guessed") != std::string::npos, guesses) << run.err;
   }
 }
 

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "tests/cli/run_program.h"
@@ -110,6 +111,45 @@ TEST(Serve, NewKeysAndOldKeysMeanTheSame) {
   const ProgramRun conflict = dry_run({"--config", both});
   EXPECT_EQ(conflict.exit_code, 2);
   EXPECT_THAT(conflict.err, HasSubstr("nibble-both.yaml:2: moe_config.backend is CUTLASS, but"));
+}
+
+// What nibble run --help lists under experts in tiers, serve takes, too, with the same checks.
+TEST(Serve, TakesTheExpertOptionsOfRun) {
+  const std::vector<std::pair<std::string, std::string>> good = {{"expert_memory", "6MB"},
+                                                                 {"ram", "6MB"},
+                                                                 {"gpu_expert_memory", "1GB"},
+                                                                 {"gpu_expert_slots", "3"},
+                                                                 {"gpu_reserved", "1GB"},
+                                                                 {"copy_streams", "2"},
+                                                                 {"cpu_experts", "auto"},
+                                                                 {"expert_preset", "low-latency"},
+                                                                 {"expert_cache", "lru"},
+                                                                 {"ageing_tokens", "64"},
+                                                                 {"hot_experts", "hot.txt"},
+                                                                 {"prefetch_layers", "0"},
+                                                                 {"prefetch_min_score", "0.5"},
+                                                                 {"io", "pread"},
+                                                                 {"io_depth", "8"},
+                                                                 {"routing_trace", "t.txt"}};
+  const std::string help = run_nibble({"run", "--help"}).out;
+  for (const auto& [name, value] : good) {
+    const ProgramRun run = dry_run({"--" + name, value});
+    EXPECT_EQ(run.exit_code, 0) << name << ": " << run.err;
+    std::string option = "--" + name;
+    std::replace(option.begin(), option.end(), '_', '-');
+    EXPECT_THAT(help, HasSubstr(option));
+  }
+  const std::vector<std::pair<std::vector<std::string>, std::string>> bad = {
+      {{"--gpu_reserved", "much"}, "'much' is no size"},
+      {{"--cpu_experts", "alle"}, "did you mean 'all'?"},
+      {{"--expert_preset", "balance"}, "did you mean 'balanced'?"},
+      {{"--ageing_tokens", "0"}, "0 is no whole number in 1.."},
+      {{"--prefetch_min_score", "-1"}, "prefetch_min_score: -1 is"}};
+  for (const auto& [options, message] : bad) {
+    const ProgramRun run = dry_run(options);
+    EXPECT_EQ(run.exit_code, 2) << options[0];
+    EXPECT_THAT(run.err, HasSubstr(message));
+  }
 }
 
 TEST(Serve, EveryProblemOfAFileIsTold) {

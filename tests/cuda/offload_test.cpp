@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <random>
 
 #include "nibble/device/cuda/cuda_device.h"
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/cuda_kernels.h"
+#include "nibble/kernels/cuda/host/tile_host_mlp.h"
 #include "tests/offload/offload_runs.h"
 
 namespace nibble {
@@ -86,6 +88,27 @@ INSTANTIATE_TEST_SUITE_P(Residency, OffloadOnCuda,
                          ::testing::Values(GpuPlaces{kGpuDemoExperts, 8}, GpuPlaces{32, 64},
                                            GpuPlaces{32, 32}, GpuPlaces{6, 64}, GpuPlaces{4, 2},
                                            GpuPlaces{1, 2}));
+
+// Experts that lie in RAM computed by the host: the way is the same, the last bits are not, so the
+// counters are what can be compared; StagedMoeOnCuda compares values.
+TEST(HostExpertsOnCuda, AnswerEveryRequest) {
+  for (const HostExperts mode : {HostExperts::kAll, HostExperts::kAuto}) {
+    for (const int64_t batch : {int64_t{1}, int64_t{4}}) {
+      ExpertOptions experts;
+      experts.gpu_memory_bytes = 8 * record_bytes();
+      experts.memory_bytes = static_cast<uint64_t>(kGpuDemoExperts) * record_bytes();
+      experts.cpu_experts = mode;
+      const auto model = load_on_gpu(packed_for_gpu(), experts);
+      const auto run = testing::run_requests(*model, batch, 2);
+      for (const auto& tokens : run.outputs) EXPECT_FALSE(tokens.empty());
+      const ExpertStoreStats stats = model->expert_store->stats();
+      if (mode == HostExperts::kAll) {
+        EXPECT_GT(stats.num_on_host, 0);
+      }
+      EXPECT_LE(stats.num_on_host, stats.num_misses);
+    }
+  }
+}
 
 // A layer's steps with experts that come in several parts against one call, for few tokens and for
 // more than the many that have kernels of their own.
@@ -184,6 +207,99 @@ TEST(StagedMoeOnCuda, HasTheBitsOfOneCall) {
       ASSERT_TRUE(device.copy_to_host(std::as_writable_bytes(std::span(want)), want_memory.data()));
       ASSERT_TRUE(device.copy_to_host(std::as_writable_bytes(std::span(got)), got_memory.data()));
       EXPECT_EQ(want, got);
+    }
+  }
+}
+
+// Experts computed by the host from what the device packed, against the device.
+TEST(HostExpertsOnCuda, ValuesAreTheDevicesWithinBf16) {
+  const auto kernels = make_cuda_kernels().value();
+  Device& device = kernels->device();
+  std::mt19937 rng(23);
+  for (const LinearFormat format :
+       {LinearFormat::kNvfp4, LinearFormat::kFp8Block, LinearFormat::kBf16, LinearFormat::kF32}) {
+    SCOPED_TRACE(static_cast<int>(format));
+    std::vector<Buffer> on_device;
+    std::vector<Buffer> on_host;
+    MlpWeight there;
+    MlpWeight here;
+    const auto matrix = [&](int64_t rows, int64_t cols, LinearWeight* device_weight,
+                            LinearWeight* host_weight) {
+      const size_t width = format == LinearFormat::kF32 ? 4 : format == LinearFormat::kBf16 ? 2 : 1;
+      std::vector<uint8_t> data(static_cast<size_t>(rows * cols) * width);
+      std::vector<uint8_t> scales;
+      for (uint8_t& byte : data) byte = static_cast<uint8_t>(rng());
+      if (format == LinearFormat::kNvfp4) {
+        scales.resize(static_cast<size_t>(rows * cols / 16));
+        for (uint8_t& scale : scales) scale = static_cast<uint8_t>(0x20 + rng() % 32);
+      } else if (format == LinearFormat::kFp8Block) {
+        for (uint8_t& code : data)
+          code = static_cast<uint8_t>((code & 0x80) | (code & 0x7f) % 0x60);
+        std::vector<float> blocks(static_cast<size_t>((rows + 127) / 128 * ((cols + 127) / 128)));
+        for (float& scale : blocks) scale = 0.001f * static_cast<float>(1 + rng() % 9);
+        scales.resize(blocks.size() * sizeof(float));
+        std::memcpy(scales.data(), blocks.data(), scales.size());
+      } else {
+        for (size_t i = 0; i < data.size(); i += width) {
+          const float value = std::normal_distribution<float>(0, 0.05f)(rng);
+          uint8_t bytes[4];
+          std::memcpy(bytes, &value, 4);
+          std::memcpy(data.data() + i, bytes + 4 - width, width);
+        }
+      }
+      HostLinear host;
+      host.format = format;
+      host.rows = rows;
+      host.cols = cols;
+      host.data = data.data();
+      host.scales = scales.data();
+      host.global_scale = 0.01f;
+      const size_t bytes = kernels->packed_bytes(format, rows, cols);
+      on_device.push_back(device.allocate(bytes).value());
+      *device_weight =
+          kernels->pack(host, ActivationFormat::kUnquantized, on_device.back().data()).value();
+      on_host.push_back(device.allocate_host_visible(bytes).value());
+      EXPECT_TRUE(
+          device.copy_to_host({on_host.back().as<std::byte>(), bytes}, on_device.back().data()));
+      *host_weight = *device_weight;
+      host_weight->data = on_host.back().data();
+    };
+    constexpr int64_t kHidden = 1024;
+    constexpr int64_t kIntermediate = 272;
+    matrix(kIntermediate, kHidden, &there.gate_proj, &here.gate_proj);
+    matrix(kIntermediate, kHidden, &there.up_proj, &here.up_proj);
+    matrix(kHidden, kIntermediate, &there.down_proj, &here.down_proj);
+    constexpr int64_t kTokens = 3;
+    std::vector<float> x(kTokens * kHidden);
+    for (float& value : x) value = std::normal_distribution<float>()(rng);
+    const Buffer x_memory = device.allocate(x.size() * sizeof(float)).value();
+    const Buffer y_memory = device.allocate(x.size() * sizeof(float)).value();
+    ASSERT_TRUE(device.copy_to_device(x_memory.data(), std::as_bytes(std::span(x))));
+    kernels->mlp({x_memory.data(), DType::kF32, kTokens, kHidden, kHidden}, there,
+                 {y_memory.data(), DType::kF32, kTokens, kHidden, kHidden});
+    ASSERT_TRUE(device.synchronize());
+    std::vector<float> want(x.size());
+    ASSERT_TRUE(device.copy_to_host(std::as_writable_bytes(std::span(want)), y_memory.data()));
+    for (const bool fast : {true, false}) {
+      const auto mlp = cuda::make_tile_host_mlp(3, fast);
+      SCOPED_TRACE(mlp->name());
+      std::vector<float> got(x.size());
+      std::vector<const float*> from;
+      std::vector<float*> to;
+      for (int64_t t = 0; t < kTokens; ++t) {
+        from.push_back(x.data() + t * kHidden);
+        to.push_back(got.data() + t * kHidden);
+      }
+      const HostMlpRun run{&here, from, to};
+      mlp->run(std::span(&run, 1));
+      double difference = 0;
+      double size = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        difference += std::pow(static_cast<double>(got[i]) - want[i], 2);
+        size += std::pow(static_cast<double>(want[i]), 2);
+      }
+      EXPECT_GT(size, 0);
+      EXPECT_LE(difference, 4e-5 * size);
     }
   }
 }

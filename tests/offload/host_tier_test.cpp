@@ -3,14 +3,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <future>
 #include <mutex>
 #include <random>
 #include <thread>
 
 #include "nibble/offload/host_tier_loader.h"
+#include "nibble/offload/slot_memory.h"
+#include "tests/offload/copying_device.h"
 #include "tests/offload/offload_runs.h"
 
 namespace nibble {
@@ -18,115 +22,6 @@ namespace {
 
 using testing::run_requests;
 using testing::Tiered;
-
-// Copies in order, each some time later. The device's own work is the host's: whoever holds it
-// until a copy waits, and a mark has always been reached.
-class ThreadTransferQueue final : public TransferQueue {
- public:
-  ThreadTransferQueue() : thread_([this] { work(); }) {}
-  ThreadTransferQueue(const ThreadTransferQueue&) = delete;
-  ThreadTransferQueue& operator=(const ThreadTransferQueue&) = delete;
-  ~ThreadTransferQueue() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-  uint64_t mark() override {
-    const std::lock_guard lock(mutex_);
-    return ++marks_;
-  }
-  uint64_t copy(std::byte* destination, std::span<const std::byte> source,
-                uint64_t after) override {
-    const std::lock_guard lock(mutex_);
-    EXPECT_LE(after, marks_);
-    copies_.push_back({destination, source});
-    changed_.notify_all();
-    return ++given_;
-  }
-  void hold_device_until(uint64_t ticket) override { EXPECT_TRUE(wait(ticket)); }
-  Status wait(uint64_t ticket) override {
-    std::unique_lock lock(mutex_);
-    EXPECT_LE(ticket, given_);
-    changed_.wait(lock, [&] { return done_ >= ticket; });
-    return {};
-  }
-
- private:
-  void work() {
-    std::mt19937 rng(3);
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [&] { return stop_ || !copies_.empty(); });
-      if (copies_.empty()) return;
-      const auto [destination, source] = copies_.front();
-      copies_.pop_front();
-      lock.unlock();
-      // The first half early, the second late: who does not wait finds half an expert.
-      const size_t half = source.size() / 2;
-      std::memcpy(destination, source.data(), half);
-      std::this_thread::sleep_for(std::chrono::microseconds(rng() % 200));
-      std::memcpy(destination + half, source.data() + half, source.size() - half);
-      lock.lock();
-      ++done_;
-      changed_.notify_all();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::pair<std::byte*, std::span<const std::byte>>> copies_;
-  uint64_t marks_ = 0;
-  uint64_t given_ = 0;
-  uint64_t done_ = 0;
-  bool stop_ = false;
-  std::thread thread_;
-};
-
-class CopyingDevice final : public Device {
- public:
-  std::string_view name() const override { return "a device of the test"; }
-  Result<Buffer> allocate(size_t bytes) override { return host_->allocate(bytes); }
-  Status copy_to_device(void* destination, std::span<const std::byte> source) override {
-    return host_->copy_to_device(destination, source);
-  }
-  Status copy_to_host(std::span<std::byte> destination, const void* source) override {
-    return host_->copy_to_host(destination, source);
-  }
-  Status synchronize() override { return {}; }
-  Result<std::unique_ptr<TransferQueue>> make_transfer_queue(int /*num_streams*/) override {
-    return std::unique_ptr<TransferQueue>(std::make_unique<ThreadTransferQueue>());
-  }
-  Result<DeviceMemory> memory() override { return host_->memory(); }
-  bool is_host() const override { return true; }
-
- protected:
-  void deallocate(void* /*data*/, size_t /*bytes*/) noexcept override {}
-
- private:
-  std::unique_ptr<Device> host_ = make_host_device();
-};
-
-CopyingDevice& copying_device() {
-  static CopyingDevice device;
-  return device;
-}
-
-std::unique_ptr<TieredStore> two_tiers(std::unique_ptr<ExpertLoader> loader, int64_t device_records,
-                                       int64_t ram_records, TieredStoreOptions options = {}) {
-  TieredStoreOptions below;
-  below.memory_bytes = static_cast<uint64_t>(ram_records) * testing::demo_record_bytes();
-  below.allocate_slots = page_locked_slots(copying_device());
-  auto ram = testing::make_store(std::move(loader), std::move(below));
-  auto from_ram = make_host_tier_loader(std::move(ram), copying_device(), 1);
-  if (!from_ram) throw std::runtime_error(from_ram.error().message);
-  options.memory_bytes = static_cast<uint64_t>(device_records) * testing::demo_record_bytes();
-  options.allocate_slots = device_slots(copying_device());
-  options.on_device = true;
-  return testing::make_store(*std::move(from_ram), std::move(options));
-}
 
 constexpr int64_t kHostTierExperts = 4 * 16;
 
@@ -142,8 +37,8 @@ TEST_P(HostTierEquality, TokensAreThoseOfTheModelInMemory) {
   for (const int64_t batch : {int64_t{1}, int64_t{4}}) {
     for (const int64_t drafts : {int64_t{0}, int64_t{2}}) {
       SCOPED_TRACE("batch " + std::to_string(batch) + ", drafts " + std::to_string(drafts));
-      Tiered tiered(
-          two_tiers(testing::packed_loader(testing::packed_demo()), device_records, ram_records));
+      Tiered tiered(testing::device_store(testing::packed_loader(testing::packed_demo()),
+                                          device_records, ram_records));
       EXPECT_EQ(run_requests(tiered.model(), batch, drafts).outputs,
                 testing::plain_run(drafts).outputs);
       const ExpertStoreStats stats = tiered.store().stats();
@@ -185,7 +80,8 @@ TEST(HostTier, EveryPolicyWithPinnedExpertsGivesTheSameTokens) {
       options.eviction.kind = kind;
       options.prefetch_layers = prefetch_layers;
       options.hot_experts = {{1, 3}, {1, 4}, {2, 0}, {4, 15}};
-      Tiered tiered(two_tiers(testing::checkpoint_loader(), 20, 30, std::move(options)));
+      Tiered tiered(
+          testing::device_store(testing::checkpoint_loader(), 20, 30, std::move(options)));
       EXPECT_EQ(run_requests(tiered.model(), 2, 1).outputs, testing::plain_run(1).outputs)
           << eviction_kind_name(kind);
       const ExpertStoreStats stats = tiered.store().stats();
@@ -200,7 +96,7 @@ TEST(HostTier, ADamagedRecordFailsItsRequestsByNameAndNoOther) {
   const auto path = testing::copy_of_packed_demo("host_tier_flipped.nibble");
   const auto place = ExpertFile::open(path)->find(2, 5)->offset;
   testing::flip_byte(path, place + kExpertAlignment + 100);
-  const auto store = two_tiers(testing::packed_loader(path), 8, 8);
+  const auto store = testing::device_store(testing::packed_loader(path), 8, 8);
   const auto acquire_one = [&](int32_t expert) {
     const ExpertUse use{expert, 1, 1.0f};
     store->announce(2, std::span(&use, 1), 1);
@@ -216,7 +112,7 @@ TEST(HostTier, ADamagedRecordFailsItsRequestsByNameAndNoOther) {
 }
 
 TEST(HostTier, TheDevicesRoomStaysAsItIs) {
-  const auto store = two_tiers(testing::packed_loader(testing::packed_demo()), 8, 8);
+  const auto store = testing::device_store(testing::packed_loader(testing::packed_demo()), 8, 8);
   EXPECT_EQ(store->set_memory(uint64_t{1} << 30).error().code, ErrorCode::kUnsupported);
 }
 
@@ -234,7 +130,8 @@ TEST(HostTier, ADeviceWithoutCopiesOfItsOwnIsRefused) {
 // Stores that go while reads, copies and guesses are under way.
 TEST(HostTier, ClosesAtAnyTime) {
   for (int i = 0; i < 30; ++i) {
-    const auto store = two_tiers(testing::packed_loader(testing::packed_demo()), 12, 3 + i % 10);
+    const auto store =
+        testing::device_store(testing::packed_loader(testing::packed_demo()), 12, 3 + i % 10);
     std::vector<ExpertUse> uses;
     for (int32_t e = 0; e < 1 + i % 12; ++e) uses.push_back({e, 1, 1.0f});
     store->prefetch(2, uses);
@@ -246,6 +143,112 @@ TEST(HostTier, ClosesAtAnyTime) {
     ASSERT_TRUE(lease);
     EXPECT_FALSE(lease->ids().empty());
   }
+}
+
+// Stores that go at the moment in which reads end: a copy from memory that goes with them must not
+// begin (ThreadTransferQueue looks).
+TEST(HostTier, ClosesWhileReadsEnd) {
+  for (int i = 0; i < 80; ++i) {
+    const auto store =
+        testing::device_store(testing::packed_loader(testing::packed_demo()), 12, 12);
+    std::vector<ExpertUse> uses;
+    for (int32_t e = 0; e < 12; ++e) uses.push_back({e, 1, 1.0f});
+    store->announce(1 + i % 3, uses, 1);
+    std::this_thread::sleep_for(std::chrono::microseconds(20 * (i % 40)));
+  }
+}
+
+// Passes on; tells what was begun, and holds the start of one expert.
+class ToldLoader final : public ExpertLoader {
+ public:
+  ToldLoader(std::unique_ptr<ExpertLoader> inner, testing::Gate* gate, int held_layer)
+      : inner_(std::move(inner)), gate_(gate), held_layer_(held_layer) {}
+  uint64_t record_bytes(int layer, int expert) const override {
+    return inner_->record_bytes(layer, expert);
+  }
+  uint64_t start(int layer, int expert, std::span<std::byte> destination, bool urgent,
+                 Done done) override {
+    if (layer == held_layer_) gate_->pass();
+    num_urgent += urgent ? 1 : 0;
+    return inner_->start(layer, expert, destination, urgent, std::move(done));
+  }
+  void hurry(uint64_t ticket) override {
+    ++num_urgent;
+    inner_->hurry(ticket);
+  }
+  bool cancel(uint64_t ticket) override { return inner_->cancel(ticket); }
+  uint64_t bytes_read() const override { return inner_->bytes_read(); }
+  double busy_seconds() const override { return inner_->busy_seconds(); }
+  std::string description() const override { return "told"; }
+
+  std::atomic<int> num_urgent{0};
+
+ private:
+  std::unique_ptr<ExpertLoader> inner_;
+  testing::Gate* gate_;
+  int held_layer_;
+};
+
+std::unique_ptr<TieredStore> ram_of(std::unique_ptr<ExpertLoader> loader) {
+  TieredStoreOptions options;
+  options.memory_bytes = 8 * testing::demo_record_bytes();
+  return testing::make_store(std::move(loader), std::move(options));
+}
+
+// A guess that is wanted while it is being asked of the store in RAM.
+TEST(HostTier, AHurryIsNeverLost) {
+  auto memory = SlotMemory::allocate(testing::demo_record_bytes()).value();
+  for (int i = 0; i < 20; ++i) {
+    testing::Gate gate;
+    auto told = std::make_unique<ToldLoader>(testing::packed_loader(testing::packed_demo()), &gate,
+                                             /*held_layer=*/1);
+    std::atomic<int>& num_urgent = told->num_urgent;
+    auto ram = ram_of(std::move(told));
+    TieredStore& store = *ram;
+    const auto loader = make_host_tier_loader(std::move(ram), testing::copying_device(), 1).value();
+    std::promise<void> other;
+    std::promise<Status> came;
+    // Whoever asks the store in RAM waits until the gate opens.
+    std::thread holder(
+        [&] { EXPECT_FALSE(store.fetch(1, 0, true, [&](const auto&) { other.set_value(); })); });
+    gate.wait_for_someone();
+    const uint64_t guess =
+        loader->start(2, 3, memory.bytes(), false, [&](Status s) { came.set_value(std::move(s)); });
+    std::this_thread::sleep_for(std::chrono::microseconds(100 * i));
+    std::thread hurrier([&] { loader->hurry(guess); });
+    std::this_thread::sleep_for(std::chrono::microseconds(300));
+    gate.open();
+    hurrier.join();
+    holder.join();
+    EXPECT_TRUE(came.get_future().get());
+    other.get_future().wait();
+    EXPECT_GE(num_urgent, 2);  // the holder's and the guess's
+  }
+}
+
+// What is wanted now and was in RAM after all goes to the copies at once, and ends while another
+// copy is under way.
+TEST(HostTier, AnUrgentExpertWaitsForNoOtherCopy) {
+  auto memory = SlotMemory::allocate(2 * testing::demo_record_bytes()).value();
+  testing::CopyingDevice device(/*is_open=*/false);
+  auto ram = ram_of(testing::packed_loader(testing::packed_demo()));
+  for (const int32_t expert : {0, 1}) {
+    const ExpertUse use{expert, 1, 1.0f};
+    ram->announce(1, std::span(&use, 1), 1);
+    ASSERT_TRUE(ram->acquire(1, std::span(&expert, 1)));
+  }
+  const auto loader = make_host_tier_loader(std::move(ram), device, 1).value();
+  const auto place = [&](size_t i) {
+    return memory.bytes().subspan(i * testing::demo_record_bytes(), testing::demo_record_bytes());
+  };
+  ASSERT_TRUE(loader->start_at_hand(1, 0, place(0)));
+  device.gate.wait_for_someone();
+  std::promise<Status> came;
+  loader->start(1, 1, place(1), true, [&](Status s) { came.set_value(std::move(s)); });
+  auto future = came.get_future();
+  EXPECT_EQ(future.wait_for(std::chrono::seconds(10)), std::future_status::ready);
+  EXPECT_EQ(loader->bytes_read(), 2 * testing::demo_record_bytes());
+  device.gate.open();
 }
 
 }  // namespace

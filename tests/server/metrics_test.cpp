@@ -150,6 +150,43 @@ TEST(Metrics, EveryNameOfTheSpecificationIsThere) {
   }
 }
 
+// With a fifth of the experts in memory: what the tiers did, in numbers that agree.
+TEST(Metrics, ExpertTiersAreCounted) {
+  ModelOptions options;
+  options.experts.memory_bytes = 4 << 20;
+  const auto model = LoadedModel::load(testing::demo_checkpoint(), options);
+  ASSERT_TRUE(model);
+  const TestServer server({}, {}, TestServer::small_engine(), nullptr, model->get());
+  EXPECT_EQ(server.post(kChat, chat_body("Hello!")).status, 200);
+  const Page page = read_page(server.ask("GET", "/metrics").body);
+  const auto value = [&](const std::string& name, const std::string& more = "") {
+    return page.values.at(name + "{model_name=\"demo\",engine=\"0\"" +
+                          (more.empty() ? "" : "," + more) + "}");
+  };
+  const double there = value("nibble_experts", "tier=\"memory\"");
+  EXPECT_GT(there, 0);
+  EXPECT_LE(there, value("nibble_expert_slots"));
+  EXPECT_EQ(there + value("nibble_experts", "tier=\"file\""), 64);  // with the MTP layer
+  EXPECT_GT(value("nibble_expert_uses_total", "found=\"memory\""), 0);
+  const double misses = value("nibble_expert_uses_total", "found=\"file\"");
+  EXPECT_GT(misses, 0);
+  EXPECT_GE(value("nibble_expert_read_bytes_total"), misses * 100'000);
+  EXPECT_GT(value("nibble_expert_read_seconds_total"), 0);
+  EXPECT_GT(value("nibble_expert_stall_seconds_total"), 0);
+  EXPECT_GT(value("nibble_expert_evictions_total"), 0);
+  EXPECT_EQ(value("nibble_expert_on_host_total"), 0);
+  EXPECT_EQ(value("nibble_expert_host_seconds_total"), 0);
+  const double begun = value("nibble_expert_guesses_total", "outcome=\"begun\"");
+  EXPECT_GT(begun, 0);
+  EXPECT_LE(value("nibble_expert_guesses_total", "outcome=\"in_time\"") +
+                value("nibble_expert_guesses_total", "outcome=\"late\"") +
+                value("nibble_expert_guesses_total", "outcome=\"wasted\""),
+            begun);
+  // A model that is in memory whole has none of them.
+  EXPECT_EQ(read_page(shared_server().ask("GET", "/metrics").body).types.count("nibble_experts"),
+            0u);
+}
+
 TEST(Metrics, HistogramsRiseToTheirCount) {
   (void)shared_server().post(kChat, chat_body("Hello!"));
   const std::string text = shared_server().ask("GET", "/metrics").body;

@@ -151,11 +151,14 @@ inline LoadedModel& served_model() {
 
 class TestServer {
  public:
-  // `change` may set what requests are read against.
+  // `change` may set what requests are read against; `weights`, which must outlive the server, is
+  // the demo model loaded in another way.
   explicit TestServer(ServiceOptions options = {}, HttpServerOptions http = {},
                       EngineOptions engine = small_engine(),
-                      const std::function<void(ServedModel&)>& change = nullptr)
-      : engine_(std::make_unique<EngineThread>(*Engine::create(served_model(), engine))) {
+                      const std::function<void(ServedModel&)>& change = nullptr,
+                      LoadedModel* weights = nullptr)
+      : engine_(std::make_unique<EngineThread>(
+            *Engine::create(weights == nullptr ? served_model() : *weights, engine))) {
     options.max_batch_size = engine.max_batch_size;
     service_ = std::make_unique<Service>(options);
     http.port = 0;

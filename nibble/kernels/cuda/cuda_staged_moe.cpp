@@ -2,14 +2,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <deque>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "nibble/base/check.h"
+#include "nibble/base/cpu_features.h"
 #include "nibble/base/error.h"
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/host/tile_host_mlp.h"
 
 namespace nibble::cuda {
 namespace {
@@ -29,12 +33,14 @@ class CudaStagedMoe final : public StagedMoe {
     if (there_ != nullptr) (void)cudaEventDestroy(there_);
   }
 
-  void begin(const StagedMoeLayer& layer, const std::optional<StagedMoeGuess>& guess) override {
+  void begin(const StagedMoeLayer& layer, const std::optional<StagedMoeGuess>& guess,
+             bool with_x) override {
     const RouterShape& shape = *layer.shape;
     NIBBLE_CHECK(shape.local_experts() == shape.n_routed_experts && layer.x.rows > 0);
     layer_ = layer;
     num_choices_ = layer.x.rows * shape.num_experts_per_tok;
     has_guess_ = guess.has_value();
+    has_x_ = with_x;
     output_ = rows_.get<float>((num_choices_ + layer.x.rows) * layer.x.cols);
     is_sent_ = output_ != nullptr && send_choices(guess);
     if (!is_sent_ || layer.shared == nullptr) return;
@@ -56,16 +62,65 @@ class CudaStagedMoe final : public StagedMoe {
     const auto count = static_cast<size_t>(num_choices_);
     const auto* const ids = host_.as<const int32_t>();
     const auto* const weights = reinterpret_cast<const float*>(ids + count);
-    StagedMoeChoices choices{{ids, count}, {weights, count}, {}, {}};
+    StagedMoeChoices choices{{ids, count}, {weights, count}, {}, {}, {}};
     if (has_guess_) {
       choices.guessed_ids = {ids + 2 * count, count};
       choices.guessed_weights = {weights + 2 * count, count};
+    }
+    if (has_x_) {
+      choices.x = {host_x_.data(), DType::kF32, layer_.x.rows, layer_.x.cols, layer_.x.cols};
     }
     return choices;
   }
 
   void run(std::span<const MlpWeight> experts, std::span<const int32_t> ready) override {
     if (output_ != nullptr) run_part(experts, ready, nullptr);
+  }
+
+  // The host waited for this layer's choices, so what earlier layers sent has left host_rows_.
+  void run_on_host(std::span<const MlpWeight> experts, std::span<const int32_t> ids) override {
+    NIBBLE_CHECK(has_x_);
+    if (output_ == nullptr || !is_sent_) return;
+    const int64_t cols = layer_.x.cols;
+    const int64_t slots = layer_.shape->num_experts_per_tok;
+    const auto* const chosen = host_.as<const int32_t>();
+    std::vector<int64_t> places;    // of rows, among the choices
+    std::vector<size_t> begins{0};  // of experts, among the places
+    for (const int32_t id : ids) {
+      for (int64_t i = 0; i < num_choices_; ++i) {
+        if (chosen[i] == id) places.push_back(i);
+      }
+      begins.push_back(places.size());
+    }
+    const size_t row_bytes = static_cast<size_t>(cols) * sizeof(float);
+    if (!grow(host_rows_, places.size() * row_bytes)) return;
+    std::vector<const float*> from;
+    std::vector<float*> to;
+    for (size_t r = 0; r < places.size(); ++r) {
+      from.push_back(host_x_.as<const float>() + places[r] / slots * cols);
+      to.push_back(host_rows_.as<float>() + static_cast<int64_t>(r) * cols);
+    }
+    std::vector<HostMlpRun> runs;
+    for (size_t e = 0; e < ids.size(); ++e) {
+      const size_t count = begins[e + 1] - begins[e];
+      runs.push_back({&experts[static_cast<size_t>(ids[e])],
+                      std::span(from).subspan(begins[e], count),
+                      std::span(to).subspan(begins[e], count)});
+    }
+    host_mlp()->run(runs);
+    for (size_t r = 0; r < places.size(); ++r) {
+      kernels_.keep(cudaMemcpyAsync(output_ + places[r] * cols, to[r], row_bytes,
+                                    cudaMemcpyHostToDevice, kernels_.stream()),
+                    "experts' outputs from the host");
+    }
+  }
+
+  HostMlp* host_mlp() override {
+    if (host_mlp_ == nullptr) {
+      // One is left to the thread that launches, one to those that copy.
+      host_mlp_ = make_tile_host_mlp(std::max(1, available_processors() - 2));
+    }
+    return host_mlp_.get();
   }
 
   void end(const MatrixView& out) override {
@@ -83,18 +138,23 @@ class CudaStagedMoe final : public StagedMoe {
     }
   }
 
+  // Giving the old memory back waits for the device.
+  bool grow(Buffer& buffer, size_t bytes) {
+    if (buffer.size() >= bytes) return true;
+    auto memory = kernels_.device().allocate_host_visible(bytes + bytes / 4);
+    if (!memory) {
+      keep_cuda_error(kernels_.device(), std::move(memory).error());
+      return false;
+    }
+    buffer = *std::move(memory);
+    return true;
+  }
+
   // Host memory: ids, weights, guessed ids, guessed weights.
   bool send_choices(const std::optional<StagedMoeGuess>& guess) {
     const auto count = static_cast<size_t>(num_choices_);
     const size_t bytes = count * sizeof(int32_t);
-    if (host_.size() < 4 * bytes) {  // giving the old memory back waits for the device
-      auto memory = kernels_.device().allocate_host_visible(5 * bytes);
-      if (!memory) {
-        keep_cuda_error(kernels_.device(), std::move(memory).error());
-        return false;
-      }
-      host_ = *std::move(memory);
-    }
+    if (!grow(host_, 4 * bytes)) return false;
     if (there_ == nullptr &&
         cudaEventCreateWithFlags(&there_, cudaEventDisableTiming) != cudaSuccess) {
       keep_cuda_error(kernels_.device(), {ErrorCode::kUnavailable, "cudaEventCreate failed"});
@@ -111,6 +171,15 @@ class CudaStagedMoe final : public StagedMoe {
                      reinterpret_cast<int32_t*>(to + 2 * bytes),
                      reinterpret_cast<float*>(to + 3 * bytes));
     }
+    if (has_x_) {
+      const MatrixView& x = layer_.x;
+      const auto row_bytes = static_cast<size_t>(x.cols) * sizeof(float);
+      if (!grow(host_x_, static_cast<size_t>(x.rows) * row_bytes)) return false;
+      kernels_.keep(cudaMemcpy2DAsync(host_x_.data(), row_bytes, x.row<const float>(0),
+                                      static_cast<size_t>(x.stride) * sizeof(float), row_bytes,
+                                      static_cast<size_t>(x.rows), cudaMemcpyDeviceToHost, stream),
+                    "a layer's input to the host");
+    }
     const cudaError_t recorded = cudaEventRecord(there_, stream);
     kernels_.keep(recorded, "a step's routing");
     return recorded == cudaSuccess;
@@ -121,12 +190,16 @@ class CudaStagedMoe final : public StagedMoe {
   std::deque<Upload> tables_;
   size_t next_table_ = 0;
   Buffer host_;
+  Buffer host_x_;     // [tokens, hidden_size]
+  Buffer host_rows_;  // outputs on their way to output_
+  std::unique_ptr<HostMlp> host_mlp_;
   cudaEvent_t there_ = nullptr;
   StagedMoeLayer layer_;
   std::vector<MlpWeight> shapes_;
   int64_t num_choices_ = 0;
   float* output_ = nullptr;
   bool has_guess_ = false;
+  bool has_x_ = false;
   bool is_sent_ = false;
 };
 

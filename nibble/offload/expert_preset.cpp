@@ -1,0 +1,56 @@
+#include "nibble/offload/expert_preset.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "nibble/base/error.h"
+#include "nibble/base/text.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::array kPresets = {ExpertPreset::kBalanced, ExpertPreset::kLowLatency,
+                                 ExpertPreset::kHighThroughput};
+
+}  // namespace
+
+ExpertPresetValues preset_values(ExpertPreset preset) {
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  switch (preset) {
+    case ExpertPreset::kBalanced:
+      break;
+    case ExpertPreset::kLowLatency:
+      return {1, 0, 2, kGiB, 0.92};
+    case ExpertPreset::kHighThroughput:
+      return {0, 0, 1, 8 * kGiB, 0.7};
+  }
+  return {};
+}
+
+std::string_view expert_preset_name(ExpertPreset preset) {
+  switch (preset) {
+    case ExpertPreset::kBalanced:
+      return "balanced";
+    case ExpertPreset::kLowLatency:
+      return "low-latency";
+    case ExpertPreset::kHighThroughput:
+      return "high-throughput";
+  }
+  return "";
+}
+
+Result<ExpertPreset> parse_expert_preset(std::string_view name) {
+  std::vector<std::string> names;
+  for (const ExpertPreset preset : kPresets) {
+    if (name == expert_preset_name(preset)) return preset;
+    names.emplace_back(expert_preset_name(preset));
+  }
+  return invalid_argument(fmt::format("the preset is '{}', expected {} or {}{}", name,
+                                      fmt::join(names.begin(), names.end() - 1, ", "), names.back(),
+                                      did_you_mean(name, names)));
+}
+
+}  // namespace nibble
