@@ -1,10 +1,16 @@
 #include "nibble/offload/record_reader.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <fstream>
 #include <future>
 
@@ -129,6 +135,85 @@ TEST(RecordReader, AReaderMayGoWhileItReads) {
                     [](const Status&) {});
     }
   }
+}
+
+// Pages of this process whose last half is gone. Read as the file /proc/self/mem, the kernel itself
+// says EIO there: to io_uring, too, which a preloaded library can't fool.
+class HalfMapped {
+ public:
+  HalfMapped()
+      : data_(static_cast<std::byte*>(::mmap(nullptr, 2 * kHalf, PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
+    for (uint64_t i = 0; i < kHalf; ++i) data_[i] = static_cast<std::byte>(i % 251);
+    ::munmap(data_ + kHalf, kHalf);
+  }
+  HalfMapped(const HalfMapped&) = delete;
+  HalfMapped& operator=(const HalfMapped&) = delete;
+  ~HalfMapped() { ::munmap(data_, kHalf); }
+  uint64_t offset() const { return reinterpret_cast<uint64_t>(data_); }
+  const std::byte* data() const { return data_; }
+
+  static constexpr uint64_t kHalf = 32 * kPage;
+
+ private:
+  std::byte* data_;
+};
+
+TEST(RecordReader, ADiskThatSaysEioIsAnErrorOnEveryBackend) {
+  const HalfMapped file;
+  for (const IoBackend backend : {IoBackend::kAuto, IoBackend::kPread, IoBackend::kBuffered}) {
+    for (const uint32_t piece_pages : {1, 3, 64}) {
+      ReaderOptions options;
+      options.backend = backend;
+      options.depth = 4;
+      options.piece_bytes = piece_pages * static_cast<uint32_t>(kPage);
+      auto reader = RecordReader::open("/proc/self/mem", options).value();
+      SCOPED_TRACE(reader->description());
+      auto memory = SlotMemory::allocate(40 * kPage).value();
+      const auto good = memory.bytes().first(32 * kPage);
+      ASSERT_TRUE(read_now(*reader, file.offset(), good));
+      EXPECT_EQ(0, std::memcmp(good.data(), file.data(), good.size()));
+      // From the first bad page on, and across the border: after a short read.
+      for (const uint64_t begin : {32, 20, 31}) {
+        const Status status =
+            read_now(*reader, file.offset() + begin * kPage, memory.bytes().first(8 * kPage));
+        if (begin + 8 <= 32) {
+          EXPECT_TRUE(status);
+          continue;
+        }
+        ASSERT_FALSE(status) << begin;
+        EXPECT_THAT(status.error().message, HasSubstr("Input/output error"));
+        EXPECT_THAT(status.error().message, HasSubstr("/proc/self/mem"));
+      }
+      EXPECT_TRUE(read_now(*reader, file.offset(), good)) << "it goes on";
+    }
+  }
+}
+
+// io_uring waits in the kernel for a pipe that says nothing, like for a disk that stalls.
+TEST(RecordReader, AStallUnderIoUringIsWaitedFor) {
+  const auto path = testing::offload_folder() / "stalling";
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  const int writer = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(writer, 0);
+  ReaderOptions options;
+  options.backend = IoBackend::kUring;
+  auto reader = RecordReader::open(path, options);
+  if (!reader) {
+    EXPECT_EQ(reader.error().code, ErrorCode::kUnsupported);
+    ::close(writer);
+    GTEST_SKIP() << reader.error().message;
+  }
+  auto memory = SlotMemory::allocate(kPage).value();
+  std::promise<Status> done;
+  auto came = done.get_future();
+  (*reader)->start(0, memory.bytes(), true, [&](Status s) { done.set_value(std::move(s)); });
+  EXPECT_EQ(came.wait_for(std::chrono::milliseconds(80)), std::future_status::timeout);
+  const std::vector<char> page(kPage, 'x');
+  ASSERT_EQ(::write(writer, page.data(), page.size()), static_cast<ssize_t>(page.size()));
+  EXPECT_TRUE(came.get());
+  EXPECT_EQ(0, std::memcmp(memory.bytes().data(), page.data(), page.size()));
+  ::close(writer);
 }
 
 TEST(RecordReader, NamesOfBackendsAreChecked) {
