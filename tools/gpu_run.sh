@@ -153,13 +153,13 @@ for part in "${parts[@]}"; do
       ;;
     offload)
       run offload_tests "$(program tests_cuda)" \
-        --gtest_filter='*Offload*:StagedMoe*:CudaTransferQueue*'
+        --gtest_filter='*Offload*:StagedMoe*:HostExperts*:CudaTransferQueue*'
       grep -E "FAILED|PASSED|SKIPPED|tests ran|Failure" "$out/offload_tests.txt" | tail -40
       on_demo() {
         local packed
         packed=$(mktemp -d)/demo
         "$(program nibble)" pack models/demo "$packed" --backend cuda
-        for options in "" "--gpu-expert-slots 8" "--gpu-expert-slots 1 --ram 1MB"; do
+        for options in "" "--gpu-expert-slots 8" "--gpu-expert-slots 1 --ram 1MB" "--gpu-expert-slots 8 --cpu-experts all"; do
           echo "options: $options"
           # shellcheck disable=SC2086
           "$(program nibble)" run "$packed" --backend cuda --temperature 0 --max-tokens 40 \

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <map>
 
@@ -24,8 +25,20 @@ struct Run {
   double ms = 0;  // of a step
   double gb = 0;  // copied for it
   double hit_rate = 0;
+  double on_host = 0;  // experts of a step that the CPU computed
   std::vector<float> hidden;
 };
+
+// Normalised mean squared error.
+double nmse(const std::vector<float>& got, const std::vector<float>& want) {
+  double difference = 0;
+  double size = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    difference += std::pow(static_cast<double>(got[i]) - want[i], 2);
+    size += std::pow(static_cast<double>(want[i]), 2);
+  }
+  return difference / size;
+}
 
 // Steps of `sequences` x 1 tokens, always the same ones.
 Run decode(OffloadStage& stage, int64_t sequences, int warm_up, int steps) {
@@ -50,6 +63,7 @@ Run decode(OffloadStage& stage, int64_t sequences, int warm_up, int steps) {
   after.num_misses -= before.num_misses;
   after.num_guesses_late -= before.num_guesses_late;
   run.hit_rate = after.hit_rate();
+  run.on_host = static_cast<double>(after.num_on_host - before.num_on_host) / steps;
   return run;
 }
 
@@ -127,14 +141,25 @@ void bench_offload(int layers) {
   struct Case {
     double share;
     int prefetch_layers;
+    HostExperts host = HostExperts::kOff;
   };
-  for (const Case c : {Case{1, 0}, {0.9999, 0}, {0.75, 0}, {0.5, 0}, {0.25, 0}, {0.25, 1}}) {
+  for (const Case c : {Case{1, 0},
+                       {0.9999, 0},
+                       {0.75, 0},
+                       {0.5, 0},
+                       {0.25, 0},
+                       {0.25, 1},
+                       {0.75, 0, HostExperts::kAuto},
+                       {0.5, 0, HostExperts::kAuto},
+                       {0.25, 0, HostExperts::kAuto},
+                       {0.25, 0, HostExperts::kAll}}) {
     OffloadStage::Places places;
     places.gpu_slots =
         c.share == 1 ? all
                      : std::min(all - 1, static_cast<int64_t>(c.share * static_cast<double>(all)));
     places.ram_slots = all;
     places.prefetch_layers = c.prefetch_layers;
+    places.host_experts = c.host;
     places.ram = ram.allocator();
     places.shared = &ram;
     begin = Clock::now();
@@ -152,7 +177,10 @@ void bench_offload(int layers) {
     const double chunk_gb =
         static_cast<double>(stage.store()->stats().bytes_read - before.bytes_read) / 1e9;
     fmt::print("\n{} of {} experts on the GPU{} ({:.1f} s to place)\n", places.gpu_slots, all,
-               c.prefetch_layers == 1 ? ", guesses on (right here by construction)" : "", placed);
+               c.prefetch_layers == 1        ? ", guesses on (right here by construction)"
+               : c.host != HostExperts::kOff ? ", the CPU computes misses"
+                                             : "",
+               placed);
     fmt::print("chunk of 512 tokens: {:8.1f} ms, {:6.2f} GB copied, {:.0f} % of the link\n",
                1000 * chunk_seconds, chunk_gb, 100 * chunk_gb / chunk_seconds / link);
     for (const int64_t sequences : {1, 8}) {
@@ -166,13 +194,15 @@ void bench_offload(int layers) {
       fmt::print(
           "batch {}: {:8.2f} ms a step, {:7.2f} tokens/s; {:5.1f} % hits, {:6.3f} GB copied; "
           "formula "
-          "{:7.2f} one after the other ({:.0f} %), {:7.2f} overlapped ({:.0f} %); bits {}\n",
+          "{:7.2f} one after the other ({:.0f} %), {:7.2f} overlapped ({:.0f} %); bits {}, nmse "
+          "{:.1e}; {:.1f} computed by the CPU a step\n",
           sequences, run.ms, 1000 * static_cast<double>(sequences) / run.ms, 100 * run.hit_rate,
           run.gb, serial, 100 * serial / run.ms, overlapped, 100 * overlapped / run.ms,
-          run.hidden == reference.hidden ? "equal" : "DIFFERENT");
+          run.hidden == reference.hidden ? "equal" : "DIFFERENT",
+          nmse(run.hidden, reference.hidden), run.on_host);
     }
     if (c.share == 1) compare_resident(stage);
-    if (c.share == 0.25 && c.prefetch_layers == 0) {
+    if (c.share == 0.25 && c.prefetch_layers == 0 && c.host == HostExperts::kOff) {
       const double rate = stream_rate(stage);
       fmt::print("all experts through the store: {:.1f} GB/s, {:.0f} % of the link\n", rate,
                  100 * rate / link);

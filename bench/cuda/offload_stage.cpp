@@ -10,6 +10,8 @@
 
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/cuda_kernels.h"
+#include "nibble/kernels/host_mlp.h"
+#include "nibble/offload/host_expert_rates.h"
 #include "nibble/offload/host_tier_loader.h"
 
 namespace nibble::bench {
@@ -91,9 +93,20 @@ void OffloadStage::place(const Places& places) {
       options.hot_experts.push_back({layer, pinned_expert(i)});
     }
   }
-  store_ = or_exit(
-      TieredStore::create(or_exit(make_host_tier_loader(std::move(ram), kernels_->device(), 1)),
-                          config_, false, std::move(options)));
+  HostExpertRates rates;
+  if (places.host_experts != HostExperts::kOff) {
+    std::vector<HotExpert> measured;
+    for (int e = 0; e < 8; ++e) measured.push_back({options_.dense_layers, e});
+    rates = or_exit(measure_host_experts(*ram, measured, *kernels_->staged_moe()->host_mlp(),
+                                         kernels_->device(), 1));
+    fmt::print("\n{}: {:.3f} ms an expert, {:.3f} ms for each further token; a copy {:.3f} ms",
+               kernels_->staged_moe()->host_mlp()->name(), 1e3 * rates.first_token,
+               1e3 * rates.next_token, 1e3 * rates.copy);
+  }
+  store_ =
+      or_exit(TieredStore::create(or_exit(make_host_tier_loader(std::move(ram), kernels_->device(),
+                                                                1, places.host_experts, rates)),
+                                  config_, false, std::move(options)));
   model_->weights().expert_store = store_.get();
   synchronize();
 }

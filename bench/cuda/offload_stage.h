@@ -50,6 +50,7 @@ class OffloadStage {
     int64_t ram_slots = 0;
     int pinned = 0;
     int prefetch_layers = 0;
+    HostExperts host_experts = HostExperts::kOff;
     SlotAllocator ram;
     SharedSlots* shared = nullptr;
   };

@@ -99,7 +99,7 @@ Result<ExpertOptions> expert_options(const ExpertArguments& a) {
     return invalid_argument(fmt::format("--copy-streams is {}, expected 1 or 2", *a.copy_streams));
   }
   options.cpu_experts = NIBBLE_TRY(parse_host_experts(a.cpu_experts));
-  options.preset = NIBBLE_TRY(parse_expert_preset(a.preset));
+  if (a.preset) options.preset = NIBBLE_TRY(parse_expert_preset(*a.preset));
   options.copy_streams = a.copy_streams;
   options.eviction.kind = NIBBLE_TRY(parse_eviction_kind(a.cache));
   if (a.ageing_tokens && *a.ageing_tokens < 1) {

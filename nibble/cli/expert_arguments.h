@@ -22,7 +22,7 @@ struct ExpertArguments {
   std::optional<uint64_t> gpu_reserved;
   std::optional<int> copy_streams;
   std::string cpu_experts = "off";
-  std::string preset = "balanced";
+  std::optional<std::string> preset;
   std::string cache = "lfu";
   std::optional<int64_t> ageing_tokens;
   std::optional<int> prefetch_layers;

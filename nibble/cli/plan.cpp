@@ -481,6 +481,8 @@ void add_options(CLI::App& command, PlanOptions& o) {
       ->expected(0, 1)
       ->default_str("yes");
   text(hardware, "--net", o.net, "MBIT/S", "Network rate, for the download time");
+  number(hardware, "--host-link", o.host_link, "GB/S",
+         "From RAM to a device, for experts that are copied [PCIe: 55 for 5 x16]");
   number(hardware, "--node-link", o.node_link, "GB/S",
          "Between nodes, each device and direction [50]");
   flag(hardware, "--numa-aware", o.numa_aware, "Count the memory rate of all CPU sockets");

@@ -192,6 +192,13 @@ PlanResult<PlanRequest> plan_request(const PlanOptions& options, const PlanModel
     }
     request.node_link_rate = *options.node_link * 1e9;
   }
+  if (options.host_link) {
+    if (!(*options.host_link > 0 && *options.host_link < 1e5)) {
+      return plan_error(
+          "bad_value", fmt::format("--host-link is {}, expected GB/s above 0", *options.host_link));
+    }
+    request.host_link_rate = *options.host_link * 1e9;
+  }
   if (!options.net.empty()) {
     const auto rate = parse_number(options.net);
     if (!rate || *rate <= 0 || *rate > 1e9) {

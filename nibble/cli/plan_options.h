@@ -22,7 +22,7 @@ struct PlanOptions {
   std::string context = "32768";
   std::optional<int64_t> batch, isl, osl, mtp, max_num_tokens, max_batch;
   std::optional<int> tp, ep, pp;
-  std::optional<double> accept, kv_fraction, skew, node_link;
+  std::optional<double> accept, kv_fraction, skew, node_link, host_link;
   std::string parallel = "auto";
   bool no_graphs = false;
   bool numa_aware = false;

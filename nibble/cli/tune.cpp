@@ -23,6 +23,7 @@ namespace {
 struct TuneArguments {
   std::string model;
   int threads = 0;
+  std::string preset = "balanced";
   bool dry_run = false;
 };
 
@@ -45,12 +46,15 @@ Status run_tune(const TuneArguments& arguments) {
   KernelOptions kernel_options;
   kernel_options.threads = arguments.threads;
   const auto kernels = NIBBLE_TRY(make_kernels("cpu", kernel_options));
-  const TuneReport report = NIBBLE_TRY(tune_offload(directory, config, *kernels, rest));
+  const ExpertPreset preset = NIBBLE_TRY(parse_expert_preset(arguments.preset));
+  const TuneReport report = NIBBLE_TRY(tune_offload(directory, config, *kernels, rest, preset));
 
   for (const auto& reads : report.reads) {
     print(fmt::format("{:<44}{}\n", "reads, " + reads.description, rate_text(reads.rate)));
   }
-  print(fmt::format("{:<44}{}\n", "experts in memory, one token", rate_text(report.expert_rate)));
+  print(fmt::format("{:<44}{}\n", "experts in memory, one token",
+                    report.expert_rate > 0 ? rate_text(report.expert_rate)
+                                           : "not measured: laid out for another backend"));
   print(fmt::format("{:<44}{} a token, {} in all, {} memory free\n", "routed experts",
                     format_bytes(report.token_bytes), format_bytes(report.expert_bytes),
                     format_bytes(report.free_bytes)));
@@ -58,6 +62,7 @@ Status run_tune(const TuneArguments& arguments) {
       static_cast<double>(*report.choice.expert_memory) / static_cast<double>(report.expert_bytes);
   print("tokens/s at most, from reads and experts alone, if this share is there when wanted:\n");
   for (const double hits : {0.0, 0.25, 0.5, 0.75, 0.9, 1.0}) {
+    if (hits == 1 && report.expert_rate == 0) continue;
     print(fmt::format("  {:>3.0f} %  {:.2f}\n", 100 * hits, report.bound(hits)));
   }
   print(fmt::format("choice ({:.0f} % of the experts in memory):\n{}", 100 * share,
@@ -80,6 +85,11 @@ void add_tune_command(CLI::App& app, int* exit_code) {
   command->add_option("--threads", arguments->threads, "Threads to use [all processors]")
       ->check(CLI::Range(1, 1024).description(""))
       ->type_name("N");
+  command
+      ->add_option("--preset", arguments->preset,
+                   "What the machine is for: balanced, low-latency or high-throughput; kept, too "
+                   "[balanced]")
+      ->type_name("NAME");
   command->add_flag("--dry-run", arguments->dry_run, "Print the choice without keeping it");
   command->callback(
       [arguments, exit_code] { *exit_code = report_status(run_tune(*arguments), "tune"); });

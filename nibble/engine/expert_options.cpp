@@ -69,15 +69,14 @@ ExpertSizes sizes_of(const ExpertLoader& loader, const ModelConfig& config, bool
 }
 
 // What the GPU gives to experts.
-Result<uint64_t> gpu_budget(const ExpertOptions& options, const ExpertSizes& sizes,
-                            Device& device) {
+Result<uint64_t> gpu_budget(const ExpertOptions& options, const ExpertPresetValues& preset,
+                            const ExpertSizes& sizes, Device& device) {
   if (options.gpu_memory_bytes) return std::min(*options.gpu_memory_bytes, sizes.all());
   if (options.gpu_slots) {
     return std::min(static_cast<uint64_t>(*options.gpu_slots) * sizes.layers * sizes.largest,
                     sizes.all());
   }
   const DeviceMemory memory = NIBBLE_TRY(device.memory());
-  const ExpertPresetValues preset = preset_values(options.preset);
   const uint64_t reserved =
       std::min(memory.free_bytes, options.gpu_reserved_bytes.value_or(preset.gpu_reserved_bytes));
   const double room = preset.share_of_free * static_cast<double>(memory.free_bytes - reserved);
@@ -158,10 +157,11 @@ Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::pa
   Device& device = kernels.device();
   NIBBLE_TRY(check_options(options, device.is_host()));
   NIBBLE_TRY(check_host_experts(options, activation, kernels));
-  const ExpertPresetValues preset = preset_values(options.preset);
   const bool packed = has_packed_experts(directory);
   OffloadTuning tuning;
   if (packed) tuning = NIBBLE_TRY(load_tuning(directory));
+  const ExpertPresetValues preset =
+      preset_values(options.preset.value_or(tuning.preset.value_or(ExpertPreset::kBalanced)));
   TieredStoreOptions store;
   std::optional<uint64_t> memory = options.memory_bytes;
   if (!memory) memory = tuning.expert_memory;
@@ -190,7 +190,7 @@ Result<std::unique_ptr<TieredStore>> make_tiered_store(const std::filesystem::pa
   if (device.is_host() || sizes.experts == 0) {
     return TieredStore::create(std::move(loader), config, with_mtp, std::move(store));
   }
-  store.memory_bytes = NIBBLE_TRY(gpu_budget(options, sizes, device));
+  store.memory_bytes = NIBBLE_TRY(gpu_budget(options, preset, sizes, device));
   if (store.memory_bytes < sizes.largest) {
     return invalid_argument(fmt::format(
         "the GPU has {} for experts, and one takes {}; --gpu-expert-memory says how much",

@@ -29,7 +29,7 @@ struct ExpertOptions {
   std::optional<uint64_t> gpu_memory_bytes;
   std::optional<int64_t> gpu_slots;
   // What is not said in these is the preset's (preset_values).
-  ExpertPreset preset = ExpertPreset::kBalanced;
+  std::optional<ExpertPreset> preset;  // none: offload.txt's, or balanced
   std::optional<uint64_t> gpu_reserved_bytes;
   std::optional<int> copy_streams;  // from RAM to the GPU: 1 or 2
   std::optional<int> prefetch_layers;

@@ -110,8 +110,9 @@ Result<OffloadTuning> parse_tuning(std::string_view text) {
     const std::string_view value = line.substr(std::min(space + 1, line.size()));
     const auto wrong = [&] {
       return corrupt(fmt::format(
-          "line {} is '{}', expected 'io NAME', 'io_depth 1..256' or 'expert_memory BYTES'", number,
-          line));
+          "line {} is '{}', expected 'io NAME', 'io_depth 1..256', 'expert_memory BYTES' or "
+          "'preset NAME'",
+          number, line));
     };
     if (name == "io") {
       const auto io = parse_io_backend(value);
@@ -125,6 +126,10 @@ Result<OffloadTuning> parse_tuning(std::string_view text) {
       uint64_t bytes = 0;
       if (!parse_whole(value, &bytes) || bytes == 0) return wrong();
       tuning.expert_memory = bytes;
+    } else if (name == "preset") {
+      const auto preset = parse_expert_preset(value);
+      if (!preset) return wrong();
+      tuning.preset = *preset;
     } else {
       return wrong();
     }
@@ -138,6 +143,7 @@ std::string tuning_text(const OffloadTuning& tuning) {
   if (tuning.io) fmt::format_to(out, "io {}\n", io_name(*tuning.io));
   if (tuning.io_depth) fmt::format_to(out, "io_depth {}\n", *tuning.io_depth);
   if (tuning.expert_memory) fmt::format_to(out, "expert_memory {}\n", *tuning.expert_memory);
+  if (tuning.preset) fmt::format_to(out, "preset {}\n", expert_preset_name(*tuning.preset));
   return text;
 }
 
@@ -207,11 +213,11 @@ double TuneReport::bound(double share) const {
     }
   }
   const auto bytes = static_cast<double>(token_bytes);
-  return 1 / std::max(bytes / expert_rate, (1 - share) * bytes / rate);
+  return 1 / std::max(expert_rate > 0 ? bytes / expert_rate : 0, (1 - share) * bytes / rate);
 }
 
 Result<TuneReport> tune_offload(const std::filesystem::path& directory, const ModelConfig& config,
-                                Kernels& kernels, uint64_t rest_bytes) {
+                                Kernels& kernels, uint64_t rest_bytes, ExpertPreset preset) {
   const std::filesystem::path path = directory / kExpertFileName;
   const ExpertFile file = NIBBLE_TRY(ExpertFile::open(path));
   TuneReport report;
@@ -220,7 +226,9 @@ Result<TuneReport> tune_offload(const std::filesystem::path& directory, const Mo
   report.token_bytes = moe_layers(config, false).size() *
                        static_cast<uint64_t>(config.num_experts_per_tok) *
                        file.header().max_record_bytes;
-  report.expert_rate = NIBBLE_TRY(measure_experts(path, config, kernels, 1.0));
+  if (file.layout() == kernels.packed_layout()) {
+    report.expert_rate = NIBBLE_TRY(measure_experts(path, config, kernels, 1.0));
+  }
   double fastest = 0;
   for (const IoBackend io : {IoBackend::kUring, IoBackend::kPread}) {
     for (const int depth : {4, 8, 16, 32}) {
@@ -241,8 +249,10 @@ Result<TuneReport> tune_offload(const std::filesystem::path& directory, const Mo
   report.choice.io = chosen->options.backend;
   report.choice.io_depth = chosen->options.depth;
   report.free_bytes = NIBBLE_TRY(kernels.device().memory()).free_bytes;
-  const double room = 0.85 * (static_cast<double>(report.free_bytes) -
-                              1.2 * static_cast<double>(report.rest_bytes));
+  const double room =
+      preset_values(preset).share_of_free *
+      (static_cast<double>(report.free_bytes) - 1.2 * static_cast<double>(report.rest_bytes));
+  if (preset != ExpertPreset::kBalanced) report.choice.preset = preset;
   const auto least = static_cast<double>(file.header().max_record_bytes);
   report.choice.expert_memory =
       static_cast<uint64_t>(std::clamp(room, least, static_cast<double>(report.expert_bytes)));

@@ -12,6 +12,7 @@
 #include "nibble/base/result.h"
 #include "nibble/checkpoint/config.h"
 #include "nibble/kernels/kernels.h"
+#include "nibble/offload/expert_preset.h"
 #include "nibble/offload/record_reader.h"
 
 namespace nibble {
@@ -24,10 +25,11 @@ struct OffloadTuning {
   std::optional<IoBackend> io;
   std::optional<int> io_depth;
   std::optional<uint64_t> expert_memory;
+  std::optional<ExpertPreset> preset;
 };
 
-// Lines "io NAME", "io_depth N", "expert_memory BYTES"; # begins a comment. Errors: kCorrupt naming
-// the line.
+// Lines "io NAME", "io_depth N", "expert_memory BYTES", "preset NAME"; # begins a comment. Errors:
+// kCorrupt naming the line.
 Result<OffloadTuning> parse_tuning(std::string_view text);
 std::string tuning_text(const OffloadTuning& tuning);
 
@@ -51,7 +53,7 @@ struct TuneReport {
     double rate = 0;  // bytes/s
   };
   std::vector<Reads> reads;
-  double expert_rate = 0;  // bytes/s
+  double expert_rate = 0;  // bytes/s; 0 where the file is laid out for another backend
   uint64_t free_bytes = 0;
   uint64_t rest_bytes = 0;    // of the model without routed experts
   uint64_t expert_bytes = 0;  // of all routed experts
@@ -63,8 +65,10 @@ struct TuneReport {
 };
 
 // Measures the packed model in `directory` for about ten seconds and chooses. The smallest depth
-// within 3 % of the fastest is taken; experts get 85 % of the memory that the rest leaves.
+// within 3 % of the fastest is taken; experts get the preset's share of the memory that the rest
+// leaves. A file laid out for a GPU has its reads measured alone.
 Result<TuneReport> tune_offload(const std::filesystem::path& directory, const ModelConfig& config,
-                                Kernels& kernels, uint64_t rest_bytes);
+                                Kernels& kernels, uint64_t rest_bytes,
+                                ExpertPreset preset = ExpertPreset::kBalanced);
 
 }  // namespace nibble

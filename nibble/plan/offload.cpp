@@ -2,8 +2,25 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 
 namespace nibble {
+
+std::optional<double> host_link_rate(const PlanDevice& device) {
+  if (device.is_cpu() || device.is_unified()) return std::nullopt;
+  if (device.link.starts_with("NVLink-C2C")) return std::nullopt;  // not measured
+  int generation = 0;
+  int lanes = 16;
+  if (std::sscanf(device.link.c_str(), "PCIe%dx%d", &generation, &lanes) != 2) {
+    const double capability = std::strtod(device.compute_capability.c_str(), nullptr);
+    if (capability <= 0) return std::nullopt;
+    generation = capability >= 9 ? 5 : 4;
+    lanes = 16;
+  }
+  if (generation < 1 || generation > 6 || lanes < 1 || lanes > 32) return std::nullopt;
+  return 55e9 * std::exp2(generation - 5) * lanes / 16;
+}
 
 double zipf_share(double share, int n, double exponent) {
   double all = 0;

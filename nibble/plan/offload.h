@@ -35,6 +35,12 @@ struct OffloadRequest {
 // Fills the devices' room, then RAM (less what the system keeps), then the SSD.
 OffloadPlan place_experts(const OffloadRequest& request, const Hardware& hardware);
 
+// Bytes a second from RAM to a device: 55e9 for PCIe 5 x16 as measured on an H200
+// (docs/offload.md), and the same share of its lanes' rate for another "PCIeGxN"; devices with
+// another link are taken to have PCIe 5 from compute capability 9 on, PCIe 4 before. Absent for
+// what has no such link.
+std::optional<double> host_link_rate(const PlanDevice& device);
+
 // The share of all uses that falls on the most used `share` of n experts, when expert i is used in
 // proportion to i^-exponent. 0 and 1 map to themselves; exponent 0 gives `share`.
 double zipf_share(double share, int n, double exponent);

@@ -154,7 +154,9 @@ Placement place_with_offload(const PlanInput& input, const Split& split) {
 
 StepOverhead overhead_of(const PlanInput& input, const Placement& placement) {
   if (input.device.is_cpu() || (placement.offload && placement.offload->ram > 0)) {
-    return StepOverhead::kCpu;
+    // Without a CPU's rate experts in RAM are copied, and the host waits for each layer's choices.
+    return input.device.is_cpu() || input.hardware->cpu ? StepOverhead::kCpu
+                                                        : StepOverhead::kGeneric;
   }
   const bool graphs = input.request->graphs && input.device.vendor != "AMD" &&
                       input.device.vendor != "Apple" && input.device.vendor != "Intel";
@@ -180,16 +182,21 @@ std::optional<double> offload_mem_ms(const PlanInput& input, const Placement& pl
   if (device_rate) *device_rate /= sockets;
   const double device_eta = device.is_cpu() ? constants.eta_mem_cpu : constants.eta_mem_gpu;
   std::optional<double> ram_rate;
+  std::optional<double> copy_rate;  // one link at a time, as nibble copies
   if (device.is_cpu()) {
     ram_rate = device_rate;
   } else if (input.hardware->cpu && input.hardware->cpu->bandwidth) {
     ram_rate = *input.hardware->cpu->bandwidth /
                (input.request->numa_aware ? 1 : input.hardware->cpu->sockets);
+  } else if (!input.hardware->cpu) {
+    copy_rate = input.request->host_link_rate ? input.request->host_link_rate
+                                              : host_link_rate(input.device);
   }
   const double rest_bytes = weight_bytes_read(*input.config, rest, placement.split, tokens) + cache;
   return tiers_ms({{rest_bytes, device_rate, device_eta},
                    {experts * offload.gpu_hits / placement.split.gpus, device_rate, device_eta},
-                   {experts * offload.ram_hits, ram_rate, constants.eta_mem_cpu},
+                   copy_rate ? Tier{experts * offload.ram_hits, copy_rate, 1.0}
+                             : Tier{experts * offload.ram_hits, ram_rate, constants.eta_mem_cpu},
                    {experts * offload.ssd_hits, input.hardware->ssd_rate, 1.0}});
 }
 
@@ -281,7 +288,8 @@ void add_speed(const PlanInput& input, Placement& placement) {
       point.step.mem = offload_mem_ms(input, placement, load);
       if (!point.step.mem) {
         placement.no_speed =
-            "no estimate: it needs the rate of RAM (--cpu NAME) or of the SSD (--ssd GB/s)";
+            "no estimate: it needs the rate of RAM (--cpu NAME, --host-link GB/s) or of the SSD "
+            "(--ssd GB/s)";
         return;
       }
     }

@@ -263,6 +263,14 @@ void add_notes(const PlanInput& input, PlanReport& report) {
                : fmt::format("speed: decoding alone at a mean context of {:.0f} tokens (half of "
                              "--context; --isl and --osl estimate serving)",
                              input.mean_context));
+    const bool copied = chosen.offload && chosen.offload->ram > 0 && !input.hardware->cpu;
+    const auto copy_rate = request.host_link_rate ? request.host_link_rate : host_link_rate(device);
+    if (copied && copy_rate && !device.is_cpu()) {
+      assume(fmt::format(
+          "experts in RAM are copied over one link at {:.0f} GB/s, after the "
+          "devices' work{}; --cpu NAME: a CPU computes them there",
+          *copy_rate / 1e9, request.host_link_rate ? "" : " (PCIe 5 x16: measured on an H200)"));
+    }
     assume(request.skew
                ? fmt::format("experts are used by a Zipf law of exponent {}", *request.skew)
                : std::string("every expert is used equally often"));

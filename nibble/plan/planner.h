@@ -42,8 +42,9 @@ struct PlanRequest {
   bool numa_aware = false;     // the second socket's memory counts
   std::optional<double> skew;  // Zipf exponent of expert use; absent: uniform
   double node_link_rate = kDefaultNodeLinkRate;
-  std::optional<double> net_rate;     // bytes a second, for the download
-  std::optional<double> device_hour;  // price of one device for an hour
+  std::optional<double> host_link_rate;  // bytes a second from RAM; absent: host_link_rate()
+  std::optional<double> net_rate;        // bytes a second, for the download
+  std::optional<double> device_hour;     // price of one device for an hour
 };
 
 enum class Verdict { kFits, kTight, kOffload, kDoesNotFit };

@@ -16,6 +16,11 @@ TEST(Tuning, WhatIsKeptIsReadBack) {
   EXPECT_EQ(tuning.io, IoBackend::kPread);
   EXPECT_EQ(tuning.io_depth, 8);
   EXPECT_EQ(tuning.expert_memory, 123456u);
+  EXPECT_FALSE(tuning.preset.has_value());
+  EXPECT_EQ(parse_tuning("preset low-latency\n")->preset, ExpertPreset::kLowLatency);
+  OffloadTuning named;
+  named.preset = ExpertPreset::kHighThroughput;
+  EXPECT_EQ(tuning_text(named), "preset high-throughput\n");
   EXPECT_EQ(tuning_text(tuning), "io pread\nio_depth 8\nexpert_memory 123456\n");
   EXPECT_FALSE(parse_tuning("")->io.has_value());
   EXPECT_FALSE(load_tuning(testing::offload_folder() / "nowhere")->io_depth.has_value());
@@ -23,7 +28,7 @@ TEST(Tuning, WhatIsKeptIsReadBack) {
 
 TEST(Tuning, AWrongLineIsNamed) {
   for (const char* line : {"io mmap", "io_depth 0", "io_depth 257", "io_depth 8x",
-                           "expert_memory 0", "expert_memory -1", "speed 3", "io"}) {
+                           "expert_memory 0", "expert_memory -1", "speed 3", "io", "preset fast"}) {
     const auto wrong = parse_tuning(std::string("io auto\n") + line + "\n");
     ASSERT_FALSE(wrong) << line;
     EXPECT_THAT(wrong.error().message, HasSubstr("line 2")) << line;
