@@ -99,6 +99,7 @@ Result<HostExpertRates> measured_rates(TieredStore& ram, const ModelConfig& conf
   const int layer = moe_layers(config, with_mtp).front();
   const int64_t count =
       std::min({kMeasuredExperts, ram.stats().num_slots, int64_t{config.n_routed_experts}});
+  experts.reserve(static_cast<size_t>(count));
   for (int e = 0; e < count; ++e) experts.push_back({layer, e});
   HostMlp& mlp = *kernels.staged_moe()->host_mlp();
   const HostExpertRates rates =
