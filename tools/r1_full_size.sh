@@ -13,7 +13,8 @@ layers=${LAYERS:-61}
 port=${PORT:-8123}
 mkdir -p "$out"
 model=$(mktemp -d)
-trap 'rm -rf "$model"' EXIT
+server=
+trap '[[ -n $server ]] && kill "$server" 2>/dev/null; rm -rf "$model"' EXIT
 export NCCL_NVLS_ENABLE=0
 
 program() {

@@ -11,10 +11,13 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kLarge = int64_t{4} << 20;  // elements
+// Elements; there are as many tensors of block scales as of codes.
+constexpr int64_t kLarge = int64_t{4} << 20;
+constexpr int64_t kLargeScales = int64_t{512} << 10;
 
 bool is_large(const TensorInfo& info) {
-  return info.shape.rank() == 2 && info.shape.num_elements() >= kLarge;
+  const bool is_scale = info.dtype == DType::kF8E4m3 && info.name.ends_with("_scale");
+  return info.shape.rank() == 2 && info.shape.num_elements() >= (is_scale ? kLargeScales : kLarge);
 }
 
 // Tensors that may share a block.

@@ -15,10 +15,10 @@
 
 namespace nibble {
 
-// Tensors of at least 4 Mi elements that agree in dtype, columns and kind (codes or scales) are
-// views of one block, so that 386 GB of DeepSeek-R1 need 2 GB; all others are SyntheticSource's
-// own. What a model of such weights says is noise, and its experts are alike; how long it takes and
-// what memory it needs is that of the real one.
+// Tensors of at least 4 Mi elements (block scales: 512 Ki) that agree in dtype, columns and kind
+// (codes or scales) are views of one block, so that 386 GB of DeepSeek-R1 need 2 GB; all others are
+// SyntheticSource's own. What a model of such weights says is noise, and its experts are alike; how
+// long it takes and what memory it needs is that of the real one.
 class RepeatingSource final : public CheckpointSource {
  public:
   // Errors: those of stored_tensors.

@@ -32,7 +32,7 @@ void add_kernel_options(CLI::App& command, BackendOptions* o, const std::string&
                           "On cpu: NVFP4 weights meet activations of 8 bits, not of 16"),
          group);
   add_to(command.add_flag("--cuda-batch-invariant", o->cuda_batch_invariant,
-                          "On cuda: the same bits in batches of 128 tokens and more"),
+                          "On cuda: the same bits in every batch, at some cost"),
          group);
   add_to(command.add_flag("--cuda-exact-activations", o->cuda_exact_activations,
                           "On cuda: products of 24 bits of the activations, not of BF16"),

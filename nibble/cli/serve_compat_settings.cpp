@@ -70,7 +70,7 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                {"deterministic"},
                {},
                kCompat,
-               "On cuda: the same bits in batches of 128 tokens and more",
+               "On cuda: the same bits in every batch, at some cost",
                "",
                boolean([](ServeOptions& o, bool v) { o.model_options.cuda.batch_invariant = v; })});
   s.push_back({"tp_size",

@@ -17,8 +17,8 @@ inline constexpr int64_t kMostFilledUp = 127;
 // (MlaForm::kAbsorbed); 0 when there is none.
 int64_t recorded_size(const Batch& batch, std::span<const int64_t> sizes);
 
-// The batch with its last token repeated until there are `size`: its entry is written again, with
-// the same values. Reads the batch's block tables.
+// The batch with its last token repeated until there are `size`: its entry is written again with
+// the same values, or (cuda) once. Reads the batch's block tables.
 class PaddedBatch {
  public:
   PaddedBatch(const Batch& batch, int64_t size);

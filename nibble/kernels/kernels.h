@@ -3,7 +3,8 @@
 //
 // Activations are matrices [tokens, features] of activation_dtype(). Outputs are written whole and
 // may not overlap inputs unless an operation says so. A row's result never depends on the other
-// rows of the batch, on their number, or on the number of threads: the same bits.
+// rows of the batch, on their number, or on the number of threads: the same bits. The cuda backend
+// keeps that where it is asked to (CudaOptions::batch_invariant).
 //
 // Shapes and formats were checked when the weights were loaded: here they are NIBBLE_CHECKs.
 #pragma once

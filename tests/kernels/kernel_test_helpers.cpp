@@ -11,8 +11,6 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kRowPadding = 5;
-
 void append(std::vector<uint8_t>& bytes, const void* data, size_t size) {
   const auto* const source = static_cast<const uint8_t*>(data);
   bytes.insert(bytes.end(), source, source + size);
@@ -20,10 +18,10 @@ void append(std::vector<uint8_t>& bytes, const void* data, size_t size) {
 
 }  // namespace
 
-TestMatrix::TestMatrix(int64_t rows, int64_t cols)
+TestMatrix::TestMatrix(int64_t rows, int64_t cols, int64_t padding)
     : rows_(rows),
       cols_(cols),
-      stride_(cols + kRowPadding),
+      stride_(cols + padding),
       data_(static_cast<size_t>(rows * stride_), std::numeric_limits<float>::quiet_NaN()) {}
 
 TestMatrix TestMatrix::random(int64_t rows, int64_t cols, uint32_t seed, float deviation) {

@@ -16,8 +16,8 @@ inline constexpr ActivationFormat kW4A4 = ActivationFormat::kNvfp4;
 // A float matrix with a few elements of NaN after each row, which must survive.
 class TestMatrix {
  public:
-  // Filled with NaN.
-  TestMatrix(int64_t rows, int64_t cols);
+  // Filled with NaN. `padding`: NaNs after each row; 5 keeps rows off any alignment.
+  TestMatrix(int64_t rows, int64_t cols, int64_t padding = 5);
   static TestMatrix random(int64_t rows, int64_t cols, uint32_t seed, float deviation = 1);
   static TestMatrix of(std::vector<std::vector<float>> rows);
   static TestMatrix identity(int64_t size);

@@ -26,17 +26,32 @@ bool takes_small_blocks(const StreamArgs& args) {
   return small >= 3 && 2 * small <= large;
 }
 
+// sm_120 has 99 KB.
+bool has_room() {
+  static const bool is_enough = [] {
+    int device = 0;
+    int bytes = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+               cudaSuccess &&
+           bytes >= ring_shared_bytes<2, 16>() + kRingStaticBytes;
+  }();
+  return is_enough;
+}
+
 }  // namespace
 
 bool ring_takes(const StreamArgs& args) {
   if (args.format != LinearFormat::kNvfp4 || args.x_parts != 1 || args.fixed_order) return false;
-  if (args.work == nullptr) return args.units >= kLongUnits;
+  if (!has_room()) return false;
   const int chunk_tiles = args.gate_up ? kRingTiles / 2 : kRingTiles;
   // Every matrix may end in a chunk that is not full, at both ends of a block's run.
   const int64_t chunks =
       tiles_a_block(args, 1) / chunk_tiles + 2 * (tiles_a_block(args, 1) / args.tiles + 2);
-  return chunks <= kRingChunks && args.tiles < 65536 &&
-         (args.units >= kLongUnits || args.max_work > kManyWork);
+  constexpr int kMostIndex = 65535;  // what a block's table holds
+  if (chunks > kRingChunks || args.tiles > kMostIndex || args.num_groups > kMostIndex) return false;
+  if (args.work == nullptr) return args.units >= kLongUnits;
+  return args.max_slots <= kMostIndex && (args.units >= kLongUnits || args.max_work > kManyWork);
 }
 
 cudaError_t launch_linear_ring(const StreamArgs& args, int work_tokens, cudaStream_t stream) {

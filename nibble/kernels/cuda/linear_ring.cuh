@@ -467,9 +467,17 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
   }
 }
 
+// Of a block: dynamic, and more than what is static.
+template <int NT, int kWarps>
+constexpr int ring_shared_bytes() {
+  return kWarps * (kRingStages * kRingStageBytes + kRingTiles * NT * 32 * 16);
+}
+constexpr int kRingStaticBytes = 8192;
+static_assert(sizeof(PackedRingChunk) * kRingChunks + 1024 <= kRingStaticBytes);
+
 template <typename X, int NT, int kWarps>
 cudaError_t launch_ring_config(const StreamArgs& args, cudaStream_t stream) {
-  constexpr int kShared = kWarps * (kRingStages * kRingStageBytes + kRingTiles * NT * 32 * 16);
+  constexpr int kShared = ring_shared_bytes<NT, kWarps>();
   constexpr auto kernel = linear_ring_kernel<X, NT, kWarps>;
   const cudaError_t configured = allow_shared<kernel>(kShared);
   if (configured != cudaSuccess) return configured;

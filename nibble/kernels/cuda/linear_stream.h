@@ -58,6 +58,7 @@ struct StreamArgs {
   const int32_t* num_work = nullptr;
   const int32_t* slots = nullptr;
   int max_work = 0;  // that num_work can be
+  int64_t max_slots = 0;
   // The list was there before the launch in front of this one, which was linear_ring.cuh's.
   bool work_is_older = false;
   // A token's bits may not depend on what else is in the list.

@@ -285,6 +285,7 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   args.work = plan.work;
   args.num_work = plan.num_work;
   args.max_work = static_cast<int>(max_work);
+  args.max_slots = all_slots;
   args.fixed_order = fixed_order;
   args.slots = plan.slots;
   args.x_divisor = shape.num_experts_per_tok;

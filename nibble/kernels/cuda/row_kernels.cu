@@ -207,8 +207,11 @@ struct CacheWriteArgs {
   DType dtype = DType::kF32;
 };
 
-// By all threads of a block.
+// By all threads of a block. A token with the entry of the one in front of it is a copy of it that
+// fills up a recorded batch (engine/padded_batch.h): it writes nothing, as its last bits may
+// differ.
 __device__ void write_entry(const CacheWriteArgs& a, int64_t t) {
+  if (t > 0 && a.entries[t] == a.entries[t - 1]) return;
   const float* const row = a.kv_a + t * a.stride;
   const int64_t entry = a.entries[t];
   const double scale = norm_scale(row, a.rank, a.epsilon);
