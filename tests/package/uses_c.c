@@ -39,8 +39,9 @@ static int check_errors(const char* model, nibble_llm* llm) {
   nibble_output* output = NULL;
   EXPECT(nibble_llm_load("no/such/model", NULL, &none) == NIBBLE_NOT_FOUND);
   EXPECT(none == NULL && strstr(nibble_last_error(), "no/such/model") != NULL);
-  EXPECT(nibble_llm_load(model, "{\"tensor_parallel_size\": 8}", &none) == NIBBLE_UNSUPPORTED);
-  EXPECT(strstr(nibble_last_error(), "tensor_parallel_size is 8") != NULL);
+  EXPECT(nibble_llm_load(model, "{\"tensor_parallel_size\": 8}", &none) == NIBBLE_INVALID_ARGUMENT);
+  EXPECT(none == NULL && strstr(nibble_last_error(), "tp_size 8") != NULL);
+  EXPECT(strstr(nibble_last_error(), "1x1, 2x1, 2x2") != NULL);
   EXPECT(nibble_llm_load(model, "{", &none) == NIBBLE_INVALID_ARGUMENT);
   EXPECT(nibble_llm_load(NULL, NULL, &none) == NIBBLE_INVALID_ARGUMENT);
   EXPECT(nibble_generate(llm, "x", "{\"temperature\": 3}", &output) == NIBBLE_INVALID_ARGUMENT);
