@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures runs whose experts do not fit in memory beside what the disk allows, all in one session.
 
-    bench/offload_limits.py PACKED [--plain MODEL] [--nibble build/cpu/bin/nibble] [--tokens 48] [--shares 25,50,100]
+    bench/offload_limits.py [--plain MODEL] [--nibble build/cpu/bin/nibble] [--tokens 48] [--shares 25,50,100] [--depth 16] PACKED [-- OPTION...]
 
 PACKED is a folder of `nibble pack`, MODEL the checkpoint that it was made from. For each share of the experts in
 memory: the rate of reads against a plain O_DIRECT read test (the faster of fio, where it is installed, and threads
@@ -10,7 +10,7 @@ that call preadv, before and after the run), and decoded tokens/s against
     bound = 1 / max(seconds a token takes with everything in memory, bytes read for a token / the read test's rate)
 
 The process is kept inside a memory cgroup of its budget plus what it needs with no expert at all, where this machine
-lets one be made; otherwise the script says so and the budget is nibble's own.
+lets one be made; otherwise the script says so and the budget is nibble's own. OPTIONs go to nibble run.
 """
 import argparse
 import json
@@ -27,14 +27,14 @@ from pathlib import Path
 PROMPT = "The capital of France is"
 
 
-def fio_test(path, seconds):
-    """Bytes a second of fio's random reads of 1 MB, 16 under way; 0 without fio."""
+def fio_test(path, seconds, depth):
+    """Bytes a second of fio's random reads of 1 MB, `depth` under way; 0 without fio."""
     if not shutil.which("fio"):
         return 0
     best = 0
     for engine in ("io_uring", "libaio"):
         done = subprocess.run(["fio", "--name=raw", f"--filename={path}", "--readonly", "--rw=randread", "--bs=1M",
-                               "--iodepth=16", "--direct=1", f"--ioengine={engine}", "--time_based",
+                               f"--iodepth={depth}", "--direct=1", f"--ioengine={engine}", "--time_based",
                                f"--runtime={max(1, round(seconds / 2))}", "--output-format=json"],
                               capture_output=True, text=True)
         if done.returncode == 0:
@@ -74,8 +74,8 @@ def read_test(path, record_bytes, seconds, depth=16, piece=1 << 20):
     return total[0] / (time.monotonic() - begin)
 
 
-def raw_rate(path, record_bytes, seconds):
-    return max(fio_test(path, seconds), read_test(path, record_bytes, seconds / 2))
+def raw_rate(path, record_bytes, seconds, depth):
+    return max(fio_test(path, seconds, depth), read_test(path, record_bytes, seconds / 2, depth))
 
 
 class MemoryCgroup:
@@ -129,6 +129,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--shares", default="25,50,100")
     parser.add_argument("--seconds", type=float, default=4, help="of each read test")
+    parser.add_argument("--depth", type=int, default=16, help="reads of 1 MB under way in the read tests")
     parser.add_argument("--overhead-runs", type=int, default=5)
     parser.add_argument("options", nargs="*", help="for nibble run, behind --")
     arguments = parser.parse_args()
@@ -154,12 +155,12 @@ def main():
     for share in map(float, arguments.shares.split(",")):
         budget = int(total * record * share / 100)
         limit = budget + 2 * rest + (400 << 20)
-        before = raw_rate(file, record, arguments.seconds)
+        before = raw_rate(file, record, arguments.seconds, arguments.depth)
         result = run(arguments.nibble, arguments.packed, arguments.tokens, "--expert-memory", str(budget), *options,
                      limit=limit)
         # The same prompt with one token: what the prompt read, to be taken off.
         prompt = run(arguments.nibble, arguments.packed, 1, "--expert-memory", str(budget), *options, limit=limit)
-        raw = max(before, raw_rate(file, record, arguments.seconds))
+        raw = max(before, raw_rate(file, record, arguments.seconds, arguments.depth))
         experts = {name: value - prompt["experts"][name] for name, value in result["experts"].items()}
         wanted = experts["hits"] + experts["misses"] + experts["guesses_late"]
         rate = result["experts"]["bytes_read"] / max(result["experts"]["read_seconds"], 1e-9)
