@@ -10,6 +10,9 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+
+from make_r1_slice import config as r1_config
 
 
 def main():
@@ -20,15 +23,7 @@ def main():
     parser.add_argument("--layout", default="nvfp4_v2", choices=["nvfp4_v2", "nvfp4_v1", "fp8", "bf16"])
     arguments = parser.parse_args()
     demo = Path(__file__).resolve().parent.parent / "models/demo"
-    config = json.loads((demo / "config.json").read_text())
-    config.pop("quantization_config")
-    config.update(
-        vocab_size=129280, hidden_size=7168, intermediate_size=18432, moe_intermediate_size=2048,
-        num_hidden_layers=arguments.layers, num_nextn_predict_layers=1, num_attention_heads=128, num_key_value_heads=128,
-        n_routed_experts=256, num_experts_per_tok=8, n_group=8, topk_group=4, kv_lora_rank=512, q_lora_rank=1536,
-        qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, first_k_dense_replace=arguments.dense_layers,
-        max_position_embeddings=163840,
-        rope_scaling=dict(config["rope_scaling"], factor=40, original_max_position_embeddings=4096))
+    config = r1_config(SimpleNamespace(dense=arguments.dense_layers, layers=arguments.layers - arguments.dense_layers, mtp=True, experts=256))
     if arguments.layout == "fp8":
         config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                                          "weight_block_size": [128, 128]}

@@ -25,12 +25,7 @@ Result<std::string> backend_of(const api::LLMOptions& options) {
   }
   constexpr std::array kOwn = {"auto", "cpu", "cuda", "reference"};
   if (std::find(kOwn.begin(), kOwn.end(), options.backend) != kOwn.end()) {
-    if (options.backend == "auto") return options.device;
-    if (options.device != "auto" && (options.device == "cuda") != (options.backend == "cuda")) {
-      return invalid_argument(fmt::format("device is '{}' and backend is '{}': give one of them",
-                                          options.device, options.backend));
-    }
-    return options.backend;
+    return backend_on_device(options.backend, options.device);
   }
   constexpr std::array kForeign = {"pytorch", "_torch", "tensorrt", "trt", "_autodeploy"};
   if (std::find(kForeign.begin(), kForeign.end(), options.backend) != kForeign.end()) {

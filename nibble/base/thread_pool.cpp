@@ -126,7 +126,8 @@ ThreadPool::ThreadPool(int num_threads, Placement placement) : state_(std::make_
       });
     }
     for (const std::vector<int>& place : places) {
-      if (place.size() == 1) state_->processors.push_back(place[0]);
+      if (place.size() != 1) break;  // entry i is thread i's
+      state_->processors.push_back(place[0]);
     }
   } catch (const std::system_error& error) {
     // The destructor won't run, and a thread that nobody joins would end the process.

@@ -301,9 +301,9 @@ Result<std::unique_ptr<CompletionTarget>> open_target(const EvalRunOptions& o,
   options.engine.max_num_tokens = std::max<int64_t>(512, concurrency * (1 + o.num_drafts));
   options.engine.num_drafts = o.num_drafts;
   options.engine.relaxed_thinking = {o.relaxed, o.relaxed_topk, o.relaxed_delta};
-  const RankOptions ranks = NIBBLE_TRY(apply(o.parallel, &options.model));
-  if (ranks.transport == RankTransport::kMpi ||
-      (ranks.transport == RankTransport::kAuto && started_by_mpi())) {
+  options.ranks = NIBBLE_TRY(apply(o.parallel, &options.model));
+  if (options.ranks.transport == RankTransport::kMpi ||
+      (options.ranks.transport == RankTransport::kAuto && started_by_mpi())) {
     return unsupported(
         "nibble eval's ranks are threads of one process: start it without mpirun and with "
         "--tp-size, or evaluate a server (mpirun nibble serve) with --base-url");

@@ -23,7 +23,7 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
                "NAME",
                [](ServeOptions& o, const std::string& v) -> Status {
                  if (v == "auto" || v == "cpu" || v == "cuda" || v == "reference") {
-                   if (v != "auto") o.model_options.backend = v;  // --device may say it
+                   o.model_options.backend = v;
                    return {};
                  }
                  if (v != "pytorch" && v != "tensorrt" && v != "trt" && v != "_autodeploy") {

@@ -314,10 +314,12 @@ void add_engine_settings(std::vector<ServeSetting>& s) {
                "auto, cpu or cuda; as --backend of that name [auto: cpu]",
                "NAME",
                [](Options& o, const std::string& v) -> Status {
-                 if (v == "cpu" || v == "cuda") o.model_options.backend = v;
-                 if (v == "auto" || v == "cpu" || v == "cuda") return {};
-                 return unsupported(
-                     fmt::format("'{}' is not supported; there are auto, cpu and cuda", v));
+                 if (v != "auto" && v != "cpu" && v != "cuda") {
+                   return unsupported(
+                       fmt::format("'{}' is not supported; there are auto, cpu and cuda", v));
+                 }
+                 o.device = v;
+                 return {};
                }});
   s.push_back({"threads",
                {},
@@ -532,6 +534,7 @@ Status apply_environment(ServeOptions* options) {
 
 Status check_serve_options(ServeOptions* options) {
   ServeOptions& o = *options;
+  o.model_options.backend = NIBBLE_TRY(backend_on_device(o.model_options.backend, o.device));
   if (o.http.certificate_file.empty() != o.http.key_file.empty()) {
     return invalid_argument("ssl_certfile and ssl_keyfile belong together");
   }

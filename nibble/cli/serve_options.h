@@ -27,6 +27,7 @@ struct ServeOptions {
   HttpServerOptions http;
   ServiceOptions service;
   ModelOptions model_options;
+  std::string device = "auto";  // check_serve_options() puts it into model_options.backend
   EngineOptions engine;
   ParallelOptions parallel;
   std::optional<int64_t> max_queue_size;

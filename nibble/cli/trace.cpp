@@ -37,10 +37,8 @@ std::string share_text(double rate) { return fmt::format("{:>8.2f}", 100 * rate)
 // In how many steps each expert was used: with steps of one token its tokens.
 ExpertLoad load_of(const RoutingTrace& trace) {
   ExpertLoad load;
-  for (const RoutingStep& step : trace.steps) {
-    std::vector<double>& of_layer = load[step.layer];
-    of_layer.resize(static_cast<size_t>(trace.num_experts));
-    for (const ExpertUse& use : step.uses) of_layer[static_cast<size_t>(use.expert)] += 1;
+  for (const auto& [layer, counts] : count_experts(trace)) {
+    load[layer].assign(counts.begin(), counts.end());
   }
   return load;
 }

@@ -133,7 +133,6 @@ void DataParallelEngine::count_step(const LaneWork& before,
   const LaneWork now = work_of_lanes();
   const int64_t steps = now.steps - before.steps;
   if (steps == 0) return;
-  ++num_steps_;
   StepCount& count = now.prefill_steps - before.prefill_steps == steps ? prefill_steps_
                      : now.decode_steps - before.decode_steps == steps ? decode_steps_
                                                                        : mixed_steps_;
@@ -143,7 +142,7 @@ void DataParallelEngine::count_step(const LaneWork& before,
 
 EngineStats DataParallelEngine::stats() const {
   EngineStats all = Engine::stats();
-  all.num_steps = num_steps_;
+  all.num_steps = prefill_steps_.steps + decode_steps_.steps + mixed_steps_.steps;
   all.prefill_steps = prefill_steps_;
   all.decode_steps = decode_steps_;
   all.mixed_steps = mixed_steps_;

@@ -51,7 +51,6 @@ class DataParallelEngine : public Engine {
   // any more.
   std::unique_ptr<LaneGroup> group_;
   std::vector<std::unique_ptr<Engine>> others_;  // the lanes of ranks 1 and up
-  int64_t num_steps_ = 0;
   StepCount prefill_steps_;
   StepCount decode_steps_;
   StepCount mixed_steps_;

@@ -23,6 +23,15 @@ constexpr int64_t kDefaultMaxSeqLen = int64_t{1} << 20;
 
 }  // namespace
 
+Result<std::string> backend_on_device(std::string_view backend, std::string_view device) {
+  if (backend == "auto") return std::string(device);
+  if (device != "auto" && (device == "cuda") != (backend == "cuda")) {
+    return invalid_argument(
+        fmt::format("device is '{}' and backend is '{}': give one of them", device, backend));
+  }
+  return std::string(backend);
+}
+
 Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::path& directory,
                                                        const ModelOptions& options) {
   const ModelConfig config = NIBBLE_TRY(load_config(directory));

@@ -39,6 +39,10 @@ struct ModelOptions {
   std::function<void(double share)> on_progress;
 };
 
+// The backend that `backend` and `device` (auto, cpu or cuda) ask for together. Errors:
+// kInvalidArgument when one names a GPU and the other does not.
+Result<std::string> backend_on_device(std::string_view backend, std::string_view device);
+
 // Not movable: the weights point into the kernels' device. On one of several ranks its destructor
 // waits for those of the others; that of rank 0 ends serve_rank() there.
 class LoadedModel {

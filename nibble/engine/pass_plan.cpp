@@ -33,8 +33,10 @@ Result<int64_t> blocks_from_memory(LoadedModel& model, const PassPlan& plan) {
   if (device.is_host() && model.comm != nullptr) fraction /= model.comm->size();
   // Mapped weights count as free, for the system could drop them; then every step would read them
   // from the disk again.
-  const uint64_t free_bytes =
-      memory.free_bytes - std::min(memory.free_bytes, model.weights.mapped_bytes);
+  uint64_t mapped = model.weights.mapped_bytes;
+  if (device.is_host() && model.comm != nullptr)
+    mapped *= static_cast<uint64_t>(model.comm->size());
+  const uint64_t free_bytes = memory.free_bytes - std::min(memory.free_bytes, mapped);
   const auto blocks = static_cast<int64_t>(fraction * static_cast<double>(free_bytes) /
                                            static_cast<double>(block_bytes));
   const int64_t context_blocks =

@@ -50,12 +50,15 @@ class EngineTarget : public CompletionTarget {
         {"relaxed_thinking", options_.engine.relaxed_thinking.enabled},
         {"relaxed_topk", options_.engine.relaxed_thinking.topk},
         {"relaxed_delta", options_.engine.relaxed_thinking.delta}};
+    if (options_.model.cpu_int8_activations) identity["cpu_int8_activations"] = true;
     // Sums over ranks round differently. One rank is as it was before there were more.
     if (ranks_->shard().tp_size > 1) {
       const Shard& shard = ranks_->shard();
       identity["tp_size"] = shard.tp_size;
       identity["ep_size"] = shard.ep_size;
       identity["enable_attention_dp"] = shard.enable_attention_dp;
+      const std::string placement = options_.model.expert_placement.string();
+      if (!placement.empty()) identity["expert_placement"] = placement;
     }
     identity_ = identity.dump();
     return {};
@@ -184,7 +187,7 @@ void split_reply(std::string reply, bool opened, Completion* completion) {
 Result<std::unique_ptr<CompletionTarget>> make_engine_target(const std::filesystem::path& directory,
                                                              const EngineTargetOptions& options) {
   ChatTemplate chat_template = NIBBLE_TRY(ChatTemplate::load(directory, options.chat_template));
-  RankOptions rank_options;
+  RankOptions rank_options = options.ranks;
   rank_options.transport = RankTransport::kThreads;
   auto ranks = NIBBLE_TRY(RankGroup::start(directory, options.model, rank_options));
   auto model = NIBBLE_TRY(ranks->load_model());

@@ -10,6 +10,7 @@
 #include "nibble/base/result.h"
 #include "nibble/engine/engine.h"
 #include "nibble/engine/loaded_model.h"
+#include "nibble/engine/rank_group.h"
 
 namespace nibble {
 
@@ -63,6 +64,7 @@ class CompletionTarget {
 
 struct EngineTargetOptions {
   ModelOptions model;  // its shard: ranks that are threads of this process
+  RankOptions ranks;   // of those
   EngineOptions engine;
   std::string chat_template;
 };

@@ -42,7 +42,9 @@ Status staged_moe_from_store(const Weights& weights, const MoeWeights& layer,
   bool first = true;
   while (!scratch.wanted.empty()) {
     // The host computes once the device has got all that there is for it.
-    if (!store.is_at_hand(layer.layer, scratch.wanted)) compute_on_host();
+    if (!on_host.ids().empty() && !store.is_at_hand(layer.layer, scratch.wanted)) {
+      compute_on_host();
+    }
     const ExpertLease lease = NIBBLE_TRY(store.acquire(layer.layer, scratch.wanted));
     staged->run(lease.experts(), lease.ids());
     for (const int32_t e : lease.ids()) std::erase(scratch.wanted, e);

@@ -56,8 +56,6 @@ class WeightCacheReader {
   // its bytes don't have their checksum.
   Result<CachedWeight> read(std::string_view name) const;
 
-  size_t num_weights() const { return entries_.size(); }
-
   // The mapping, which outlives the reader so.
   MappedFile take_file() && { return std::move(file_); }
 

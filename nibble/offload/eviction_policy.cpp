@@ -1,13 +1,10 @@
 #include "nibble/offload/eviction_policy.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 
 #include "nibble/base/check.h"
-#include "nibble/base/error.h"
-#include "nibble/base/text.h"
+#include "nibble/offload/name_choice.h"
 
 namespace nibble {
 namespace {
@@ -95,12 +92,8 @@ class Score final : public EvictionPolicy {
 }  // namespace
 
 Result<EvictionKind> parse_eviction_kind(std::string_view name) {
-  for (const EvictionKind kind : {EvictionKind::kLfu, EvictionKind::kLru, EvictionKind::kScore}) {
-    if (eviction_kind_name(kind) == name) return kind;
-  }
-  const std::vector<std::string> names = {"lfu", "lru", "score"};
-  return invalid_argument(fmt::format("--expert-cache is '{}', expected lfu, lru or score{}", name,
-                                      did_you_mean(name, names)));
+  constexpr EvictionKind kKinds[] = {EvictionKind::kLfu, EvictionKind::kLru, EvictionKind::kScore};
+  return choose_by_name<EvictionKind>("--expert-cache", name, kKinds, eviction_kind_name);
 }
 
 std::string_view eviction_kind_name(EvictionKind kind) {

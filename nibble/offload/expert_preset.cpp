@@ -1,13 +1,8 @@
 #include "nibble/offload/expert_preset.h"
 
-#include <fmt/format.h>
-
 #include <array>
-#include <string>
-#include <vector>
 
-#include "nibble/base/error.h"
-#include "nibble/base/text.h"
+#include "nibble/offload/name_choice.h"
 
 namespace nibble {
 namespace {
@@ -43,14 +38,7 @@ std::string_view expert_preset_name(ExpertPreset preset) {
 }
 
 Result<ExpertPreset> parse_expert_preset(std::string_view name) {
-  std::vector<std::string> names;
-  for (const ExpertPreset preset : kPresets) {
-    if (name == expert_preset_name(preset)) return preset;
-    names.emplace_back(expert_preset_name(preset));
-  }
-  return invalid_argument(fmt::format("the preset is '{}', expected {} or {}{}", name,
-                                      fmt::join(names.begin(), names.end() - 1, ", "), names.back(),
-                                      did_you_mean(name, names)));
+  return choose_by_name<ExpertPreset>("the preset", name, kPresets, expert_preset_name);
 }
 
 }  // namespace nibble

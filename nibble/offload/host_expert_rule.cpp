@@ -1,22 +1,14 @@
 #include "nibble/offload/host_expert_rule.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <string>
 
-#include "nibble/base/error.h"
-#include "nibble/base/text.h"
+#include "nibble/offload/name_choice.h"
 
 namespace nibble {
 
 Result<HostExperts> parse_host_experts(std::string_view name) {
-  if (name == "off") return HostExperts::kOff;
-  if (name == "auto") return HostExperts::kAuto;
-  if (name == "all") return HostExperts::kAll;
-  const std::vector<std::string> names = {"off", "auto", "all"};
-  return invalid_argument(fmt::format("--cpu-experts is '{}', expected off, auto or all{}", name,
-                                      did_you_mean(name, names)));
+  constexpr HostExperts kModes[] = {HostExperts::kOff, HostExperts::kAuto, HostExperts::kAll};
+  return choose_by_name<HostExperts>("--cpu-experts", name, kModes, host_experts_name);
 }
 
 std::string_view host_experts_name(HostExperts mode) {

@@ -200,8 +200,8 @@ class HostTierLoader final : public ExpertLoader {
     return weight;
   }
 
-  // Takes the lock and gives it back. The caller may hold the upper store's, which `done` takes: it
-  // is called elsewhere.
+  // Called with the lock held, returns with it held; given up while the tier below is asked. The
+  // caller may hold the upper store's, which `done` takes: it is called elsewhere.
   void fetch(Job job, bool urgent, std::unique_lock<std::mutex>& lock) {
     const uint64_t ticket = job.ticket;
     const int layer = job.layer;

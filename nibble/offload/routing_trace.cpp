@@ -126,15 +126,19 @@ Result<RoutingTrace> load_routing_trace(const std::filesystem::path& path) {
   return with_context(parse_routing_trace(text), path.string());
 }
 
-std::string expert_counts_text(const RoutingTrace& trace) {
+std::map<int, std::vector<int64_t>> count_experts(const RoutingTrace& trace) {
   std::map<int, std::vector<int64_t>> counts;
   for (const RoutingStep& step : trace.steps) {
     std::vector<int64_t>& layer = counts[step.layer];
     layer.resize(static_cast<size_t>(trace.num_experts));
     for (const ExpertUse& use : step.uses) ++layer[static_cast<size_t>(use.expert)];
   }
+  return counts;
+}
+
+std::string expert_counts_text(const RoutingTrace& trace) {
   std::string text;
-  for (const auto& [layer, of_expert] : counts) {
+  for (const auto& [layer, of_expert] : count_experts(trace)) {
     std::vector<int> experts;
     for (int e = 0; e < trace.num_experts; ++e) {
       if (of_expert[static_cast<size_t>(e)] > 0) experts.push_back(e);

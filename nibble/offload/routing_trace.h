@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -56,7 +57,10 @@ struct RoutingTrace {
 Result<RoutingTrace> parse_routing_trace(std::string_view text);
 Result<RoutingTrace> load_routing_trace(const std::filesystem::path& path);
 
-// How often each expert was used, as text "LAYER EXPERT STEPS", most used first within its layer:
+// By layer, in how many steps each expert was used: [num_experts].
+std::map<int, std::vector<int64_t>> count_experts(const RoutingTrace& trace);
+
+// The same as text "LAYER EXPERT STEPS", most used first within its layer:
 // the file that --hot-experts takes.
 std::string expert_counts_text(const RoutingTrace& trace);
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "nibble/plan/kv_cache_size.h"
+#include "nibble/plan/placement.h"
 
 namespace nibble {
 namespace {
@@ -56,11 +57,9 @@ struct Replica {
     const Split& split = placement->split;
     const LinkSpeed link = link_speed(report->device, split.tp * split.dp, constants->speed,
                                       report->request.node_link_rate);
-    const StepOverhead overhead = report->device.is_cpu()  ? StepOverhead::kCpu
-                                  : report->request.graphs ? StepOverhead::kGraph
-                                                           : StepOverhead::kGeneric;
-    return decode_step(config(), report->weights, report->device, split, load, constants->speed,
-                       overhead, link)
+    return decode_step(config(), report->weights, device_as_run(report->device, report->request),
+                       split, load, constants->speed,
+                       device_overhead(report->device, report->request.graphs), link)
         .total();
   }
 
@@ -114,8 +113,8 @@ struct Replica {
   }
 };
 
-int count_for(double wanted, double each) {
-  return static_cast<int>(std::ceil(wanted / each * (1 - 1e-12)));
+int64_t count_for(double wanted, double each) {
+  return static_cast<int64_t>(std::ceil(wanted / each * (1 - 1e-12)));
 }
 
 // Prompts and answers on the same devices, with this share of prompts found.
@@ -257,7 +256,8 @@ PlanResult<CapacityReport> plan_capacity(const PlanModel& model,
           // What is found depends on the number of replicas, and the other way round.
           row = together(replica, way, 0, capacity);
           if (row.problem.empty()) {
-            row = together(replica, way, capacity.prefix_share / row.replicas, capacity);
+            row = together(replica, way, capacity.prefix_share / static_cast<double>(row.replicas),
+                           capacity);
           }
         }
         if (row.problem.empty() && capacity.max_ttft_ms > 0 && row.ttft_ms > capacity.max_ttft_ms) {

@@ -38,12 +38,12 @@ struct CapacityRow {
   double tpot_ms = 0;
   double ttft_ms = 0;
   double rate = 0;  // requests a second of such a replica, all of its time
-  int replicas = 0;
-  double prompt_rate = 0;   // prompts a second of a replica for prompts; disaggregated only
-  int prompt_replicas = 0;  // of CapacityReport::prompt_split
-  double transfer_ms = 0;   // of a prompt's cache, in ttft_ms
-  int gpus = 0;             // in all
-  std::string problem;      // why this can't be; then only way and split mean something
+  int64_t replicas = 0;
+  double prompt_rate = 0;       // prompts a second of a replica for prompts; disaggregated only
+  int64_t prompt_replicas = 0;  // of CapacityReport::prompt_split
+  double transfer_ms = 0;       // of a prompt's cache, in ttft_ms
+  int64_t gpus = 0;             // in all
+  std::string problem;          // why this can't be; then only way and split mean something
 };
 
 struct CapacityReport {

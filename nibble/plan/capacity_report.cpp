@@ -12,10 +12,10 @@ std::string split_name(const Split& split) {
                                           : fmt::format("TP {} EP {}", split.tp, split.ep);
 }
 
-int nodes_of(const CapacityReport& report, const CapacityRow& row) {
-  const int per_node = std::max(1, report.device.gpus_per_node);
+int64_t nodes_of(const CapacityReport& report, const CapacityRow& row) {
+  const int64_t per_node = std::max<int64_t>(1, report.device.gpus_per_node);
   // A replica has whole nodes, or several share one.
-  const auto nodes = [&](int replicas, int gpus) {
+  const auto nodes = [&](int64_t replicas, int64_t gpus) {
     if (gpus % per_node == 0) return replicas * (gpus / per_node);
     return (replicas * gpus + per_node - 1) / per_node;
   };
@@ -62,12 +62,13 @@ std::string capacity_text(const CapacityReport& report, TableStyle style) {
   for (const CapacityWay way :
        {CapacityWay::kRandom, CapacityWay::kCacheAware, CapacityWay::kDisaggregated}) {
     const CapacityRow* const best = report.best(way);
-    text += best == nullptr
-                ? fmt::format("{}: not possible within the limits\n", capacity_way_name(way))
-                : fmt::format("{}: {} devices in {} nodes, {:.0f} tokens/s each\n",
-                              capacity_way_name(way), best->gpus, nodes_of(report, *best),
-                              report.capacity.requests_per_second *
-                                  static_cast<double>(request.osl) / best->gpus);
+    text +=
+        best == nullptr
+            ? fmt::format("{}: not possible within the limits\n", capacity_way_name(way))
+            : fmt::format("{}: {} devices in {} nodes, {:.0f} tokens/s each\n",
+                          capacity_way_name(way), best->gpus, nodes_of(report, *best),
+                          report.capacity.requests_per_second * static_cast<double>(request.osl) /
+                              static_cast<double>(best->gpus));
   }
   for (const std::string& note : report.notes) text += fmt::format("note: {}\n", note);
   return text;

@@ -108,7 +108,10 @@ void add_launch(PlanReport& report, const std::optional<PlanFormat>& asked_forma
                     (split.gpus + report.device.gpus_per_node - 1) / report.device.gpus_per_node,
                     report.device.gpus_per_node));
   }
-  if (!report.device.is_cpu() && report.device.name.find("H200") == std::string::npos) {
+  const std::string& name = report.device.name;
+  const bool is_h200 =
+      name.find("H200") != std::string::npos && name.find("GH200") == std::string::npos;
+  if (!report.device.is_cpu() && !is_h200) {
     report.notes.push_back("nibble's CUDA kernels have been run on H200 GPUs alone");
   }
   report.launch = std::move(command);

@@ -158,9 +158,7 @@ StepOverhead overhead_of(const PlanInput& input, const Placement& placement) {
     return input.device.is_cpu() || input.hardware->cpu ? StepOverhead::kCpu
                                                         : StepOverhead::kGeneric;
   }
-  const bool graphs = input.request->graphs && input.device.vendor != "AMD" &&
-                      input.device.vendor != "Apple" && input.device.vendor != "Intel";
-  return graphs ? StepOverhead::kGraph : StepOverhead::kGeneric;
+  return device_overhead(input.device, input.request->graphs);
 }
 
 // The memory term with experts in several places: rest and cache from the devices, each tier its
@@ -227,6 +225,18 @@ void add_measured_speed(const PlanInput& input, Placement& placement) {
 
 }  // namespace
 
+StepOverhead device_overhead(const PlanDevice& device, bool graphs) {
+  if (device.is_cpu()) return StepOverhead::kCpu;
+  const bool has_graphs =
+      device.vendor != "AMD" && device.vendor != "Apple" && device.vendor != "Intel";
+  return graphs && has_graphs ? StepOverhead::kGraph : StepOverhead::kGeneric;
+}
+
+PlanDevice device_as_run(PlanDevice device, const PlanRequest& request) {
+  if (request.numa_aware) device.sockets = 1;
+  return device;
+}
+
 Placement place(const PlanInput& input, const Split& split) {
   Placement placement = place_on_devices(input, split);
   if (placement.verdict != Verdict::kDoesNotFit) return placement;
@@ -263,8 +273,7 @@ void add_speed(const PlanInput& input, Placement& placement) {
   const SpeedConstants& constants = input.constants->speed;
   const LinkSpeed link = link_speed(input.device, placement.split.tp * placement.split.dp,
                                     constants, input.request->node_link_rate);
-  PlanDevice device = input.device;
-  if (input.request->numa_aware) device.sockets = 1;
+  const PlanDevice device = device_as_run(input.device, *input.request);
   std::set<int64_t> batches = {input.request->batch};
   for (int64_t batch = 1; batch <= placement.max_batch && batch <= 65536; batch *= 4) {
     batches.insert(batch);

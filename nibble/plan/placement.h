@@ -27,6 +27,13 @@ struct PlanInput {
 // the devices don't hold them and there is such a place.
 Placement place(const PlanInput& input, const Split& split);
 
+// What launching a step costs on such devices, all experts on them: graphs only where vendors of
+// that kind of device have them.
+StepOverhead device_overhead(const PlanDevice& device, bool graphs);
+
+// The device as the request runs it: numa_aware leaves no traffic between sockets.
+PlanDevice device_as_run(PlanDevice device, const PlanRequest& request);
+
 // Adds the estimates: batches 1, 4, 16, ... up to the largest that fits, and the batch asked.
 void add_speed(const PlanInput& input, Placement& placement);
 

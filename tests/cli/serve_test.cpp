@@ -97,6 +97,23 @@ TEST(Serve, TheCardsCommandLineWorksOnOneDevice) {
   EXPECT_THAT(refused.err, HasSubstr("--pp_size: 2 is not supported"));
 }
 
+TEST(Serve, DeviceAndBackendSayTheSameOrAreRefused) {
+  const std::string automatic = config_file("nibble-auto.yaml", "backend: auto\n");
+  const auto backend_of = [](const std::vector<std::string>& arguments) {
+    const ProgramRun run = dry_run(arguments);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return configuration(run)["backend"];
+  };
+  EXPECT_EQ(backend_of({}), "auto");
+  EXPECT_EQ(backend_of({"--device", "cuda", "--backend", "pytorch"}), "cuda");
+  EXPECT_EQ(backend_of({"--device", "cpu", "--backend", "reference"}), "reference");
+  EXPECT_EQ(backend_of({"--device", "cuda", "--config", automatic}), "cuda");
+  EXPECT_EQ(backend_of({"--backend", "cuda", "--config", automatic}), "auto");  // the file wins
+  const ProgramRun both = dry_run({"--device", "cuda", "--backend", "cpu"});
+  EXPECT_EQ(both.exit_code, 2);
+  EXPECT_THAT(both.err, HasSubstr("device is 'cuda' and backend is 'cpu'"));
+}
+
 TEST(Serve, NewKeysAndOldKeysMeanTheSame) {
   const auto old_keys = config_file("nibble-old.yaml", "kv_cache_dtype: fp8\nmoe_backend: AUTO\n");
   const auto new_keys = config_file("nibble-new.yaml",

@@ -6,11 +6,10 @@
 
 #include <cmath>
 #include <cstring>
-#include <random>
-#include <set>
 
 #include "nibble/kernels/reference/reference_kernels.h"
 #include "tests/cuda/host_side_cuda.h"
+#include "tests/cuda/random_choices.h"
 #include "tests/kernels/kernel_test_helpers.h"
 #include "tests/kernels/mla_helpers.h"
 
@@ -123,19 +122,8 @@ TEST(Bf16Moe, AgreesWithTheReferenceForFewAndManyTokens) {
     RouterShape shape;
     shape.n_routed_experts = s.experts;
     shape.num_experts_per_tok = s.per_token;
-    std::mt19937 rng(51);
-    std::vector<int32_t> ids;
-    std::vector<float> weights;
-    for (int64_t t = 0; t < s.tokens; ++t) {
-      std::set<int32_t> chosen = {1};  // all tokens; nobody takes expert 0
-      while (static_cast<int>(chosen.size()) < s.per_token) {
-        chosen.insert(1 + static_cast<int32_t>(rng() % static_cast<unsigned>(s.experts - 1)));
-      }
-      ids.insert(ids.end(), chosen.begin(), chosen.end());
-      for (int j = 0; j < s.per_token; ++j) {
-        weights.push_back(0.1f + static_cast<float>(rng() % 1000) / 1000);
-      }
-    }
+    const auto [ids, weights] =
+        random_choices(s.tokens, s.per_token, 1, s.experts, 1, 51);  // nobody takes expert 0
     TestMatrix x = random_bf16(s.tokens, s.hidden, 52);
     const auto run = [&](Kernels& kernels) {
       std::vector<PackedMlp> packed;

@@ -4,12 +4,12 @@
 
 #include <cmath>
 #include <random>
-#include <set>
 #include <vector>
 
 #include "nibble/kernels/reference/reference_kernels.h"
 #include "nibble/numeric/bf16.h"
 #include "tests/cuda/host_side_cuda.h"
+#include "tests/cuda/random_choices.h"
 #include "tests/kernels/kernel_test_helpers.h"
 #include "tests/kernels/mla_helpers.h"
 
@@ -98,19 +98,7 @@ TEST(RingMoe, AgreesAndRepeats) {
     RouterShape shape;
     shape.n_routed_experts = s.count;
     shape.num_experts_per_tok = s.per_token;
-    std::mt19937 rng(71);
-    std::vector<int32_t> ids;
-    std::vector<float> weights;
-    for (int64_t t = 0; t < s.tokens; ++t) {
-      std::set<int32_t> chosen = {2};  // all tokens
-      while (static_cast<int>(chosen.size()) < s.per_token) {
-        chosen.insert(static_cast<int32_t>(rng() % static_cast<unsigned>(s.count)));
-      }
-      ids.insert(ids.end(), chosen.begin(), chosen.end());
-      for (int j = 0; j < s.per_token; ++j) {
-        weights.push_back(0.1f + static_cast<float>(rng() % 1000) / 1000);
-      }
-    }
+    const auto [ids, weights] = random_choices(s.tokens, s.per_token, 0, s.count, 2, 71);
     TestMatrix x = random_rows(s.tokens, s.hidden, 72, Rows::kAligned, true);
     const auto run = [&](Kernels& kernels, int times, int64_t tokens) {
       std::vector<PackedMlp> packed;

@@ -1,4 +1,4 @@
-// The cache of packed weights: that a model from it computes the same bits, and that files which
+// The cache of packed weights: that weights from it are the same bits, and that files which
 // are not what they should be are refused and replaced.
 #include "nibble/model/weight_cache.h"
 

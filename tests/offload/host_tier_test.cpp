@@ -215,8 +215,14 @@ TEST(HostTier, AHurryIsNeverLost) {
     const uint64_t guess =
         loader->start(2, 3, memory.bytes(), false, [&](Status s) { came.set_value(std::move(s)); });
     std::this_thread::sleep_for(std::chrono::microseconds(100 * i));
-    std::thread hurrier([&] { loader->hurry(guess); });
-    std::this_thread::sleep_for(std::chrono::microseconds(300));
+    std::atomic<bool> hurries = false;
+    std::thread hurrier([&] {
+      hurries = true;
+      loader->hurry(guess);
+    });
+    // Nothing tells when it waits inside; a busy machine takes a while to start a thread.
+    while (!hurries) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
     gate.open();
     hurrier.join();
     holder.join();

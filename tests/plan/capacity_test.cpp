@@ -35,8 +35,7 @@ CapacityRequest of_rate(double requests_per_second, double prefix_share = 0) {
   return capacity;
 }
 
-// Each row is within its limit, one sequence more would not be, and the replicas suffice, one fewer
-// would not.
+// Each row is within its limit, and the replicas suffice, one fewer would not.
 TEST(Capacity, RowsKeepTheirLimitsAndUseThem) {
   const CapacityReport report = capacity_on("h200x8", of_rate(100)).value();
   ASSERT_EQ(report.rows.size(), 12U);  // three ways; 8, 16, 32, 64 devices
@@ -44,15 +43,15 @@ TEST(Capacity, RowsKeepTheirLimitsAndUseThem) {
     SCOPED_TRACE(::testing::Message() << capacity_way_name(row.way) << " " << row.split.gpus);
     ASSERT_EQ(row.problem, "");
     EXPECT_LE(row.tpot_ms, 50);
-    EXPECT_GE(row.replicas * row.rate * 0.8, 100 * (1 - 1e-9));
-    EXPECT_LT((row.replicas - 1) * row.rate * 0.8, 100);
+    EXPECT_GE(static_cast<double>(row.replicas) * row.rate * 0.8, 100 * (1 - 1e-9));
+    EXPECT_LT(static_cast<double>(row.replicas - 1) * row.rate * 0.8, 100);
     EXPECT_EQ(row.gpus, row.replicas * row.split.gpus + row.prompt_replicas * 8);
     // Little's law: as many sequences as come in a second, times the seconds that each takes.
     if (row.way != CapacityWay::kDisaggregated) {
       EXPECT_NEAR(static_cast<double>(row.batch), row.rate * row.tpot_ms * 1000 / 1e3,
                   1e-6 * static_cast<double>(row.batch));
     } else {
-      EXPECT_GE(row.prompt_replicas * row.prompt_rate * 0.8, 100 * (1 - 1e-9));
+      EXPECT_GE(static_cast<double>(row.prompt_replicas) * row.prompt_rate * 0.8, 100 * (1 - 1e-9));
     }
   }
 }
@@ -64,7 +63,7 @@ TEST(Capacity, MoreOfEverythingTakesMoreDevices) {
   for (const CapacityWay way :
        {CapacityWay::kRandom, CapacityWay::kCacheAware, CapacityWay::kDisaggregated}) {
     SCOPED_TRACE(capacity_way_name(way));
-    const int usual = devices(capacity_on("h200x8", of_rate(200)), way);
+    const int64_t usual = devices(capacity_on("h200x8", of_rate(200)), way);
     EXPECT_GT(devices(capacity_on("h200x8", of_rate(400)), way), usual);
     EXPECT_GT(devices(capacity_on("h200x8", of_rate(200), 16000), way), usual);
     EXPECT_GT(devices(capacity_on("h200x8", of_rate(200), 4000, 4000), way), usual);
@@ -81,7 +80,7 @@ TEST(Capacity, CachedPrefixesHelpWhereRequestsFindThem) {
   const CapacityReport none = capacity_on("h200x8", of_rate(400)).value();
   const CapacityReport shared = capacity_on("h200x8", of_rate(400, 0.8)).value();
   const auto devices = [](const CapacityReport& report, CapacityWay way) {
-    return report.best(way)->gpus;
+    return static_cast<double>(report.best(way)->gpus);
   };
   EXPECT_EQ(devices(none, CapacityWay::kRandom), devices(none, CapacityWay::kCacheAware));
   EXPECT_LT(devices(shared, CapacityWay::kCacheAware),

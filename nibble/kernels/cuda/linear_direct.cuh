@@ -14,9 +14,9 @@
 
 #include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/linear_stream.h"
-#include "nibble/kernels/cuda/numeric.cuh"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/ptx.cuh"
+#include "nibble/kernels/cuda/stream_rows.cuh"
 #include "nibble/kernels/cuda/units.cuh"
 
 namespace nibble::cuda {
@@ -81,15 +81,10 @@ struct DirectCursor {
     if (position >= end) return;
     chunk = direct_chunk<kTiles>(p, position, end);
     const int group = p.work != nullptr ? p.work[chunk.work].group : chunk.work / passes;
-    const uint8_t* a = p.group.a + group * p.group_bytes;
-    const uint8_t* b = p.group.b;
-    if (p.groups != nullptr) {
-      a = p.groups[group].a;
-      b = p.groups[group].b;
-    }
+    const GroupWeights weights = group_weights(p, group);
     const int64_t tile_bytes = int64_t{p.units} * kNvfp4UnitBytes;
-    first = a + chunk.tile * tile_bytes + 16 * lane;
-    second = p.gate_up ? b + chunk.tile * tile_bytes + 16 * lane : first + tile_bytes;
+    first = weights.a + chunk.tile * tile_bytes + 16 * lane;
+    second = p.gate_up ? weights.b + chunk.tile * tile_bytes + 16 * lane : first + tile_bytes;
     step = p.gate_up ? tile_bytes : 2 * tile_bytes;
   }
 
@@ -116,37 +111,8 @@ struct DirectCursor {
   }
 };
 
-// X: uint16_t (BF16), or float, which is rounded here.
-template <typename X, int NT>
-struct DirectTokens {
-  uint4 b[2][NT][2];  // half, tile of tokens, columns 0..7 and 8..15 of the lane's block
-
-  __device__ void load(const X* const (&rows)[NT], int col) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          b[half][n][i] = make_uint4(0, 0, 0, 0);
-          if (rows[n] == nullptr) continue;
-          const X* const source = rows[n] + col + 64 * half + 8 * i;
-          if constexpr (sizeof(X) == 2) {
-            b[half][n][i] = *reinterpret_cast<const uint4*>(source);
-          } else {
-            const float4 low = reinterpret_cast<const float4*>(source)[0];
-            const float4 high = reinterpret_cast<const float4*>(source)[1];
-            b[half][n][i] = make_uint4(bf16x2(low.x, low.y), bf16x2(low.z, low.w),
-                                       bf16x2(high.x, high.y), bf16x2(high.z, high.w));
-          }
-        }
-      }
-    }
-  }
-};
-
-template <typename X, int NT, int kCount>
-__device__ void direct_multiply(const UnitPair& unit, const DirectTokens<X, NT>& tokens,
+template <int NT, int kCount>
+__device__ void direct_multiply(const UnitPair& unit, const UnitTokens<NT>& tokens,
                                 float4 (&totals)[2][NT]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -201,9 +167,7 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
   if (p.work == nullptr) wait_for_previous();
 
   DirectChunk now = {};
-  int group = 0;
-  int first = 0;
-  int count = 0;
+  StreamRows rows = {};
   const X* x = nullptr;
   if constexpr (sizeof(X) == 2) {
     x = p.x;
@@ -216,22 +180,18 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
     now = direct_chunk<kTiles>(p, position, end);
     if (p.work != nullptr) {
       const StreamWork work = p.work[now.work];
-      group = work.group;
-      first = work.first;
-      count = work.count;
+      rows = {work.group, work.first, work.count};
     } else {
-      group = now.work / passes;
-      first = now.work % passes * (8 * NT);
-      count = min(8 * NT, p.num_tokens - first);
+      const int first = now.work % passes * (8 * NT);
+      rows = {now.work / passes, first, min(8 * NT, p.num_tokens - first)};
     }
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       const int r = 8 * n + lane / 4;
       x_rows[n] = nullptr;
-      if (r < count) {
-        int row = p.slots != nullptr ? p.slots[first + r] : first + r;
-        if (p.x_divisor > 0) row = row < p.x_routed ? row / p.x_divisor : row - p.x_routed;
-        x_rows[n] = x + row * p.x_row_stride + group * p.x_group_stride + 16 * (lane % 4);
+      if (r < rows.count) {
+        const int row = activation_row(p, rows.first + r);
+        x_rows[n] = x + row * p.x_row_stride + rows.group * p.x_group_stride + 16 * (lane % 4);
         for (int unit = warp; unit < p.units; unit += kDirectWarps) {
           prefetch_near(x_rows[n] + unit * kUnitCols);
           prefetch_near(x_rows[n] + unit * kUnitCols + 64);
@@ -244,12 +204,12 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
   int buffer = 0;  // of the sums
   int unit = warp;
   int pair = 0;
-  DirectTokens<X, NT> tokens;
+  UnitTokens<NT> tokens;
   float4* sums = direct_sums + warp * kWarpSums + lane;
 
   // Multiplies the next pair and loads the one after the next; false at the end.
   const auto step = [&](UnitPair& weights) {
-    if (pair == 0) tokens.load(x_rows, unit * kUnitCols);
+    if (pair == 0) load_tokens(x_rows, unit * kUnitCols, tokens);
     float4 totals[2][NT];
     const bool both = p.gate_up || 2 * pair + 1 < now.count;
 #pragma unroll
@@ -260,9 +220,9 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
       }
     }
     if (both) {
-      direct_multiply<X, NT, 2>(weights, tokens, totals);
+      direct_multiply<NT, 2>(weights, tokens, totals);
     } else {
-      direct_multiply<X, NT, 1>(weights, tokens, totals);
+      direct_multiply<NT, 1>(weights, tokens, totals);
     }
     cursor.load(p, passes, warp, lane, weights);
 #pragma unroll
@@ -280,9 +240,7 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
 
     // The chunk is done: its sums over the warps, in their order.
     const DirectChunk done = now;
-    const int done_group = group;
-    const int done_first = first;
-    const int done_count = count;
+    const StreamRows done_rows = rows;
     position += now.count;
     enter();
     sync_warps(1, kDirectThreads);
@@ -290,14 +248,10 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
     // Whoever writes these sums again has passed the next chunk's barrier, and so have we.
     buffer ^= 1;
     sums = direct_sums + buffer * kDirectWarps * kWarpSums + warp * kWarpSums + lane;
-    const StreamGroup* const g = p.groups != nullptr ? p.groups + done_group : &p.group;
-    const float scale_a = g->scale_a * Nvfp4Unit::kScale;
-    const float scale_b = p.gate_up ? g->scale_b * Nvfp4Unit::kScale : 0;
     for (int i = static_cast<int>(threadIdx.x); i < done.count * NT * 32; i += kDirectThreads) {
       const int n = i / 32 % NT;
       const int tile = i / 32 / NT;
-      const int token = 8 * n + 2 * (i % 4);
-      if (token >= done_count) continue;
+      if (8 * n + 2 * (i % 4) >= done_rows.count) continue;
       const auto total_of = [&](int item) {
         float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -308,26 +262,8 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
         return sum;
       };
       const float4 a = total_of(p.gate_up ? 2 * tile : tile);
-      float v[4] = {a.x * scale_a, a.y * scale_a, a.z * scale_a, a.w * scale_a};
-      if (p.gate_up) {
-        const float4 b = total_of(2 * tile + 1);
-        const float up[4] = {b.x * scale_b, b.y * scale_b, b.z * scale_b, b.w * scale_b};
-#pragma unroll
-        for (int k = 0; k < 4; ++k) v[k] = v[k] / (1 + expf(-v[k])) * up[k];
-      }
-      const int row = (done.tile + tile) * kTileRows + i % 32 / 4;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int t = token + k % 2;
-        const int r = row + k / 2 * 8;
-        if (t >= done_count || r >= p.rows) continue;
-        const int out_row = p.slots != nullptr ? p.slots[done_first + t] : done_first + t;
-        if (p.gate_up) {
-          p.act[out_row * p.act_row_stride + r] = bf16_bits(v[k]);
-        } else {
-          p.out[out_row * p.out_row_stride + done_group * p.out_group_stride + r] = v[k];
-        }
-      }
+      const float4 b = p.gate_up ? total_of(2 * tile + 1) : a;
+      write_tile(p, done_rows, done.tile + tile, n, i % 32, a, b);
     }
     return position < end;
   };

@@ -18,9 +18,9 @@
 
 #include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/linear_stream.h"
-#include "nibble/kernels/cuda/numeric.cuh"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/ptx.cuh"
+#include "nibble/kernels/cuda/stream_rows.cuh"
 #include "nibble/kernels/cuda/units.cuh"
 
 namespace nibble::cuda {
@@ -34,9 +34,7 @@ constexpr int kRingStageBytes = kRingTiles * kNvfp4UnitBytes;
 struct RingChunk {
   int tile;    // its first row tile
   int pieces;  // tiles of weights: twice as many as row tiles for gate and up
-  int group;
-  int first;  // of the slots, or of the tokens of a pass
-  int count;
+  StreamRows rows;
 };
 
 // In a block's table. first: below 65536, as with experts it is a slot of a step, otherwise 0.
@@ -47,7 +45,7 @@ struct PackedRingChunk {
   uint8_t count;
   uint8_t pieces;
 
-  __device__ RingChunk chunk() const { return {tile, pieces, group, first, count}; }
+  __device__ RingChunk chunk() const { return {tile, pieces, {group, first, count}}; }
 };
 constexpr int kRingChunks = 512;  // that a block has at most
 
@@ -135,14 +133,9 @@ class RingFeed {
     const RingChunk chunk = (next_++)->chunk();
     pieces_ = chunk.pieces;
     left_ = p_.units - unit;
-    const uint8_t* a = p_.group.a + chunk.group * p_.group_bytes;
-    const uint8_t* b = p_.group.b;
-    if (p_.groups != nullptr) {
-      a = p_.groups[chunk.group].a;
-      b = p_.groups[chunk.group].b;
-    }
+    const GroupWeights weights = group_weights(p_, chunk.rows.group);
     const int tile = chunk.tile + (p_.gate_up ? lane / 2 : lane);
-    source_ = (p_.gate_up && lane % 2 == 1 ? b : a) +
+    source_ = (p_.gate_up && lane % 2 == 1 ? weights.b : weights.a) +
               (static_cast<int64_t>(tile) * p_.units + unit) * kNvfp4UnitBytes;
   }
 
@@ -158,72 +151,12 @@ class RingFeed {
   int slot_ = 0;
 };
 
-// 16 columns of a token for each half of a unit, as the mma takes them.
 template <int NT>
-struct RingTokens {
-  uint4 b[2][NT][2];
-};
-
-// Half a unit's columns on their way from memory.
-template <typename X, int NT>
-struct RingLoad {
-  // One tile of tokens leaves registers for the next unit's.
-  static constexpr bool kAhead = NT == 1;
-  static constexpr int kWords = sizeof(X) / 2;
-  uint4 raw[NT][2][kWords];
-
-  __device__ void load(const X* const (&rows)[NT], int col) {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int k = 0; k < kWords; ++k) {
-          raw[n][i][k] = rows[n] != nullptr
-                             ? reinterpret_cast<const uint4*>(rows[n] + col + 8 * i)[k]
-                             : make_uint4(0, 0, 0, 0);
-        }
-      }
-    }
-  }
-
-  __device__ void store(uint4 (&to)[NT][2]) const {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if constexpr (kWords == 1) {
-          to[n][i] = raw[n][i][0];
-        } else {
-          const auto rounded = [](uint32_t low, uint32_t high) {
-            return bf16x2(__uint_as_float(low), __uint_as_float(high));
-          };
-          const uint4& low = raw[n][i][0];
-          const uint4& high = raw[n][i][1];
-          to[n][i] = make_uint4(rounded(low.x, low.y), rounded(low.z, low.w),
-                                rounded(high.x, high.y), rounded(high.z, high.w));
-        }
-      }
-    }
-  }
-};
-
-struct RingUnit {
-  uint4 words[2];
-  uint32_t scales;
-
-  __device__ RingUnit(const uint8_t* unit, int lane)
-      : words{*reinterpret_cast<const uint4*>(unit + 16 * lane),
-              *reinterpret_cast<const uint4*>(unit + 512 + 16 * lane)},
-        scales(*reinterpret_cast<const uint32_t*>(unit + 1024 + 4 * lane)) {}
-};
-
-template <int NT>
-__device__ void ring_multiply(const RingUnit& unit, const RingTokens<NT>& tokens,
+__device__ void ring_multiply(const uint8_t* unit, int lane, const UnitTokens<NT>& tokens,
                               float4 (&sums)[NT]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Nvfp4Unit::Half h = Nvfp4Unit::half_of(unit.words[half], unit.scales, half);
+    const Nvfp4Unit::Half h = Nvfp4Unit::load(unit, half, lane);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       const AFragment a = Nvfp4Unit::fragment(h, step);
@@ -231,40 +164,6 @@ __device__ void ring_multiply(const RingUnit& unit, const RingTokens<NT>& tokens
       for (int n = 0; n < NT; ++n) {
         const uint4& columns = tokens.b[half][n][step / 2];
         mma_bf16(sums[n], a.r, word(columns, step % 2 * 2), word(columns, step % 2 * 2 + 1));
-      }
-    }
-  }
-}
-
-// Writes what a lane holds of a row tile: rows g and g + 8 of tokens 2t and 2t + 1 of the chunk's
-// `n`th 8.
-__device__ inline void ring_write(const StreamArgs& p, const RingChunk& chunk, int tile, int n,
-                                  int lane, const float4& a, const float4& b) {
-  const int token = 8 * n + 2 * (lane % 4);
-  if (token >= chunk.count) return;
-  const StreamGroup* const g = p.groups != nullptr ? p.groups + chunk.group : &p.group;
-  const float scale_a = g->scale_a * Nvfp4Unit::kScale;
-  float v[4] = {a.x * scale_a, a.y * scale_a, a.z * scale_a, a.w * scale_a};
-  if (p.gate_up) {
-    const float scale_b = g->scale_b * Nvfp4Unit::kScale;
-    const float up[4] = {b.x * scale_b, b.y * scale_b, b.z * scale_b, b.w * scale_b};
-#pragma unroll
-    for (int k = 0; k < 4; ++k) v[k] = v[k] / (1 + expf(-v[k])) * up[k];
-  }
-  const int row = tile * kTileRows + lane / 4;
-#pragma unroll
-  for (int t = 0; t < 2; ++t) {
-    if (token + t >= chunk.count) break;
-    const int slot = chunk.first + token + t;
-    const int64_t out_row = p.slots != nullptr ? p.slots[slot] : slot;
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      if (row + 8 * k >= p.rows) continue;
-      if (p.gate_up) {
-        p.act[out_row * p.act_row_stride + row + 8 * k] = bf16_bits(v[2 * k + t]);
-      } else {
-        p.out[out_row * p.out_row_stride + chunk.group * p.out_group_stride + row + 8 * k] =
-            v[2 * k + t];
       }
     }
   }
@@ -333,7 +232,7 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
         a = make_float4(a.x + pa.x, a.y + pa.y, a.z + pa.z, a.w + pa.w);
         b = make_float4(b.x + pb.x, b.y + pb.y, b.z + pb.z, b.w + pb.w);
       }
-      ring_write(p, chunk, chunk.tile + tile, n, lane, a, b);
+      write_tile(p, chunk.rows, chunk.tile + tile, n, lane, a, b);
     }
   };
   int slot = 0;
@@ -343,8 +242,8 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
     const auto chunk_at = [&](int index) {
       RingChunk chunk = chunks[index].chunk();
       if (p.work == nullptr) {
-        chunk.first = pass * 8 * NT;
-        chunk.count = min(8 * NT, p.num_tokens - chunk.first);
+        chunk.rows.first = pass * 8 * NT;
+        chunk.rows.count = min(8 * NT, p.num_tokens - chunk.rows.first);
       }
       return chunk;
     };
@@ -364,10 +263,10 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
       for (int n = 0; n < NT; ++n) {
         const int r = 8 * n + lane / 4;
         x_rows[n] = nullptr;
-        if (r < chunk.count) {
-          int row = p.slots != nullptr ? p.slots[chunk.first + r] : chunk.first + r;
-          if (p.x_divisor > 0) row = row < p.x_routed ? row / p.x_divisor : row - p.x_routed;
-          x_rows[n] = x + row * p.x_row_stride + chunk.group * p.x_group_stride + 16 * (lane % 4);
+        if (r < chunk.rows.count) {
+          const int row = activation_row(p, chunk.rows.first + r);
+          x_rows[n] =
+              x + row * p.x_row_stride + chunk.rows.group * p.x_group_stride + 16 * (lane % 4);
         }
       }
       float4 sums[kRingTiles][NT];
@@ -378,40 +277,33 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
       }
       const int start = at;
       const int stop = min(end, chunk_begin + p.units);
-      using Load = RingLoad<X, NT>;
+      // One tile of tokens leaves registers for the next unit's.
+      constexpr bool kAhead = NT == 1;
       int col = (at - chunk_begin) * kUnitCols;
-      RingTokens<NT> next;
-      const auto load_both = [&](RingTokens<NT>& to) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          Load load;
-          load.load(x_rows, col + 64 * half);
-          load.store(to.b[half]);
-        }
-      };
-      if constexpr (Load::kAhead) load_both(next);
+      UnitTokens<NT> next;
+      if constexpr (kAhead) load_tokens(x_rows, col, next);
 #pragma unroll 1
       for (; at < stop; ++at) {
-        RingTokens<NT> tokens;
-        if constexpr (Load::kAhead) {
+        UnitTokens<NT> tokens;
+        if constexpr (kAhead) {
           tokens = next;
         } else {
-          load_both(tokens);
+          load_tokens(x_rows, col, tokens);
         }
         // The last unit's next one is itself: it is not used.
         if (at + 1 < stop) col += kUnitCols;
         barrier_wait(&full[warp][slot], phase);
         const uint8_t* const stage = ring + slot * kRingStageBytes;
-        Load load;
+        TokenLoad<X, NT> load;
 #pragma unroll
         for (int j = 0; j < kRingTiles; ++j) {
-          if constexpr (Load::kAhead) {
+          if constexpr (kAhead) {
             if (j % 2 == 0) load.load(x_rows, col + 32 * j);
           }
           if (j < chunk.pieces) {
-            ring_multiply(RingUnit(stage + j * kNvfp4UnitBytes, lane), tokens, sums[j]);
+            ring_multiply(stage + j * kNvfp4UnitBytes, lane, tokens, sums[j]);
           }
-          if constexpr (Load::kAhead) {
+          if constexpr (kAhead) {
             if (j % 2 == 1) load.store(next.b[j / 2]);
           }
         }
@@ -429,7 +321,7 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
           const int tile = chunk.tile + (p.gate_up ? j / 2 : j);
 #pragma unroll
           for (int n = 0; n < NT; ++n) {
-            ring_write(p, chunk, tile, n, lane, sums[j][n], sums[j | 1][n]);
+            write_tile(p, chunk.rows, tile, n, lane, sums[j][n], sums[j | 1][n]);
           }
         }
         continue;

@@ -8,6 +8,7 @@
 #include "nibble/kernels/cuda/numeric.cuh"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/ptx.cuh"
+#include "nibble/kernels/cuda/stream_rows.cuh"
 #include "nibble/kernels/cuda/units.cuh"
 
 namespace nibble::cuda {
@@ -227,22 +228,17 @@ __device__ void bring_weights(const StreamArgs& p, const StreamSplit& split, int
   uint32_t phase = 1;  // the slots start empty
   while (position < end) {
     const Chunk c = chunk_at<MaxItems>(p, position, end, split.warps, passes);
-    const uint8_t* a = p.group.a + c.group * p.group_bytes;
-    const uint8_t* b = p.group.b;
-    if (p.groups != nullptr) {
-      a = p.groups[c.group].a;
-      b = p.groups[c.group].b;
-    }
+    GroupWeights weights = group_weights(p, c.group);
     const int64_t tile_bytes = static_cast<int64_t>(p.units) * Unit::kBytes;
-    if (c.is_second) a = p.second.a - p.second_tile * tile_bytes;
+    if (c.is_second) weights.a = p.second.a - p.second_tile * tile_bytes;
     for (StageOrder<Unit, KU> stage(first_stage, split.all()); stage.unit < p.units;
          stage.advance()) {
       const int bytes = min(KU, p.units - stage.unit) * Unit::kBytes;
       const int64_t offset = c.tile * tile_bytes + static_cast<int64_t>(stage.unit) * Unit::kBytes;
       for (int item = first_item; item < c.items; item += item_step) {
-        const uint8_t* const source = p.gate_up
-                                          ? (item % 2 == 1 ? b : a) + offset + item / 2 * tile_bytes
-                                          : a + offset + item * tile_bytes;
+        const uint8_t* const source =
+            p.gate_up ? (item % 2 == 1 ? weights.b : weights.a) + offset + item / 2 * tile_bytes
+                      : weights.a + offset + item * tile_bytes;
         barrier_wait(&empty[warp][slot], phase);
         barrier_expect(&full[warp][slot], bytes);
         bulk_copy(ring + slot * kStageBytes, source, bytes, &full[warp][slot], policy);
@@ -323,8 +319,7 @@ __global__ __launch_bounds__(kStreamThreads,
       const int r = 8 * n + lane / 4;
       x_rows[n] = nullptr;
       if (r < count) {
-        int row = p.slots != nullptr ? p.slots[first + r] : first + r;
-        if (p.x_divisor > 0) row = row < p.x_routed ? row / p.x_divisor : row - p.x_routed;
+        const int row = activation_row(p, first + r);
         x_rows[n] = x + row * p.x_row_stride + now.group * p.x_group_stride + 16 * (lane % 4);
       }
     }

@@ -15,9 +15,7 @@ namespace nibble::cuda {
 //   x0, x1  per unit 2 halves x 4 groups x 16 words of two BF16 values: word 4t + 2u + o of group
 //           k holds columns 16t + 2p, 16t + 2p + 1 of the half, p = {0, 1, 2, 6}[k] + (o ? {3, 3,
 //           3, 1}[k] : 0), for both u
-using Nvfp4TileFunction = void (*)(const uint8_t* tile, int64_t units, const uint32_t* x0,
-                                   const uint32_t* x1, float* out);
-
+//
 // Defined where the compiler knows the instructions; to be called where the processor does, too.
 void multiply_nvfp4_tile_avx512bf16(const uint8_t* tile, int64_t units, const uint32_t* x0,
                                     const uint32_t* x1, float* out);
