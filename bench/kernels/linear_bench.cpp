@@ -5,7 +5,8 @@
 //   bench_linear --benchmark_filter='nvfp4/avx512vnni/2048x7168/threads:1'
 //
 // of_read is the share of the read bandwidth, of_peak that of the instruction that multiplies
-// (16-bit products for NVFP4 weights, 8-bit ones when activations are quantized, else FMAs).
+// (16-bit products for NVFP4 weights, 8-bit ones when activations are quantized, else FMAs; at the
+// level of AMX tiles of BF16 with operands in L1 for NVFP4 and BF16 weights).
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -124,6 +125,9 @@ void bench_linear(benchmark::State& state, Format format, Shape shape, Isa isa, 
   const MatrixView x_view{x.data(), DType::kF32, tokens, shape.cols, shape.cols};
   const MatrixView out_view{out.data(), DType::kF32, tokens, shape.rows, shape.rows};
 
+  const bool tiles = isa >= Isa::kAmx && format.activation == ActivationFormat::kUnquantized &&
+                     !format.int8_activations && format.format != LinearFormat::kFp8Block;
+  if (tiles) format.peak = &MachineLimits::amx_gflops;
   const MachineLimits before = measure_limits(threads);
   size_t next = 0;
   for (size_t i = 0; i < copies && tokens < 64; ++i) kernels->linear(x_view, weights[i], out_view);

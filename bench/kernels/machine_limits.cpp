@@ -116,6 +116,39 @@ NIBBLE_TARGET("avx512f") float int16_avx512vnni(uint64_t seed){
     NIBBLE_CHAINS_BODY("vpdpbusd")} NIBBLE_TARGET("avx512f") float bf16_avx512(uint64_t seed) {
   NIBBLE_CHAINS_BODY("vdpbf16ps")
 }
+
+constexpr int64_t kTileSteps = 500'000;
+
+struct alignas(64) TileSettings {
+  uint8_t palette = 1;
+  uint8_t reserved[15] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+__attribute__((noinline)) float amx_bf16() {
+  alignas(64) uint16_t operands[2][4][512];
+  for (auto& set : operands) {
+    for (auto& tile : set) std::fill(std::begin(tile), std::end(tile), uint16_t{0x3f81});
+  }
+  const TileSettings settings;
+  asm volatile(
+      "ldtilecfg %0; tilezero %%tmm0; tilezero %%tmm1; tilezero %%tmm2; tilezero %%tmm3" ::"m"(
+          settings));
+  for (int64_t step = 0; step < kTileSteps; ++step) {
+    const auto* const tiles = operands[step & 1];
+    asm volatile(
+        "tileloadd (%0,%4,1), %%tmm4; tileloadd (%1,%4,1), %%tmm5;"
+        "tileloadd (%2,%4,1), %%tmm6; tileloadd (%3,%4,1), %%tmm7;"
+        "tdpbf16ps %%tmm6, %%tmm4, %%tmm0; tdpbf16ps %%tmm7, %%tmm4, %%tmm1;"
+        "tdpbf16ps %%tmm6, %%tmm5, %%tmm2; tdpbf16ps %%tmm7, %%tmm5, %%tmm3" ::"r"(tiles[0]),
+        "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3]), "r"(int64_t{64})
+        : "memory");
+  }
+  alignas(64) float sum[256];
+  asm volatile("tilestored %%tmm0, (%0,%1,1); tilerelease" ::"r"(sum), "r"(int64_t{64}) : "memory");
+  return sum[0];
+}
 #endif
 constexpr int kChains = 16;
 
@@ -168,11 +201,15 @@ MachineLimits measure_limits(int threads) {
         product_rate(static_cast<double>(use.floats * kFmaSteps), [&] { return use.fma(1.0f); }));
 #if defined(__x86_64__)
     constexpr double kVectors = kChains * kFmaSteps;
-    if (detected_isa() == Isa::kAvx512Vnni) {
+    if (detected_isa() >= Isa::kAvx512Vnni) {
       limits.int16_gops = std::max(limits.int16_gops,
                                    product_rate(32 * kVectors, [] { return int16_avx512vnni(5); }));
       limits.int8_gops = std::max(limits.int8_gops,
                                   product_rate(64 * kVectors, [] { return int8_avx512vnni(5); }));
+    }
+    if (detected_isa() >= Isa::kAmx) {
+      limits.amx_gflops = std::max(
+          limits.amx_gflops, product_rate(4.0 * 8192 * kTileSteps, [] { return amx_bf16(); }));
     }
     if (__builtin_cpu_supports("avx512bf16")) {
       limits.bf16_gflops =

@@ -10,6 +10,7 @@ struct MachineLimits {
   double int16_gops;   // vpdpwssd, or vpmaddwd and vpaddd
   double int8_gops;    // vpdpbusd
   double bf16_gflops;  // vdpbf16ps
+  double amx_gflops;   // tdpbf16ps, 2 x 2 tiles of sums, rows and weights loaded from L1
 };
 
 // Takes about 0.3 s. The widest vectors that the machine has, `threads` threads.

@@ -1,6 +1,7 @@
 // Kernels::moe on DeepSeek-R1's layer in NVFP4: 8 experts of 7168 x 2048 a token and the shared
 // one, chosen at random. Bytes are those of the distinct experts that a step touches, so of_read is
-// the share of the read bandwidth as for a plain product; of_peak is the share of 16-bit products.
+// the share of the read bandwidth as for a plain product; of_peak is the share of 16-bit products,
+// or of AMX's tiles of BF16 where the machine has them.
 // The layer has all 256 experts (6.4 GB) where memory allows, else 64: a step's experts come from
 // memory all the same.
 #include <benchmark/benchmark.h>
@@ -114,7 +115,9 @@ void bench_moe(benchmark::State& state, int threads) {
   const MachineLimits after = measure_limits(threads);
   const double read = (before.read_gb_per_s + after.read_gb_per_s) / 2;
   const double integers = (before.int16_gops + after.int16_gops) / 2;
-  const double peak = integers > 0 ? integers : (before.fma_gflops + after.fma_gflops) / 2;
+  const double tiles = (before.amx_gflops + after.amx_gflops) / 2;
+  const double vectors = integers > 0 ? integers : (before.fma_gflops + after.fma_gflops) / 2;
+  const double peak = tiles > 0 ? tiles : vectors;
   const double gigabytes = touched * static_cast<double>(kLayer.expert_bytes) / 1e9;
   const double operations =
       2e-9 * static_cast<double>(tokens * (kChosen + 1) * 3 * kHidden * kWidth);

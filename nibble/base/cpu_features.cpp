@@ -9,6 +9,12 @@
 #include <map>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "nibble/base/error.h"
 #include "nibble/base/processors.h"
 
@@ -44,20 +50,56 @@ uint64_t value_or_zero(const KeyedNumbers& numbers, std::string_view key) {
   return found == numbers.end() ? 0 : found->second;
 }
 
-}  // namespace
+#if defined(__x86_64__)
+// Whether the processor has what kAmx means beside kAvx512Vnni, and this process may use tiles. The
+// numbers of bits are those of Intel's manual, volume 2, CPUID.
+bool has_amx() {
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c >> 27 & 1) == 0) return false;  // no XGETBV
+  unsigned low = 0;
+  unsigned high = 0;
+  asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned kTileState = 3u << 17;
+  if ((low & kTileState) != kTileState) return false;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kBf16Tiles = 1u << 22;
+  constexpr unsigned kFp16 = 1u << 23;
+  constexpr unsigned kTiles = 1u << 24;
+  constexpr unsigned kInt8Tiles = 1u << 25;
+  constexpr unsigned kAll = kBf16Tiles | kFp16 | kTiles | kInt8Tiles;
+  if ((d & kAll) != kAll) return false;
+  constexpr unsigned kBf16 = 1u << 5;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kBf16) == 0) return false;
+  // The state of tiles is 8 kB a thread, which Linux gives to processes that ask for it.
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
-Isa detected_isa() {
+Isa detect_isa() {
 #if defined(__x86_64__)
   // __builtin_cpu_supports asks CPUID and checks XCR0 for the wide registers.
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return __builtin_cpu_supports("avx512vnni") ? Isa::kAvx512Vnni : Isa::kAvx512;
+    if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
+    return has_amx() ? Isa::kAmx : Isa::kAvx512Vnni;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
 #endif
   return Isa::kPortable;
+}
+
+}  // namespace
+
+Isa detected_isa() {
+  static const Isa kIsa = detect_isa();
+  return kIsa;
 }
 
 Result<Isa> selected_isa() {
@@ -73,7 +115,7 @@ Result<Isa> selected_isa() {
     return isa;
   }
   return invalid_argument(
-      fmt::format("NIBBLE_ISA is '{}', expected portable, avx2, avx512 or avx512vnni", name));
+      fmt::format("NIBBLE_ISA is '{}', expected portable, avx2, avx512, avx512vnni or amx", name));
 }
 
 std::string_view isa_name(Isa isa) {
@@ -86,6 +128,8 @@ std::string_view isa_name(Isa isa) {
       return "avx512";
     case Isa::kAvx512Vnni:
       return "avx512vnni";
+    case Isa::kAmx:
+      return "amx";
   }
   return "unknown";
 }

@@ -41,6 +41,7 @@ TEST(Isa, LevelsContainTheOnesBefore) {
   EXPECT_LT(Isa::kPortable, Isa::kAvx2);
   EXPECT_LT(Isa::kAvx2, Isa::kAvx512);
   EXPECT_LT(Isa::kAvx512, Isa::kAvx512Vnni);
+  EXPECT_LT(Isa::kAvx512Vnni, Isa::kAmx);
 }
 
 // The kernel's own list of flags is the independent source.
@@ -58,8 +59,15 @@ TEST(DetectedIsa, AgreesWithTheFlagsThatTheKernelLists) {
   const bool avx2 = has("avx2") && has("fma");
   const bool avx512 =
       avx2 && has("avx512f") && has("avx512bw") && has("avx512dq") && has("avx512vl");
-  const Isa widest = has("avx512_vnni") ? Isa::kAvx512Vnni : Isa::kAvx512;
-  EXPECT_EQ(detected_isa(), avx512 ? widest : avx2 ? Isa::kAvx2 : Isa::kPortable);
+  const bool amx = has("avx512_vnni") && has("amx_tile") && has("amx_bf16") && has("amx_int8") &&
+                   has("avx512_bf16") && has("avx512_fp16");
+  const Isa widest = amx ? Isa::kAmx : has("avx512_vnni") ? Isa::kAvx512Vnni : Isa::kAvx512;
+  const Isa expected = avx512 ? widest : avx2 ? Isa::kAvx2 : Isa::kPortable;
+  // The system may refuse tiles to a process (a kernel without them, a small signal stack).
+  if (expected == Isa::kAmx && detected_isa() == Isa::kAvx512Vnni) {
+    GTEST_SKIP() << "the processor has tiles, which the system does not give";
+  }
+  EXPECT_EQ(detected_isa(), expected);
 }
 
 TEST(SelectedIsa, IsTheDetectedOneWithoutTheVariable) {
@@ -88,8 +96,9 @@ TEST(SelectedIsa, NamesTheLevelsWhenTheNameIsUnknown) {
   const Result<Isa> selected = selected_isa();
   ASSERT_FALSE(selected);
   EXPECT_EQ(selected.error().code, ErrorCode::kInvalidArgument);
-  EXPECT_THAT(selected.error().message,
-              HasSubstr("NIBBLE_ISA is 'sse9', expected portable, avx2, avx512 or avx512vnni"));
+  EXPECT_THAT(
+      selected.error().message,
+      HasSubstr("NIBBLE_ISA is 'sse9', expected portable, avx2, avx512, avx512vnni or amx"));
 }
 
 // A copy of the files that the kernel shows, with numbers of our own.

@@ -1,6 +1,9 @@
 #include "tests/kernels/backends.h"
 
+#include <algorithm>
+
 #include "nibble/base/check.h"
+#include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/registry.h"
 
 namespace nibble {
@@ -17,6 +20,11 @@ std::vector<TestBackend> cpu_backends(int threads) {
     std::string name((*kernels)->name());
     backends.push_back({std::move(name), *std::move(kernels)});
   }
+  auto tiles =
+      std::make_unique<CpuKernels>(std::min(detected_isa(), Isa::kAvx512Vnni), threads,
+                                   CpuKernels::kMoeScratchFloats, false, &kTileIsaPortable);
+  std::string name(tiles->name());
+  backends.push_back({std::move(name), std::move(tiles)});
   return backends;
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "nibble/base/check.h"
+#include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/reference/reference_kernels.h"
 #include "nibble/numeric/bf16.h"
 
@@ -229,6 +230,27 @@ std::string format_name(LinearFormat format) {
       return "NVFP4";
   }
   return "?";
+}
+
+int tile_planes(const std::string& backend, LinearFormat format, ActivationFormat activation,
+                int64_t tokens) {
+  const bool tiles = backend == "cpu amx" || backend.ends_with("tiles given");
+  if (!tiles || activation != ActivationFormat::kUnquantized) return 0;
+  if (tokens <= CpuKernels::kUntiledTokens) return 0;
+  if (format == LinearFormat::kBf16) return 2;
+  if (format != LinearFormat::kNvfp4) return 0;
+  return tokens <= CpuKernels::kSplitTokens ? 2 : 1;
+}
+
+TestMatrix rounded_to_planes(TestMatrix& x, int planes) {
+  TestMatrix rounded = x;
+  for (int64_t t = 0; t < x.rows() && planes > 0; ++t) {
+    for (int64_t k = 0; k < x.cols(); ++k) {
+      const float first = round_to_bf16(x.at(t, k));
+      rounded.at(t, k) = planes == 1 ? first : first + round_to_bf16(x.at(t, k) - first);
+    }
+  }
+  return rounded;
 }
 
 }  // namespace nibble

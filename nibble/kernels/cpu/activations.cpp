@@ -7,6 +7,7 @@
 
 #include "nibble/kernels/cpu/block_isa.h"
 #include "nibble/kernels/cpu/panel_layout.h"
+#include "nibble/kernels/cpu/tile_isa.h"
 #include "nibble/numeric/fp4.h"
 #include "nibble/numeric/fp8.h"
 #include "nibble/numeric/nvfp4.h"
@@ -56,15 +57,22 @@ void quantize_nvfp4_row(const float* x, int64_t count, float input_scale, void* 
 }
 
 bool same_activation(const LinearWeight& a, const LinearWeight& b) {
-  const bool same_rows = (a.format == LinearFormat::kNvfp4) == (b.format == LinearFormat::kNvfp4);
-  if (a.activation != b.activation || !same_rows) return false;
+  // Rows of NVFP4 and BF16 weights have forms of their own; all others are floats.
+  const auto own_form = [](const LinearWeight& weight) {
+    return weight.format == LinearFormat::kNvfp4 || weight.format == LinearFormat::kBf16;
+  };
+  if (a.format != b.format && (own_form(a) || own_form(b))) return false;
+  if (a.activation != b.activation) return false;
   return a.activation == ActivationFormat::kUnquantized || a.input_scale == b.input_scale;
 }
 
-float output_scale(const LinearWeight& weight) {
-  if (weight.format != LinearFormat::kNvfp4) return 1;
-  return weight.activation == ActivationFormat::kNvfp4 ? weight.input_scale * weight.global_scale
-                                                       : weight.global_scale;
+float output_scale(const LinearWeight& weight, RowFormat rows) {
+  const bool tiles = rows == RowFormat::kBf16 || rows == RowFormat::kBf16Split;
+  if (weight.format != LinearFormat::kNvfp4) return tiles ? kTileBf16Factor : 1;
+  if (weight.activation == ActivationFormat::kNvfp4) {
+    return weight.input_scale * weight.global_scale;
+  }
+  return tiles ? kTileNvfp4Factor * weight.global_scale : weight.global_scale;
 }
 
 }  // namespace nibble

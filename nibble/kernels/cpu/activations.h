@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "nibble/kernels/cpu/panel_isa.h"
 #include "nibble/kernels/linear_weight.h"
 
 namespace nibble {
@@ -19,7 +20,8 @@ void quantize_nvfp4_row(const float* x, int64_t count, float input_scale, void* 
 // Whether two weights of equal cols can share one copy of their input.
 bool same_activation(const LinearWeight& a, const LinearWeight& b);
 
-// The factor of a weight's products: 1, global_scale, or input_scale * global_scale.
-float output_scale(const LinearWeight& weight);
+// The factor of a weight's products with rows of that format: 1, global_scale, or input_scale *
+// global_scale, and for tiles the power of two of tile_isa.h.
+float output_scale(const LinearWeight& weight, RowFormat rows);
 
 }  // namespace nibble

@@ -22,7 +22,7 @@ const PanelIsa* panel_isa(Isa isa) {
 
 const BlockIsa* block_isa(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512Vnni) return &kBlockIsaAvx512Vnni;
+  if (isa >= Isa::kAvx512Vnni) return &kBlockIsaAvx512Vnni;
   if (isa == Isa::kAvx512) return &kBlockIsaAvx512;
   if (isa == Isa::kAvx2) return &kBlockIsaAvx2;
 #endif
@@ -30,14 +30,27 @@ const BlockIsa* block_isa(Isa isa) {
   return &kBlockIsaPortable;
 }
 
+const TileIsa* tile_isa(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAmx) return &kTileIsaAmx;
+#endif
+  return isa == Isa::kAmx ? &kTileIsaPortable : nullptr;
+}
+
+std::string backend_name(Isa isa, const TileIsa* tiles) {
+  return fmt::format("cpu {}{}", isa_name(isa), tiles != nullptr ? ", tiles given" : "");
+}
+
 }  // namespace
 
-CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats, bool int8_activations)
+CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats, bool int8_activations,
+                       const TileIsa* tiles)
     : isa_(panel_isa(isa)),
       blocks_(block_isa(isa)),
+      tiles_(tiles != nullptr ? tiles : tile_isa(isa)),
       int8_activations_(int8_activations),
       moe_scratch_floats_(moe_scratch_floats),
-      name_(fmt::format("cpu {}", isa_name(isa))),
+      name_(backend_name(isa, tiles)),
       device_(make_host_device()),
       pool_(threads, Placement::kPinned),
       thread_scratch_(static_cast<size_t>(threads)),
@@ -49,6 +62,12 @@ void CpuKernels::multiply_panels(const PanelMatrix& matrix, int64_t first_panel,
                                  const float* a, int64_t tokens, float* c, int64_t c_row,
                                  int64_t c_panel, float* weights) const {
   NIBBLE_CHECK(panels <= kGroupPanels);
+  if (matrix.rows == RowFormat::kBf16 || matrix.rows == RowFormat::kBf16Split) {
+    const PanelPart part = {matrix, first_panel, panels, c};
+    tiles_->multiply(&part, 1, a, tokens, matrix.rows == RowFormat::kBf16 ? 1 : 2, c_row, c_panel,
+                     weights);
+    return;
+  }
   if (matrix.rows != RowFormat::kFloat) {
     const BlockProducts& products =
         matrix.rows == RowFormat::kInt16 ? blocks_->int16 : blocks_->int8;
@@ -79,15 +98,43 @@ void CpuKernels::multiply_panels(const PanelMatrix& matrix, int64_t first_panel,
   }
 }
 
-RowFormat CpuKernels::row_format(const LinearWeight& weight) const {
+void CpuKernels::multiply_parts(std::span<const PanelPart> parts, const float* a, int64_t tokens,
+                                int64_t c_row, int64_t c_panel, float* weights) const {
+  const RowFormat rows = parts[0].matrix.rows;
+  if (rows == RowFormat::kBf16 || rows == RowFormat::kBf16Split) {
+    tiles_->multiply(parts.data(), static_cast<int64_t>(parts.size()), a, tokens,
+                     rows == RowFormat::kBf16 ? 1 : 2, c_row, c_panel, weights);
+    return;
+  }
+  for (const PanelPart& part : parts) {
+    multiply_panels(part.matrix, part.first_panel, part.panels, a, tokens, part.c, c_row, c_panel,
+                    weights);
+  }
+}
+
+int64_t CpuKernels::weight_floats(int64_t tokens) const {
+  if (tiles_ == nullptr) return kGroupFloats;
+  return std::max(kGroupFloats, tile_scratch_floats(tokens, 2));
+}
+
+int64_t CpuKernels::groups_of_task(RowFormat rows, int64_t groups) const {
+  const bool tiles = rows == RowFormat::kBf16 || rows == RowFormat::kBf16Split;
+  return tiles && groups >= int64_t{4} * pool_.num_threads() ? 2 : 1;
+}
+
+RowFormat CpuKernels::row_format(const LinearWeight& weight, int64_t tokens) const {
+  const bool tiles = tiles_ != nullptr && tokens > kUntiledTokens;
+  if (weight.format == LinearFormat::kBf16 && tiles) return RowFormat::kBf16Split;
   if (weight.format != LinearFormat::kNvfp4) return RowFormat::kFloat;
   const bool int8 = int8_activations_ || weight.activation == ActivationFormat::kNvfp4;
-  return int8 ? RowFormat::kInt8 : RowFormat::kInt16;
+  if (int8) return RowFormat::kInt8;
+  if (tiles) return tokens <= kSplitTokens ? RowFormat::kBf16Split : RowFormat::kBf16;
+  return RowFormat::kInt16;
 }
 
 void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& weight,
-                            float* out) const {
-  switch (row_format(weight)) {
+                            RowFormat format, float* out) const {
+  switch (format) {
     case RowFormat::kFloat:
       if (x != out) std::memcpy(out, x, static_cast<size_t>(count) * sizeof(float));
       return;
@@ -98,15 +145,19 @@ void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& w
         return quantize_nvfp4_row(x, count, weight.input_scale, out);
       }
       return blocks_->quantize_int8(x, count, out);
+    case RowFormat::kBf16:
+      return tiles_->quantize(x, count, 1, out);
+    case RowFormat::kBf16Split:
+      return tiles_->quantize(x, count, 2, out);
   }
 }
 
-void CpuKernels::copy_to_slices(const float* x, const LinearWeight& weight, int64_t row,
-                                int64_t rows, float* slices) const {
-  const int64_t row_floats = row_slice_floats(row_format(weight));
+void CpuKernels::copy_to_slices(const float* x, const LinearWeight& weight, RowFormat format,
+                                int64_t row, int64_t rows, float* slices) const {
+  const int64_t row_floats = row_slice_floats(format);
   float* out = slices + row * row_floats;
   for (int64_t left = weight.cols; left > 0; left -= kSliceCols) {
-    copy_slice(x, std::min<int64_t>(left, kSliceCols), weight, out);
+    copy_slice(x, std::min<int64_t>(left, kSliceCols), weight, format, out);
     x += kSliceCols;
     out += rows * row_floats;
   }

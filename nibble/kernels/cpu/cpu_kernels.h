@@ -5,9 +5,14 @@
 // and stay quantized; they are decoded in registers (few tokens) or slice by slice into a buffer
 // that fits the cache (many). Both ways add in the same order, so an output has the same bits in
 // any batch and with any number of threads; between instruction sets bits may differ.
+//
+// With AMX, products of NVFP4 and BF16 weights with more than a few tokens are done in tiles
+// (tile_isa.h), on activations rounded to BF16 or split into two BF16 numbers. Bits are then the
+// same among batches for which row_format is the same.
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,6 +22,7 @@
 #include "nibble/kernels/cpu/panel_isa.h"
 #include "nibble/kernels/cpu/panel_layout.h"
 #include "nibble/kernels/cpu/scratch.h"
+#include "nibble/kernels/cpu/tile_isa.h"
 #include "nibble/kernels/kernels.h"
 
 namespace nibble {
@@ -29,10 +35,16 @@ class CpuKernels final : public Kernels {
   // several passes.
   static constexpr int64_t kMoeScratchFloats = int64_t{128} << 20;
 
+  // Up to so many tokens take the products of the level below AMX, and up to so many more two
+  // planes of tiles where weights are NVFP4.
+  static constexpr int64_t kUntiledTokens = 2;
+  static constexpr int64_t kSplitTokens = 16;
+
   // isa must be one that this machine has, threads >= 1. With int8_activations NVFP4 weights meet
-  // unquantized activations as 8-bit integers: faster, with 0.5 % of noise.
+  // unquantized activations as 8-bit integers: faster, with 0.5 % of noise. `tiles`:
+  // kTileIsaPortable for a test; by default the level's, which only AMX has.
   CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats = kMoeScratchFloats,
-             bool int8_activations = false);
+             bool int8_activations = false, const TileIsa* tiles = nullptr);
   ~CpuKernels() override;
 
   std::string_view name() const override { return name_; }
@@ -70,6 +82,10 @@ class CpuKernels final : public Kernels {
            const RouterShape& shape, const int32_t* expert_ids, const float* weights,
            const MatrixView& out) override;
 
+  // How the rows of a product of `tokens` tokens meet a weight: NVFP4 takes whole numbers, of 16
+  // bits, or of 8 where activations are quantized; the other formats take floats; tiles take BF16.
+  RowFormat row_format(const LinearWeight& weight, int64_t tokens) const;
+
  private:
   // Tokens that take one MLP, and where their rows are. Buffers are sliced, [slices, tokens, 128].
   struct MlpRun {
@@ -83,18 +99,16 @@ class CpuKernels final : public Kernels {
     int64_t out_stride;
   };
 
-  // A part of a run: the outputs of one group of panels.
+  // A part of a run: the outputs of one or two groups of panels.
   struct RunTask {
     int32_t run;
     int32_t group;
+    int32_t num_groups;
   };
 
-  // How rows meet a weight: NVFP4 takes whole numbers, of 16 bits, or of 8 where activations are
-  // quantized; the other formats take floats.
-  RowFormat row_format(const LinearWeight& weight) const;
-  PanelMatrix packed_matrix(const LinearWeight& weight) const {
-    return panel_matrix(weight, row_format(weight));
-  }
+  // Groups of panels of a task: two where tiles use what they read of the activations for both and
+  // `groups` of them leave every thread enough tasks.
+  int64_t groups_of_task(RowFormat rows, int64_t groups) const;
 
   // c[t, p] = sum over all columns, for up to kGroupPanels panels; scales not yet applied.
   //   a  [slices, tokens] rows in the matrix's row format;  weights  kGroupFloats of scratch
@@ -102,12 +116,25 @@ class CpuKernels final : public Kernels {
                        const float* a, int64_t tokens, float* c, int64_t c_row, int64_t c_panel,
                        float* weights) const;
 
-  // Writes row `row` of `rows` from x [weight.cols] in the weight's row format: [slices, rows].
-  // What lies past cols in the last slice is not written.
-  void copy_to_slices(const float* x, const LinearWeight& weight, int64_t row, int64_t rows,
-                      float* slices) const;
+  // The same for two groups at most that take the same rows, of equal cols, format and row format.
+  //   weights  weight_floats(tokens) of scratch
+  void multiply_parts(std::span<const PanelPart> parts, const float* a, int64_t tokens,
+                      int64_t c_row, int64_t c_panel, float* weights) const;
+
+  // Scratch for the expanded weights of a product of at most `tokens` tokens.
+  int64_t weight_floats(int64_t tokens) const;
+
+  // linear(), which may use tiles.
+  void perform_linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
+                      bool tiles);
+
+  // Writes row `row` of `rows` from x [weight.cols] in that format: [slices, rows]. What lies past
+  // cols in the last slice is not written, except by the formats of tiles.
+  void copy_to_slices(const float* x, const LinearWeight& weight, RowFormat format, int64_t row,
+                      int64_t rows, float* slices) const;
   // One slice of it, `count` <= 128 columns, to `out`; x may be `out` only for floats.
-  void copy_slice(const float* x, int64_t count, const LinearWeight& weight, float* out) const;
+  void copy_slice(const float* x, int64_t count, const LinearWeight& weight, RowFormat format,
+                  float* out) const;
 
   // Performs runs_ on rows_ (one pointer for each row, in the order of the runs).
   void perform_runs();
@@ -130,6 +157,7 @@ class CpuKernels final : public Kernels {
 
   const PanelIsa* isa_;
   const BlockIsa* blocks_;
+  const TileIsa* tiles_;  // null where there are none
   bool int8_activations_;
   int64_t moe_scratch_floats_;
   std::string name_;

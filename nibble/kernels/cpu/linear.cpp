@@ -1,4 +1,5 @@
-// Parallel over groups of 8 panels (128 outputs), for up to 512 tokens at a time.
+// Parallel over groups of 8 panels (128 outputs), or two of them where tiles are used, for up to
+// 512 tokens at a time.
 //
 // Few tokens are bound by the weights' bytes, many by FMAs; bench/kernels/linear_bench.cpp prints
 // the share of either limit that is reached.
@@ -16,43 +17,60 @@ constexpr int64_t kChunkTokens = 512;  // a slice of them, 256 KB, stays in L2
 }  // namespace
 
 void CpuKernels::linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) {
+  perform_linear(x, weight, out, /*tiles=*/true);
+}
+
+void CpuKernels::perform_linear(const MatrixView& x, const LinearWeight& weight,
+                                const MatrixView& out, bool tiles) {
   NIBBLE_CHECK(x.cols == weight.cols && out.cols == weight.rows && x.rows == out.rows);
   NIBBLE_CHECK(x.dtype == DType::kF32 && out.dtype == DType::kF32);
   if (x.rows == 0) return;
-  const PanelMatrix matrix = packed_matrix(weight);
   const int64_t panels = panels_of(weight.rows);
+  const int64_t groups = groups_of(weight.rows);
   const int64_t chunk = std::min(x.rows, kChunkTokens);
-  const float alpha = output_scale(weight);
   float* const slices = activations_.reserve(*device_, slices_of(weight.cols) * kSliceCols * chunk);
   constexpr int64_t kGroupCols = int64_t{kGroupPanels} * kPanelRows;
-  reserve_thread_scratch(kGroupFloats + chunk * kGroupCols);
+  reserve_thread_scratch(ScratchCursor::padded(weight_floats(chunk)) + 2 * chunk * kGroupCols);
 
   for (int64_t first = 0; first < x.rows; first += chunk) {
     const int64_t tokens = std::min(chunk, x.rows - first);
+    const PanelMatrix matrix = panel_matrix(weight, row_format(weight, tiles ? tokens : 1));
+    const float alpha = output_scale(weight, matrix.rows);
     const auto copy = [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) {
-        copy_to_slices(x.row<float>(first + t), weight, t, tokens, slices);
+        copy_to_slices(x.row<float>(first + t), weight, matrix.rows, t, tokens, slices);
       }
     };
     pool_.parallel_for(tokens, 16, copy);
 
+    const int64_t step = groups_of_task(matrix.rows, groups);
     const auto multiply = [&](int64_t begin, int64_t end, int thread_id) {
       ScratchCursor scratch = thread_scratch(thread_id);
-      float* const weights = scratch.take(kGroupFloats);
-      float* const c = scratch.take(tokens * kGroupCols);
-      for (int64_t group = begin; group < end; ++group) {
-        const int64_t first_panel = group * kGroupPanels;
-        multiply_panels(matrix, first_panel, std::min<int64_t>(kGroupPanels, panels - first_panel),
-                        slices, tokens, c, kGroupCols, kPanelRows, weights);
-        const int64_t first_col = group * kGroupCols;
-        const int64_t cols = std::min(kGroupCols, weight.rows - first_col);
-        for (int64_t t = 0; t < tokens; ++t) {
-          float* const row = out.row<float>(first + t) + first_col;
-          for (int64_t i = 0; i < cols; ++i) row[i] = alpha * c[t * kGroupCols + i];
+      float* const weights = scratch.take(weight_floats(chunk));
+      float* const c = scratch.take(2 * tokens * kGroupCols);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first_group = task * step;
+        const int64_t num_groups = std::min(step, groups - first_group);
+        PanelPart parts[2];
+        for (int64_t i = 0; i < num_groups; ++i) {
+          const int64_t first_panel = (first_group + i) * kGroupPanels;
+          parts[i] = {matrix, first_panel, std::min<int64_t>(kGroupPanels, panels - first_panel),
+                      c + i * tokens * kGroupCols};
+        }
+        multiply_parts({parts, static_cast<size_t>(num_groups)}, slices, tokens, kGroupCols,
+                       kPanelRows, weights);
+        for (int64_t i = 0; i < num_groups; ++i) {
+          const int64_t first_col = (first_group + i) * kGroupCols;
+          const int64_t cols = std::min(kGroupCols, weight.rows - first_col);
+          for (int64_t t = 0; t < tokens; ++t) {
+            float* const row = out.row<float>(first + t) + first_col;
+            const float* const sums = parts[i].c + t * kGroupCols;
+            for (int64_t j = 0; j < cols; ++j) row[j] = alpha * sums[j];
+          }
         }
       }
     };
-    pool_.parallel_for(groups_of(weight.rows), 1, multiply);
+    pool_.parallel_for(ceil_div(groups, step), 1, multiply);
   }
 }
 

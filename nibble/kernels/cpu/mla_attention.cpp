@@ -51,7 +51,7 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
 
   const MlaPanels panels(shape);
   const PanelMatrix matrix = panel_matrix(weight.kv_b_proj, RowFormat::kFloat);
-  const float alpha = output_scale(weight.kv_b_proj);
+  const float alpha = output_scale(weight.kv_b_proj, RowFormat::kFloat);
   const int64_t latent_floats = slices_of(shape.kv_lora_rank) * kSliceCols * kContextBlock;
   const int64_t key_floats = slices_of(shape.qk_head_dim()) * kGroupFloats;
   reserve_thread_scratch(latent_floats + panels.head() * kPanelFloats + key_floats + kGroupFloats +

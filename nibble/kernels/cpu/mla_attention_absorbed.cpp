@@ -53,7 +53,7 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
                                         int64_t tokens, const MatrixView& out) {
   const MlaPanels panels(shape);
   const PanelMatrix up = panel_matrix(weight.kv_b_proj, RowFormat::kFloat);
-  const PanelMatrix trans = packed_matrix(weight.kv_b_k_trans);
+  const PanelMatrix trans = panel_matrix(weight.kv_b_k_trans, RowFormat::kFloat);
   const int64_t heads = shape.num_heads;
   const int64_t latent = panels.latent * kPanelRows;    // kv_lora_rank, padded
   const int64_t dim = latent + shape.qk_rope_head_dim;  // of a query row
@@ -188,7 +188,7 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
   };
   pool_.parallel_for(pieces * head_groups, 1, attend);
 
-  const float alpha = output_scale(weight.kv_b_proj);
+  const float alpha = output_scale(weight.kv_b_proj, RowFormat::kFloat);
   const auto expand = [&](int64_t begin, int64_t end, int thread_id) {
     for (int64_t head = begin; head < end; ++head) {
       ScratchCursor scratch = thread_scratch(thread_id);

@@ -23,27 +23,42 @@ void CpuKernels::perform_runs() {
     most_tokens = std::max(most_tokens, runs_[i].tokens);
     row_run_.insert(row_run_.end(), static_cast<size_t>(runs_[i].tokens), static_cast<int32_t>(i));
   }
-  reserve_thread_scratch(kGroupFloats + 2 * most_tokens * kGroupCols);
+  const int64_t scratch_weights = weight_floats(most_tokens);
+  reserve_thread_scratch(ScratchCursor::padded(scratch_weights) + 2 * most_tokens * kGroupCols);
+
+  const auto run_matrix = [&](const LinearWeight& weight, const MlpRun& run) {
+    return panel_matrix(weight, row_format(weight, run.tokens));
+  };
 
   const auto copy = [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const MlpRun& run = runs_[static_cast<size_t>(row_run_[static_cast<size_t>(i)])];
       const float* const x = rows_[static_cast<size_t>(i)];
       const int64_t t = i - run.first_row;
-      copy_to_slices(x, run.weight->gate_proj, t, run.tokens, run.gate_input);
+      const MlpWeight& weight = *run.weight;
+      copy_to_slices(x, weight.gate_proj, row_format(weight.gate_proj, run.tokens), t, run.tokens,
+                     run.gate_input);
       if (run.up_input != run.gate_input) {
-        copy_to_slices(x, run.weight->up_proj, t, run.tokens, run.up_input);
+        copy_to_slices(x, weight.up_proj, row_format(weight.up_proj, run.tokens), t, run.tokens,
+                       run.up_input);
       }
     }
   };
   pool_.parallel_for(static_cast<int64_t>(rows_.size()), 4, copy);
 
-  const auto list_tasks = [&](const auto& outputs_of) {
+  // Tasks of at most `most_groups` groups of the outputs of a matrix of each run.
+  const auto list_tasks = [&](LinearWeight MlpWeight::*matrix, int64_t most_groups) {
+    int64_t all_groups = 0;
+    for (const MlpRun& run : runs_) all_groups += groups_of((run.weight->*matrix).rows);
     tasks_.clear();
     for (size_t i = 0; i < runs_.size(); ++i) {
-      const int64_t groups = groups_of(outputs_of(*runs_[i].weight));
-      for (int64_t g = 0; g < groups; ++g) {
-        tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g)});
+      const LinearWeight& weight = runs_[i].weight->*matrix;
+      const int64_t groups = groups_of(weight.rows);
+      const int64_t step =
+          std::min(most_groups, groups_of_task(row_format(weight, runs_[i].tokens), all_groups));
+      for (int64_t g = 0; g < groups; g += step) {
+        tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g),
+                          static_cast<int32_t>(std::min(step, groups - g))});
       }
     }
     return static_cast<int64_t>(tasks_.size());
@@ -51,7 +66,7 @@ void CpuKernels::perform_runs() {
 
   const auto gate_up = [&](int64_t begin, int64_t end, int thread_id) {
     ScratchCursor scratch = thread_scratch(thread_id);
-    float* const weights = scratch.take(kGroupFloats);
+    float* const weights = scratch.take(scratch_weights);
     float* const gate = scratch.take(most_tokens * kGroupCols);
     float* const up = scratch.take(most_tokens * kGroupCols);
     for (int64_t i = begin; i < end; ++i) {
@@ -61,46 +76,60 @@ void CpuKernels::perform_runs() {
       const int64_t intermediate = weight.gate_proj.rows;
       const int64_t first_panel = int64_t{task.group} * kGroupPanels;
       const int64_t panels = std::min<int64_t>(kGroupPanels, panels_of(intermediate) - first_panel);
-      multiply_panels(packed_matrix(weight.gate_proj), first_panel, panels, run.gate_input,
-                      run.tokens, gate, kGroupCols, kPanelRows, weights);
-      multiply_panels(packed_matrix(weight.up_proj), first_panel, panels, run.up_input, run.tokens,
-                      up, kGroupCols, kPanelRows, weights);
-      const float gate_scale = output_scale(weight.gate_proj);
-      const float up_scale = output_scale(weight.up_proj);
+      const PanelPart parts[2] = {{run_matrix(weight.gate_proj, run), first_panel, panels, gate},
+                                  {run_matrix(weight.up_proj, run), first_panel, panels, up}};
+      if (run.up_input == run.gate_input && weight.gate_proj.format == weight.up_proj.format) {
+        multiply_parts(parts, run.gate_input, run.tokens, kGroupCols, kPanelRows, weights);
+      } else {
+        multiply_parts({parts, 1}, run.gate_input, run.tokens, kGroupCols, kPanelRows, weights);
+        multiply_parts({parts + 1, 1}, run.up_input, run.tokens, kGroupCols, kPanelRows, weights);
+      }
+      const float gate_scale = output_scale(weight.gate_proj, parts[0].matrix.rows);
+      const float up_scale = output_scale(weight.up_proj, parts[1].matrix.rows);
       const int64_t cols = std::min(kGroupCols, intermediate - task.group * kGroupCols);
-      const int64_t row_floats = row_slice_floats(row_format(weight.down_proj));
+      const RowFormat down_rows = row_format(weight.down_proj, run.tokens);
+      const int64_t row_floats = row_slice_floats(down_rows);
       float* const product = run.product + task.group * run.tokens * row_floats;
       for (int64_t t = 0; t < run.tokens; ++t) {
         float* const row = gate + t * kGroupCols;
         isa_->swiglu(row, gate_scale, up + t * kGroupCols, up_scale, cols, row);
-        copy_slice(row, cols, weight.down_proj, product + t * row_floats);
+        copy_slice(row, cols, weight.down_proj, down_rows, product + t * row_floats);
       }
     }
   };
-  pool_.parallel_for(list_tasks([](const MlpWeight& w) { return w.gate_proj.rows; }), 1, gate_up);
+  pool_.parallel_for(list_tasks(&MlpWeight::gate_proj, 1), 1, gate_up);
 
   const auto down = [&](int64_t begin, int64_t end, int thread_id) {
     ScratchCursor scratch = thread_scratch(thread_id);
-    float* const weights = scratch.take(kGroupFloats);
-    float* const c = scratch.take(most_tokens * kGroupCols);
+    float* const weights = scratch.take(scratch_weights);
+    float* const c = scratch.take(2 * most_tokens * kGroupCols);
     for (int64_t i = begin; i < end; ++i) {
       const RunTask task = tasks_[static_cast<size_t>(i)];
       const MlpRun& run = runs_[static_cast<size_t>(task.run)];
       const LinearWeight& weight = run.weight->down_proj;
-      const int64_t first_panel = int64_t{task.group} * kGroupPanels;
-      multiply_panels(packed_matrix(weight), first_panel,
-                      std::min<int64_t>(kGroupPanels, panels_of(weight.rows) - first_panel),
-                      run.product, run.tokens, c, kGroupCols, kPanelRows, weights);
-      const float alpha = output_scale(weight);
-      const int64_t first_col = task.group * kGroupCols;
-      const int64_t cols = std::min(kGroupCols, weight.rows - first_col);
-      for (int64_t t = 0; t < run.tokens; ++t) {
-        float* const row = run.out + t * run.out_stride + first_col;
-        for (int64_t j = 0; j < cols; ++j) row[j] = alpha * c[t * kGroupCols + j];
+      const PanelMatrix matrix = run_matrix(weight, run);
+      PanelPart parts[2];
+      for (int g = 0; g < task.num_groups; ++g) {
+        const int64_t first_panel = int64_t{task.group + g} * kGroupPanels;
+        parts[g] = {matrix, first_panel,
+                    std::min<int64_t>(kGroupPanels, panels_of(weight.rows) - first_panel),
+                    c + g * run.tokens * kGroupCols};
+      }
+      multiply_parts({parts, static_cast<size_t>(task.num_groups)}, run.product, run.tokens,
+                     kGroupCols, kPanelRows, weights);
+      const float alpha = output_scale(weight, matrix.rows);
+      for (int g = 0; g < task.num_groups; ++g) {
+        const int64_t first_col = (task.group + g) * kGroupCols;
+        const int64_t cols = std::min(kGroupCols, weight.rows - first_col);
+        for (int64_t t = 0; t < run.tokens; ++t) {
+          float* const row = run.out + t * run.out_stride + first_col;
+          const float* const sums = parts[g].c + t * kGroupCols;
+          for (int64_t j = 0; j < cols; ++j) row[j] = alpha * sums[j];
+        }
       }
     }
   };
-  pool_.parallel_for(list_tasks([](const MlpWeight& w) { return w.down_proj.rows; }), 1, down);
+  pool_.parallel_for(list_tasks(&MlpWeight::down_proj, 2), 1, down);
 }
 
 void CpuKernels::mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) {

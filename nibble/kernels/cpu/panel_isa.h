@@ -38,8 +38,9 @@ enum class PanelFormat : int32_t {
            // and scale 1.
 };
 
-// How rows of activations enter a product: as floats in slices, or as the records of block_isa.h.
-enum class RowFormat : int32_t { kFloat, kInt16, kInt8 };
+// How rows of activations enter a product: as floats in slices, as the records of block_isa.h, or
+// as those of tile_isa.h in one plane or two.
+enum class RowFormat : int32_t { kFloat, kInt16, kInt8, kBf16, kBf16Split };
 
 // A packed matrix. Rows are padded to whole panels with zeros.
 struct PanelMatrix {

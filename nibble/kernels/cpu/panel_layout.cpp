@@ -2,6 +2,7 @@
 
 #include "nibble/base/check.h"
 #include "nibble/kernels/cpu/block_isa.h"
+#include "nibble/kernels/cpu/tile_isa.h"
 
 namespace nibble {
 
@@ -50,6 +51,10 @@ int64_t row_slice_floats(RowFormat rows) {
       return kInt16RecordBytes / 4;
     case RowFormat::kInt8:
       return kInt8RecordBytes / 4;
+    case RowFormat::kBf16:
+      return kTileRecordBytes / 4;
+    case RowFormat::kBf16Split:
+      return 2 * kTileRecordBytes / 4;
   }
   return kSliceCols;
 }

@@ -77,7 +77,8 @@ void CpuKernels::route(const MatrixView& x, const LinearWeight& gate, const floa
   logits.cols = experts;
   logits.stride = experts;
   logits.data = outputs_.reserve(*device_, x.rows * experts);
-  linear(x, gate, logits);
+  // Without tiles: a logit's last bits may decide which expert is chosen.
+  perform_linear(x, gate, logits, /*tiles=*/false);
 
   const int64_t part = ScratchCursor::padded(experts);
   reserve_thread_scratch(4 * part);

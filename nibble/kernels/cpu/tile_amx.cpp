@@ -1,0 +1,16 @@
+// The tile products of the cpu backend for AMX.
+#define NIBBLE_TILE_AHEAD 4096
+#define NIBBLE_TILE_WIDE 4  // results in registers at once
+#include "nibble/kernels/cpu/tile_isa.h"
+// After the declarations, in this order.
+#include "nibble/kernels/cpu/nvfp4_units.inl"
+//
+#include "nibble/kernels/cpu/tile_simd_amx.inl"
+//
+#include "nibble/kernels/cpu/tile_isa.inl"
+
+namespace nibble {
+
+const TileIsa kTileIsaAmx = {tile_quantize, tile_multiply};
+
+}  // namespace nibble

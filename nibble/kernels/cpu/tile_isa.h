@@ -1,0 +1,63 @@
+// Products of NVFP4 and BF16 weights with BF16 activations in matrix tiles (AMX): 16 rows of
+// activations by 16 outputs by 32 columns an instruction, sums in binary32. One table of functions
+// for AMX, one of plain loops that computes the same bits; panel_isa.h's rules for headers and its
+// slices, panels and units hold here too.
+//
+// An E2M1 code times an E4M3 block scale has at most 6 significant bits: exact in BF16. Weights
+// enter times 2^-112, for BF16's exponent then holds binary16's as it is, and activations times
+// 2^64, so that a product of ordinary size is an ordinary number: a tile takes subnormals as 0. So
+// a magnitude of activations from 2^64 on counts as infinite, and a product below 2^-78 as 0.
+//
+// A row of activations is a record of 256 bytes for each slice of 128 columns, [slices, rows]
+// records: BF16, every 8 columns as 0 4 1 5 2 6 3 7, zeros past the last column. With two planes a
+// token is two rows, its values rounded to BF16 and what the rounding left (rounded too): 16
+// significant bits, at the cost of twice the products.
+//
+// Every output sums up its 32 columns at a time in rising order, whatever the number of rows or
+// panels: with equal planes a token has the same bits in any batch.
+#pragma once
+
+#include <cstdint>
+
+#include "nibble/kernels/cpu/panel_isa.h"
+
+namespace nibble {
+
+inline constexpr int kTileRecordBytes = 256;
+inline constexpr int kTilePanels = 16;      // at most, of all parts together
+inline constexpr int kTileDepthSteps = 16;  // of 32 columns: what is kept expanded for many rows
+
+// What a product is to be multiplied with, a power of two.
+inline constexpr float kTileNvfp4Factor = 0x1p48f;
+inline constexpr float kTileBf16Factor = 0x1p-64f;
+
+// Panels of one matrix and where their results go: row t, panel p at c + t * c_row + p * c_panel.
+struct PanelPart {
+  PanelMatrix matrix;
+  int64_t first_panel;
+  int64_t panels;
+  float* c;
+};
+
+struct TileIsa {
+  // x [count], count <= 128, to one record, or two for two planes.
+  void (*quantize)(const float* x, int64_t count, int planes, void* record);
+
+  // The whole product of `tokens` tokens, for parts of equal cols and format, kNvfp4 or kBf16, of
+  // up to kTilePanels panels together.
+  //   a  [slices, planes * tokens] records;  scratch  tile_scratch_floats(tokens, planes), aligned
+  //   to 64 bytes
+  void (*multiply)(const PanelPart* parts, int64_t num_parts, const void* a, int64_t tokens,
+                   int planes, int64_t c_row, int64_t c_panel, float* scratch);
+};
+
+// Expanded weights, then the sums of two planes.
+constexpr int64_t tile_scratch_floats(int64_t tokens, int planes) {
+  const int64_t expanded = int64_t{kTilePanels} * kTileDepthSteps * 256;
+  return expanded + (planes == 2 ? 2 * tokens * kTilePanels * kPanelRows : 0);
+}
+
+extern const TileIsa kTileIsaPortable;  // the definition: for tests, slow
+extern const TileIsa kTileIsaAmx;
+
+}  // namespace nibble

@@ -1,0 +1,16 @@
+// The tile products in plain loops: what they are, for tests on machines without AMX.
+#define NIBBLE_TILE_AHEAD 0
+#define NIBBLE_TILE_WIDE 4
+#include "nibble/kernels/cpu/tile_isa.h"
+// After the declarations, in this order.
+#include "nibble/kernels/cpu/nvfp4_units.inl"
+//
+#include "nibble/kernels/cpu/tile_simd_portable.inl"
+//
+#include "nibble/kernels/cpu/tile_isa.inl"
+
+namespace nibble {
+
+const TileIsa kTileIsaPortable = {tile_quantize, tile_multiply};
+
+}  // namespace nibble

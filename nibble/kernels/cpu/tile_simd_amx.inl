@@ -1,0 +1,119 @@
+// The eight tiles of AMX, and what fills them, on AVX-512 with FP16 and BF16.
+#include <immintrin.h>
+
+namespace nibble {
+namespace {
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Heights of the two tiles of rows and of the results that belong to them; 0: the second is not
+// used, and all four results belong to the first.
+inline void t_configure(int rows, int second_rows) {
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64;
+  const int other = second_rows == 0 ? rows : second_rows;
+  const int heights[8] = {rows, rows, other, other, rows, other, 16, 16};
+  for (int i = 0; i < 8; ++i) config.rows[i] = static_cast<uint8_t>(heights[i]);
+  // Not _tile_loadconfig: g++ 12 declares 8 bytes of it as read and drops the other stores.
+  asm volatile("ldtilecfg %0" ::"m"(config));
+}
+inline void t_release() { asm volatile("tilerelease"); }
+
+// The compiler keeps nothing in tiles. "memory": what is loaded must have been stored.
+template <int kTile>
+inline void t_zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+template <int kTile>
+inline void t_load(const void* rows, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTile>
+inline void t_store(void* rows, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kSum, int kRows, int kWeights>
+inline void t_dot() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRows), "i"(kWeights));
+}
+
+inline void t_clear(uint8_t* out, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm512_store_si512(out + i, _mm512_setzero_si512());
+}
+
+// A block of 16 columns: 8 vectors of pairs, columns j and j + 4 of eight, each weight times
+// 2^-112. Code and scale are multiplied in binary16, exactly: a scale's bits are its own, and the
+// product, 2^-10 to 2688 with 5 bits after the leading one, becomes BF16 by a shift of its fields.
+inline __attribute__((always_inline)) void t_expand_block(const uint8_t* codes,
+                                                          const uint8_t* scales, uint8_t* out) {
+  const __m512i table = _mm512_set_epi16(
+      short(0xc600), short(0xc400), short(0xc200), short(0xc000), short(0xbe00), short(0xbc00),
+      short(0xb800), short(0x8000), 0x4600, 0x4400, 0x4200, 0x4000, 0x3e00, 0x3c00, 0x3800, 0,  //
+      short(0xc600), short(0xc400), short(0xc200), short(0xc000), short(0xbe00), short(0xbc00),
+      short(0xb800), short(0x8000), 0x4600, 0x4400, 0x4200, 0x4000, 0x3e00, 0x3c00, 0x3800, 0);
+  // Byte 4 l + i of the 16 to the upper halves of both words of lane i of 128 bits l.
+  const __m512i spread =
+      _mm512_set_epi32(0x0f800f80, 0x0e800e80, 0x0d800d80, 0x0c800c80, 0x0b800b80, 0x0a800a80,
+                       0x09800980, 0x08800880, 0x07800780, 0x06800680, 0x05800580, 0x04800480,
+                       0x03800380, 0x02800280, 0x01800180, 0x00800080);
+  const __m512i bytes =
+      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
+  const __m512h scale =
+      _mm512_castsi512_ph(_mm512_srli_epi16(_mm512_shuffle_epi8(bytes, spread), 1));
+  const __m512i fields = _mm512_set1_epi16(short(0x8fff));
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m512i nibbles = _mm512_loadu_si512(codes + 64 * half);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      // Five bits of an index are read and the table repeats after 16.
+      const __m512i index = j == 0 ? nibbles : _mm512_srli_epi16(nibbles, 4 * j);
+      const __m512h weight = _mm512_castsi512_ph(_mm512_permutexvar_epi16(index, table));
+      const __m512i product = _mm512_castph_si512(_mm512_mul_ph(weight, scale));
+      _mm512_store_si512(out + 256 * half + 64 * j,
+                         _mm512_and_si512(_mm512_srai_epi16(product, 3), fields));
+    }
+  }
+}
+
+// Eight columns of BF16 [8, 16] to 4 vectors of pairs, columns j and j + 4.
+inline void t_pair_columns(const uint16_t* w, uint8_t* out) {
+  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m512i a = _mm512_loadu_si512(w + 32 * i);
+    const __m512i b = _mm512_loadu_si512(w + 64 + 32 * i);
+    const __m512i low = _mm512_unpacklo_epi16(a, b);
+    const __m512i high = _mm512_unpackhi_epi16(a, b);
+    _mm512_store_si512(out + 128 * i, _mm512_permutex2var_epi64(low, first, high));
+    _mm512_store_si512(out + 128 * i + 64, _mm512_permutex2var_epi64(low, second, high));
+  }
+}
+
+void tile_quantize(const float* x, int64_t count, int planes, void* record) {
+  auto* out = static_cast<uint8_t*>(record);
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+  for (int64_t i = 0; i < kSliceCols; i += 16, out += 32) {
+    const int64_t left = count - i;
+    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
+    const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(0x1p64f));
+    const auto rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(rounded, order));
+    if (planes == 1) continue;
+    const __m512 upper = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
+    const auto rest = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_sub_ps(v, upper)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + kTileRecordBytes),
+                        _mm256_shuffle_epi8(rest, order));
+  }
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,119 @@
+// The eight tiles as plain memory, and what AMX's instructions do with them by Intel's description:
+// subnormals are 0, products of pairs are added up in two chains for even and odd columns, and
+// their sum to the result. A product of two BF16 numbers is exact in binary32, so that one rounding
+// of product and sum is that of the sum.
+#include <cmath>
+#include <cstring>
+
+#include "nibble/numeric/bf16.h"
+
+namespace nibble {
+namespace {
+
+struct Tile {
+  int rows = 0;
+  alignas(64) uint8_t data[16][64] = {};
+};
+thread_local Tile tiles[8];
+
+inline float no_subnormal(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+
+inline void t_configure(int rows, int second_rows) {
+  const int other = second_rows == 0 ? rows : second_rows;
+  const int heights[8] = {rows, rows, other, other, rows, other, 16, 16};
+  for (int i = 0; i < 8; ++i) {
+    tiles[i] = {};
+    tiles[i].rows = heights[i];
+  }
+}
+inline void t_release() {
+  for (Tile& tile : tiles) tile = {};
+}
+template <int kTile>
+inline void t_zero() {
+  std::memset(tiles[kTile].data, 0, sizeof(tiles[kTile].data));
+}
+template <int kTile>
+inline void t_load(const void* rows, int64_t stride) {
+  for (int i = 0; i < tiles[kTile].rows; ++i) {
+    std::memcpy(tiles[kTile].data[i], static_cast<const uint8_t*>(rows) + i * stride, 64);
+  }
+}
+template <int kTile>
+inline void t_store(void* rows, int64_t stride) {
+  for (int i = 0; i < tiles[kTile].rows; ++i) {
+    std::memcpy(static_cast<uint8_t*>(rows) + i * stride, tiles[kTile].data[i], 64);
+  }
+}
+template <int kSum, int kRows, int kWeights>
+inline void t_dot() {
+  for (int m = 0; m < tiles[kSum].rows; ++m) {
+    uint16_t x[32];
+    float sum[16];
+    std::memcpy(x, tiles[kRows].data[m], sizeof(x));
+    std::memcpy(sum, tiles[kSum].data[m], sizeof(sum));
+    float chain[16][2] = {};
+    for (int k = 0; k < 16; ++k) {
+      uint16_t w[32];
+      std::memcpy(w, tiles[kWeights].data[k], sizeof(w));
+      for (int n = 0; n < 16; ++n) {
+        for (int i = 0; i < 2; ++i) {
+          const float product =
+              no_subnormal(bf16_to_float(x[2 * k + i])) * no_subnormal(bf16_to_float(w[2 * n + i]));
+          chain[n][i] = no_subnormal(chain[n][i] + product);
+        }
+      }
+    }
+    for (int n = 0; n < 16; ++n) {
+      sum[n] = no_subnormal(no_subnormal(sum[n]) + no_subnormal(chain[n][0] + chain[n][1]));
+    }
+    std::memcpy(tiles[kSum].data[m], sum, sizeof(sum));
+  }
+}
+
+inline void t_clear(uint8_t* out, int64_t bytes) {
+  std::memset(out, 0, static_cast<size_t>(bytes));
+}
+
+// As tile_simd_amx.inl's.
+inline void t_expand_block(const uint8_t* codes, const uint8_t* scales, uint8_t* out) {
+  constexpr float kValues[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+  for (int r = 0; r < kPanelRows; ++r) {
+    const uint32_t bits = (uint32_t{scales[r]} << 20) + (112u << 23);
+    float scale = 0;
+    std::memcpy(&scale, &bits, sizeof(scale));
+    for (int half = 0; half < 2; ++half) {
+      for (int j = 0; j < 8; ++j) {
+        const int byte = codes[64 * half + 4 * r + j / 2];
+        const int code = j % 2 == 0 ? byte & 15 : byte >> 4;
+        const float value = kValues[code & 7] * scale * 0x1p-112f;
+        const uint16_t weight = float_to_bf16((code & 8) != 0 ? -value : value);
+        std::memcpy(out + 256 * half + 64 * (j % 4) + 4 * r + 2 * (j / 4), &weight, 2);
+      }
+    }
+  }
+}
+
+inline void t_pair_columns(const uint16_t* w, uint8_t* out) {
+  for (int r = 0; r < kPanelRows; ++r) {
+    for (int j = 0; j < 8; ++j) {
+      std::memcpy(out + 64 * (j % 4) + 4 * r + 2 * (j / 4), w + j * kPanelRows + r, 2);
+    }
+  }
+}
+
+void tile_quantize(const float* x, int64_t count, int planes, void* record) {
+  auto* const out = static_cast<uint8_t*>(record);
+  for (int64_t i = 0; i < kSliceCols; ++i) {
+    const float v = i < count ? x[i] * 0x1p64f : 0.0f;
+    const uint16_t rounded = float_to_bf16(no_subnormal(v));
+    const int64_t place = 2 * (i / 8 * 8 + (i % 4) * 2 + i % 8 / 4);
+    std::memcpy(out + place, &rounded, 2);
+    if (planes == 1) continue;
+    const uint16_t rest = float_to_bf16(no_subnormal(v - bf16_to_float(rounded)));
+    std::memcpy(out + kTileRecordBytes + place, &rest, 2);
+  }
+}
+
+}  // namespace
+}  // namespace nibble
