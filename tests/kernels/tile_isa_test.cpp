@@ -49,8 +49,8 @@ struct TileProduct {
     for (int64_t s = 0; s < slices; ++s) {
       for (int64_t t = 0; t < c.tokens; ++t) {
         isa.quantize(x.data() + t * c.cols + s * kSliceCols,
-                     std::min<int64_t>(kSliceCols, c.cols - s * kSliceCols), c.planes,
-                     records.as<uint8_t>() + (s * rows + t * c.planes) * kTileRecordBytes);
+                     std::min<int64_t>(kSliceCols, c.cols - s * kSliceCols), c.planes, t, c.tokens,
+                     records.as<uint8_t>() + s * rows * kTileRecordBytes);
       }
     }
     record_values.assign(records.as<uint8_t>(), records.as<uint8_t>() + record_bytes);

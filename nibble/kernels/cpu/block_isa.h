@@ -68,5 +68,6 @@ extern const BlockIsa kBlockIsaPortable;
 extern const BlockIsa kBlockIsaAvx2;
 extern const BlockIsa kBlockIsaAvx512;
 extern const BlockIsa kBlockIsaAvx512Vnni;
+extern const BlockIsa kBlockIsaAmx;
 
 }  // namespace nibble

@@ -1,8 +1,9 @@
 // The block products, written once over V16, Codes and Lanes (simd_*.inl, block_simd_*.inl) and
 // built once for each instruction set, with internal linkage as in panel_isa.inl.
 //
-// multiply_fused reads each panel from one end to the other: on the machines measured, memory gives
-// its full rate to one sequential stream and two thirds of it to four. Accumulators of neighbouring
+// multiply_fused reads each panel from one end to the other, one at a time where memory gives its
+// full rate to one sequential stream and two thirds of it to four (Zen 5), four side by side where
+// it is the other way round (Xeons with AMX). Accumulators of neighbouring
 // blocks are independent, so one panel is enough to keep the units busy. multiply keeps a tile of
 // NIBBLE_BLOCK_TOKENS x kBlockPanels sums in registers and is bound by the products: of a block's
 // instructions on the two multiplying ports, 8 of 9 are products (16 bit), 4 of 6 (8 bit).
@@ -14,8 +15,13 @@ namespace {
 #define NIBBLE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+#ifndef NIBBLE_BLOCK_WALKED
+#define NIBBLE_BLOCK_WALKED 1  // panels that few tokens read side by side
+#define NIBBLE_BLOCK_AHEAD 12288
+#endif
+
 // How far ahead of its use a panel's data is asked for.
-constexpr int kBlockPrefetchBytes = 12288;
+constexpr int kBlockPrefetchBytes = NIBBLE_BLOCK_AHEAD;
 
 template <RowFormat kRows>
 struct Record;
@@ -207,38 +213,70 @@ inline __attribute__((always_inline)) void block_step(Nvfp4Unit unit, const uint
   }
 }
 
+// kWalked panels side by side, each read from one end to the other.
+template <RowFormat kRows, int kTokens, int kWalked>
+void block_fused_walk(const PanelMatrix* matrix, const uint8_t* panel, const uint8_t* a, float* c,
+                      int64_t c_row, int64_t c_panel) {
+  using R = Record<kRows>;
+  constexpr int kGroupBytes = kNvfp4GroupBlocks * kNvfp4UnitBytes;
+  const int64_t panel_bytes = matrix->panel_bytes;
+  V16 sum[kWalked][kTokens];
+  NIBBLE_UNROLL for (int p = 0; p < kWalked; ++p) {
+    NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) sum[p][t] = v_zero();
+  }
+  const uint8_t* group = panel;
+  const uint8_t* rows = a;
+  int64_t left = matrix->cols;
+  for (; left > 0; left -= kSliceCols, rows += kTokens * R::kBytes) {
+    NIBBLE_UNROLL for (int p = 0; p < kWalked; ++p) {
+      NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+        sum[p][t] = R::first(sum[p][t], rows + t * R::kBytes);
+      }
+    }
+    if (left < kSliceCols) break;
+    for (int half = 0; half < 2; ++half, group += kGroupBytes) {
+      // Past its end a panel's next is the one that is walked in its place.
+      const uint8_t* const ahead =
+          group + kBlockPrefetchBytes +
+          (group - panel + kBlockPrefetchBytes >= panel_bytes ? (kWalked - 1) * panel_bytes : 0);
+      NIBBLE_UNROLL for (int p = 0; p < kWalked; ++p) {
+        const uint8_t* const codes = group + p * panel_bytes;
+        NIBBLE_UNROLL for (int i = 0; i < kGroupBytes; i += 64) {
+          __builtin_prefetch(ahead + p * panel_bytes + i);
+        }
+        NIBBLE_UNROLL for (int i = 0; i < kNvfp4GroupBlocks; ++i) {
+          block_step<kRows, kTokens>({codes + 128 * i, codes + 128 * kNvfp4GroupBlocks + 16 * i},
+                                     rows, kNvfp4GroupBlocks * half + i, sum[p]);
+        }
+      }
+    }
+  }
+  const int64_t blocks = matrix->cols / 16;
+  NIBBLE_UNROLL for (int p = 0; p < kWalked; ++p) {
+    for (int64_t b = blocks / 8 * 8; b < blocks; ++b) {
+      block_step<kRows, kTokens>(nvfp4_unit(panel + p * panel_bytes, blocks, b), rows,
+                                 static_cast<int>(b % 8), sum[p]);
+    }
+    NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
+      v_store(c + t * c_row + p * c_panel, sum[p][t]);
+    }
+  }
+}
+
 template <RowFormat kRows, int kTokens>
 void block_fused_panels(const PanelMatrix* matrix, int64_t first_panel, int64_t panels,
                         const uint8_t* a, float* c, int64_t c_row, int64_t c_panel) {
-  using R = Record<kRows>;
-  constexpr int kGroupBytes = kNvfp4GroupBlocks * kNvfp4UnitBytes;
-  for (int64_t p = 0; p < panels; ++p) {
-    const uint8_t* const panel = matrix->data + (first_panel + p) * matrix->panel_bytes;
-    const uint8_t* group = panel;
-    V16 sum[kTokens];
-    NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) sum[t] = v_zero();
-    const uint8_t* rows = a;
-    int64_t left = matrix->cols;
-    for (; left > 0; left -= kSliceCols, rows += kTokens * R::kBytes) {
-      NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) {
-        sum[t] = R::first(sum[t], rows + t * R::kBytes);
-      }
-      if (left < kSliceCols) break;
-      for (int half = 0; half < 2; ++half, group += kGroupBytes) {
-        NIBBLE_UNROLL for (int i = 0; i < kGroupBytes; i += 64) {
-          __builtin_prefetch(group + kBlockPrefetchBytes + i);
-        }
-        NIBBLE_UNROLL for (int i = 0; i < kNvfp4GroupBlocks; ++i) {
-          block_step<kRows, kTokens>({group + 128 * i, group + 128 * kNvfp4GroupBlocks + 16 * i},
-                                     rows, kNvfp4GroupBlocks * half + i, sum);
-        }
-      }
-    }
-    const int64_t blocks = matrix->cols / 16;
-    for (int64_t b = blocks / 8 * 8; b < blocks; ++b) {
-      block_step<kRows, kTokens>(nvfp4_unit(panel, blocks, b), rows, static_cast<int>(b % 8), sum);
-    }
-    NIBBLE_UNROLL for (int t = 0; t < kTokens; ++t) v_store(c + t * c_row + p * c_panel, sum[t]);
+  // Few tokens are bound by memory, more by products, which gain nothing from more panels.
+  constexpr int kWalked = kTokens <= 2 ? NIBBLE_BLOCK_WALKED : 1;
+  const uint8_t* const first = matrix->data + first_panel * matrix->panel_bytes;
+  int64_t p = 0;
+  for (; p + kWalked <= panels; p += kWalked) {
+    block_fused_walk<kRows, kTokens, kWalked>(matrix, first + p * matrix->panel_bytes, a,
+                                              c + p * c_panel, c_row, c_panel);
+  }
+  for (; p < panels; ++p) {
+    block_fused_walk<kRows, kTokens, 1>(matrix, first + p * matrix->panel_bytes, a, c + p * c_panel,
+                                        c_row, c_panel);
   }
 }
 

@@ -22,7 +22,8 @@ const PanelIsa* panel_isa(Isa isa) {
 
 const BlockIsa* block_isa(Isa isa) {
 #if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vnni) return &kBlockIsaAvx512Vnni;
+  if (isa == Isa::kAmx) return &kBlockIsaAmx;
+  if (isa == Isa::kAvx512Vnni) return &kBlockIsaAvx512Vnni;
   if (isa == Isa::kAvx512) return &kBlockIsaAvx512;
   if (isa == Isa::kAvx2) return &kBlockIsaAvx2;
 #endif
@@ -133,7 +134,8 @@ RowFormat CpuKernels::row_format(const LinearWeight& weight, int64_t tokens) con
 }
 
 void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& weight,
-                            RowFormat format, float* out) const {
+                            RowFormat format, int64_t row, int64_t rows, float* slice) const {
+  float* const out = slice + row * row_slice_floats(format);
   switch (format) {
     case RowFormat::kFloat:
       if (x != out) std::memcpy(out, x, static_cast<size_t>(count) * sizeof(float));
@@ -146,20 +148,19 @@ void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& w
       }
       return blocks_->quantize_int8(x, count, out);
     case RowFormat::kBf16:
-      return tiles_->quantize(x, count, 1, out);
+      return tiles_->quantize(x, count, 1, row, rows, slice);
     case RowFormat::kBf16Split:
-      return tiles_->quantize(x, count, 2, out);
+      return tiles_->quantize(x, count, 2, row, rows, slice);
   }
 }
 
 void CpuKernels::copy_to_slices(const float* x, const LinearWeight& weight, RowFormat format,
                                 int64_t row, int64_t rows, float* slices) const {
-  const int64_t row_floats = row_slice_floats(format);
-  float* out = slices + row * row_floats;
+  const int64_t slice_floats = rows * row_slice_floats(format);
   for (int64_t left = weight.cols; left > 0; left -= kSliceCols) {
-    copy_slice(x, std::min<int64_t>(left, kSliceCols), weight, format, out);
+    copy_slice(x, std::min<int64_t>(left, kSliceCols), weight, format, row, rows, slices);
     x += kSliceCols;
-    out += rows * row_floats;
+    slices += slice_floats;
   }
 }
 

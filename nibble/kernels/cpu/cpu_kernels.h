@@ -132,9 +132,9 @@ class CpuKernels final : public Kernels {
   // cols in the last slice is not written, except by the formats of tiles.
   void copy_to_slices(const float* x, const LinearWeight& weight, RowFormat format, int64_t row,
                       int64_t rows, float* slices) const;
-  // One slice of it, `count` <= 128 columns, to `out`; x may be `out` only for floats.
+  // One slice of it, `count` <= 128 columns; x may be where the row will be only for floats.
   void copy_slice(const float* x, int64_t count, const LinearWeight& weight, RowFormat format,
-                  float* out) const;
+                  int64_t row, int64_t rows, float* slice) const;
 
   // Performs runs_ on rows_ (one pointer for each row, in the order of the runs).
   void perform_runs();

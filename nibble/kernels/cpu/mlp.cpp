@@ -93,7 +93,7 @@ void CpuKernels::perform_runs() {
       for (int64_t t = 0; t < run.tokens; ++t) {
         float* const row = gate + t * kGroupCols;
         isa_->swiglu(row, gate_scale, up + t * kGroupCols, up_scale, cols, row);
-        copy_slice(row, cols, weight.down_proj, down_rows, product + t * row_floats);
+        copy_slice(row, cols, weight.down_proj, down_rows, t, run.tokens, product);
       }
     }
   };

@@ -1,9 +1,11 @@
 // The tile products of the cpu backend for AMX.
-#define NIBBLE_TILE_AHEAD 4096
+#define NIBBLE_TILE_AHEAD 1024
 #define NIBBLE_TILE_WIDE 4  // results in registers at once
 #include "nibble/kernels/cpu/tile_isa.h"
 // After the declarations, in this order.
 #include "nibble/kernels/cpu/nvfp4_units.inl"
+//
+#include "nibble/kernels/cpu/tile_rows.inl"
 //
 #include "nibble/kernels/cpu/tile_simd_amx.inl"
 //

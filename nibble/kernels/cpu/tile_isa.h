@@ -8,10 +8,11 @@
 // 2^64, so that a product of ordinary size is an ordinary number: a tile takes subnormals as 0. So
 // a magnitude of activations from 2^64 on counts as infinite, and a product below 2^-78 as 0.
 //
-// A row of activations is a record of 256 bytes for each slice of 128 columns, [slices, rows]
-// records: BF16, every 8 columns as 0 4 1 5 2 6 3 7, zeros past the last column. With two planes a
-// token is two rows, its values rounded to BF16 and what the rounding left (rounded too): 16
-// significant bits, at the cost of twice the products.
+// A row of activations takes 256 bytes in each slice of 128 columns: BF16, every 8 columns as
+// 0 4 1 5 2 6 3 7, zeros past the last column. What a tile loads is contiguous: rows lie in groups
+// of 16, the last of what is left, and a group has for each of the slice's four steps of 32 columns
+// its rows' 64 bytes one after the other. With two planes a token is two rows, its values rounded
+// to BF16 and what the rounding left (rounded too): 16 significant bits, for twice the products.
 //
 // Every output sums up its 32 columns at a time in rising order, whatever the number of rows or
 // panels: with equal planes a token has the same bits in any batch.
@@ -24,8 +25,8 @@
 namespace nibble {
 
 inline constexpr int kTileRecordBytes = 256;
-inline constexpr int kTilePanels = 16;      // at most, of all parts together
-inline constexpr int kTileDepthSteps = 16;  // of 32 columns: what is kept expanded for many rows
+inline constexpr int kTilePanels = 16;     // at most, of all parts together
+inline constexpr int kTileDepthSteps = 8;  // of 32 columns: what is kept expanded for many rows
 
 // What a product is to be multiplied with, a power of two.
 inline constexpr float kTileNvfp4Factor = 0x1p48f;
@@ -40,13 +41,14 @@ struct PanelPart {
 };
 
 struct TileIsa {
-  // x [count], count <= 128, to one record, or two for two planes.
-  void (*quantize)(const float* x, int64_t count, int planes, void* record);
+  // x [count], count <= 128, to the row or rows of token `token` of `tokens` in one slice.
+  void (*quantize)(const float* x, int64_t count, int planes, int64_t token, int64_t tokens,
+                   void* slice);
 
   // The whole product of `tokens` tokens, for parts of equal cols and format, kNvfp4 or kBf16, of
   // up to kTilePanels panels together.
-  //   a  [slices, planes * tokens] records;  scratch  tile_scratch_floats(tokens, planes), aligned
-  //   to 64 bytes
+  //   a  [slices, planes * tokens] rows of 256 bytes;  scratch  tile_scratch_floats(tokens,
+  //   planes), aligned to 64 bytes
   void (*multiply)(const PanelPart* parts, int64_t num_parts, const void* a, int64_t tokens,
                    int planes, int64_t c_row, int64_t c_panel, float* scratch);
 };

@@ -25,6 +25,7 @@ struct TileWork {
   int64_t cols;
   int64_t panel_bytes;
   const uint8_t* a;
+  int64_t rows;
   int64_t slice_bytes;  // from one slice of rows to the next
   int64_t c_bytes;      // from one row of results to the next
   uint8_t* expanded;
@@ -108,6 +109,8 @@ void tile_pass(const TileWork& work, int panel, int64_t row, int64_t first_step,
     }
   };
   const bool accumulate = first_step > 0;
+  // Of the last tile of rows, for one step.
+  const int64_t height_bytes = 64 * tile_height(row + 16 * (kRowTiles - 1), work.rows);
   const auto each_result = [&]<typename F>(F&& f) {
     const auto at = [&](int r, int p) {
       return reinterpret_cast<uint8_t*>(work.c[panel + p]) + (row + 16 * r) * work.c_bytes;
@@ -130,10 +133,11 @@ void tile_pass(const TileWork& work, int panel, int64_t row, int64_t first_step,
   });
   for (int p = 0; p < kPanelTiles; ++p) expand(p, first_step);
   for (int64_t step = first_step; step < end_step; ++step) {
-    const uint8_t* const rows =
-        work.a + step / 4 * work.slice_bytes + row * kTileRecordBytes + step % 4 * 64;
-    t_load<4>(rows, kTileRecordBytes);
-    if constexpr (kRowTiles > 1) t_load<5>(rows + 16 * kTileRecordBytes, kTileRecordBytes);
+    const uint8_t* const rows = work.a + step / 4 * work.slice_bytes + row * kTileRecordBytes;
+    t_load<4>(rows + step % 4 * (kRowTiles > 1 ? kTileBytes : height_bytes), 64);
+    if constexpr (kRowTiles > 1) {
+      t_load<5>(rows + 16 * kTileRecordBytes + step % 4 * height_bytes, 64);
+    }
     const auto multiply = [&]<int kPanel>() {
       if constexpr (kPanel < kPanelTiles) {
         expand(kPanel, step + 1);
@@ -214,6 +218,7 @@ void tile_multiply(const PanelPart* parts, int64_t num_parts, const void* a, int
   work.cols = parts[0].matrix.cols;
   work.panel_bytes = parts[0].matrix.panel_bytes;
   work.a = static_cast<const uint8_t*>(a);
+  work.rows = rows;
   work.slice_bytes = rows * kTileRecordBytes;
   work.expanded = reinterpret_cast<uint8_t*>(scratch);
   float* const sums = scratch + tile_scratch_floats(0, 1);

@@ -5,6 +5,8 @@
 // After the declarations, in this order.
 #include "nibble/kernels/cpu/nvfp4_units.inl"
 //
+#include "nibble/kernels/cpu/tile_rows.inl"
+//
 #include "nibble/kernels/cpu/tile_simd_portable.inl"
 //
 #include "nibble/kernels/cpu/tile_isa.inl"

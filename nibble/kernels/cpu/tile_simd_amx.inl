@@ -97,11 +97,14 @@ inline void t_pair_columns(const uint16_t* w, uint8_t* out) {
   }
 }
 
-void tile_quantize(const float* x, int64_t count, int planes, void* record) {
-  auto* out = static_cast<uint8_t*>(record);
+void tile_quantize(const float* x, int64_t count, int planes, int64_t token, int64_t tokens,
+                   void* slice) {
+  const TileRow row = tile_row(slice, planes * token, planes * tokens);
+  // A token's second row is the next of the same tile: tiles begin with even rows.
   const __m256i order = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
-  for (int64_t i = 0; i < kSliceCols; i += 16, out += 32) {
+  for (int64_t i = 0; i < kSliceCols; i += 16) {
+    uint8_t* const out = row.first + i / 32 * row.step_bytes + i % 32 * 2;
     const int64_t left = count - i;
     const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
     const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(0x1p64f));
@@ -110,8 +113,7 @@ void tile_quantize(const float* x, int64_t count, int planes, void* record) {
     if (planes == 1) continue;
     const __m512 upper = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
     const auto rest = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_sub_ps(v, upper)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + kTileRecordBytes),
-                        _mm256_shuffle_epi8(rest, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64), _mm256_shuffle_epi8(rest, order));
   }
 }
 

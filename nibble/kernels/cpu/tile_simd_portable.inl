@@ -102,16 +102,18 @@ inline void t_pair_columns(const uint16_t* w, uint8_t* out) {
   }
 }
 
-void tile_quantize(const float* x, int64_t count, int planes, void* record) {
-  auto* const out = static_cast<uint8_t*>(record);
+void tile_quantize(const float* x, int64_t count, int planes, int64_t token, int64_t tokens,
+                   void* slice) {
+  const TileRow row = tile_row(slice, planes * token, planes * tokens);
   for (int64_t i = 0; i < kSliceCols; ++i) {
     const float v = i < count ? x[i] * 0x1p64f : 0.0f;
     const uint16_t rounded = float_to_bf16(no_subnormal(v));
-    const int64_t place = 2 * (i / 8 * 8 + (i % 4) * 2 + i % 8 / 4);
-    std::memcpy(out + place, &rounded, 2);
+    uint8_t* const out =
+        row.first + i / 32 * row.step_bytes + 2 * (i % 32 / 8 * 8 + (i % 4) * 2 + i % 8 / 4);
+    std::memcpy(out, &rounded, 2);
     if (planes == 1) continue;
     const uint16_t rest = float_to_bf16(no_subnormal(v - bf16_to_float(rounded)));
-    std::memcpy(out + kTileRecordBytes + place, &rest, 2);
+    std::memcpy(out + 64, &rest, 2);
   }
 }
 
