@@ -215,26 +215,6 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
   } else {
     x = p.x_float;
   }
-  // Sums up row tile `tile` of a chunk over the warps w .. last - 1, and writes it.
-  const auto finish = [&](const RingChunk& chunk, bool begins_before, int w, int last, int tile) {
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      const int at_a = ((p.gate_up ? 2 * tile : tile) * NT + n) * 32 + lane;
-      const int at_b = p.gate_up ? at_a + NT * 32 : at_a;
-      const float4* part = part_of(w, begins_before);
-      float4 a = part[at_a];
-      float4 b = part[at_b];
-#pragma unroll 4
-      for (int v = w + 1; v < last; ++v) {
-        part = part_of(v, false);
-        const float4 pa = part[at_a];
-        const float4 pb = part[at_b];
-        a = make_float4(a.x + pa.x, a.y + pa.y, a.z + pa.z, a.w + pa.w);
-        b = make_float4(b.x + pb.x, b.y + pb.y, b.z + pb.z, b.w + pb.w);
-      }
-      write_tile(p, chunk.rows, chunk.tile + tile, n, lane, a, b);
-    }
-  };
   int slot = 0;
   uint32_t phase = 0;
 #pragma unroll 1
@@ -336,21 +316,47 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
     }
 
     // Chunks that several warps have parts of: those in which a run begins that is not the chunk's
-    // first. Each of their row tiles is one warp's.
+    // first. Lane w of every warp looks at run w; then each chunk is everybody's, an output a
+    // thread.
     __syncthreads();
+    const int boundary = run_begin(lane);
+    const int boundary_chunk = boundary / p.units;
+    unsigned shared =
+        __ballot_sync(~0u, lane > 0 && lane < kWarps && boundary != boundary_chunk * p.units &&
+                               run_begin(lane - 1) <= boundary_chunk * p.units);
 #pragma unroll 1
-    for (int i = warp; i < (kWarps - 1) * kRingTiles; i += kWarps) {
-      const int w = 1 + i / kRingTiles;
-      const int tile = i % kRingTiles;
-      const int boundary = run_begin(w);
-      const int shared_index = boundary / p.units;
-      const int shared_begin = shared_index * p.units;
-      if (boundary == shared_begin || run_begin(w - 1) > shared_begin) continue;
-      const RingChunk chunk = chunk_at(shared_index);
-      if (tile >= (p.gate_up ? chunk.pieces / 2 : chunk.pieces)) continue;
-      int last = w + 1;
-      while (last < kWarps && run_begin(last) < shared_begin + p.units) ++last;
-      finish(chunk, run_begin(w - 1) < shared_begin, w - 1, last, tile);
+    for (; shared != 0; shared &= shared - 1) {
+      const int w = __ffs(static_cast<int>(shared)) - 1;
+      const int shared_chunk = __shfl_sync(~0u, boundary_chunk, w);
+      const int shared_begin = shared_chunk * p.units;
+      // The first of the later runs that does not begin in it.
+      const int last = min(kWarps, (kWarps * (shared_begin + p.units) + all_units - 1) / all_units);
+      const RingChunk chunk = chunk_at(shared_chunk);
+      const int pieces_each = p.gate_up ? 2 : 1;
+      const int num_rows = chunk.pieces / pieces_each * kTileRows;
+      const float* const before =
+          reinterpret_cast<const float*>(part_of(w - 1, run_begin(w - 1) < shared_begin));
+      const float* const own = reinterpret_cast<const float*>(part_of(w, false));
+      constexpr int kPartFloats = kParts * 4;
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < num_rows * chunk.rows.count;
+           i += 32 * kWarps) {
+        const int row = i % num_rows;
+        const int token = i / num_rows;
+        // Where mma leaves element (row, token) of a tile: lane and register.
+        const int tile = row / kTileRows * pieces_each;
+        const int at = ((tile * NT + token / 8) * 32 + row % 8 * 4 + token % 8 / 2) * 4 +
+                       row % kTileRows / 8 * 2 + token % 2;
+        const int up = p.gate_up ? NT * 32 * 4 : 0;
+        float a = before[at];
+        float b = before[at + up];
+#pragma unroll 4
+        for (int v = 0; v < last - w; ++v) {
+          a += own[v * kPartFloats + at];
+          b += own[v * kPartFloats + at + up];
+        }
+        write_value(p, chunk.rows, chunk.tile * kTileRows + row, token, a, b);
+      }
     }
     if (pass + 1 == passes) break;
     __syncthreads();  // the parts may be overwritten

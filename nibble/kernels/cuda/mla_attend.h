@@ -43,7 +43,7 @@ bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache);
 bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache);
 
 // For `tokens` tokens from first_token on. A token's positions fall into up to max_runs runs of at
-// least 128, which go to different blocks; with more than one, `scratch` holds mla_decode_scratch()
+// least 64, which go to different blocks; with more than one, `scratch` holds mla_decode_scratch()
 // floats.
 inline constexpr int kMaxMlaRuns = 64;
 // Where a token's sums may not depend on its batch.

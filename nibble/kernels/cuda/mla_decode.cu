@@ -356,61 +356,77 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_kernel(const DecodeArg
   }
 }
 
-// One block for each token and head: its runs in order.
-__global__ void mla_merge_kernel(const DecodeArgs a) {
-  __shared__ float factors[kMaxMlaRuns];
-  __shared__ float inverse;
-  let_next_start();
-  wait_for_previous();
+// 128 columns of a token and head a block, 4 a lane. A warp adds up every eighth run, all of which
+// it asks for at once; the warps' sums are added in their order.
+constexpr int kMergeWarps = 8;
+constexpr int kMergeCols = 128;
+__global__ __launch_bounds__(32 * kMergeWarps) void mla_merge_kernel(const DecodeArgs a) {
+  __shared__ float4 sums[kMergeWarps][32];
   const int64_t heads = a.attend.shape.num_heads;
-  const int64_t local = blockIdx.x / heads;
-  const int64_t head = blockIdx.x % heads;
+  constexpr int kPieces = kRank / kMergeCols;
+  const int64_t local = blockIdx.x / kPieces / heads;
+  const int64_t head = blockIdx.x / kPieces % heads;
   const int64_t token = a.first_token + local;
-  const int64_t visible = a.attend.views[token].visible;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int col = static_cast<int>(blockIdx.x) % kPieces * kMergeCols + 4 * lane;
+  let_next_start();
+  const int64_t visible = a.attend.views[token].visible;  // older than the launch in front
   const int64_t length = run_length(visible, a.max_runs);
   const int runs = static_cast<int>((visible + length - 1) / length);
-  if (threadIdx.x < 32) {
-    constexpr int kEach = kMaxMlaRuns / 32;
-    float2 stats[kEach];
-    float peak = -INFINITY;
+  wait_for_previous();
+  constexpr int kEach = kMaxMlaRuns / kMergeWarps;
+  float4 parts[kEach];
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int r = static_cast<int>(threadIdx.x) + 32 * i;
-      stats[i] =
-          r < runs ? a.stats[(local * a.runs + r) * heads + head] : make_float2(-INFINITY, 0);
-      peak = fmaxf(peak, stats[i].x);
-    }
-    for (int offset = 16; offset > 0; offset /= 2) {
-      peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, offset));
-    }
-    float total = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const float factor = exp2f(stats[i].x - peak);
-      factors[threadIdx.x + 32 * i] = factor;
-      total = fmaf(factor, stats[i].y, total);
-    }
-    for (int offset = 16; offset > 0; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);
-    if (threadIdx.x == 0) inverse = 1 / total;
+  for (int i = 0; i < kEach; ++i) {
+    const int run = warp + i * kMergeWarps;
+    parts[i] = run < runs ? *reinterpret_cast<const float4*>(
+                                a.partial + ((local * a.runs + run) * heads + head) * kRank + col)
+                          : make_float4(0, 0, 0, 0);
   }
-  __syncthreads();
+  constexpr int kStats = kMaxMlaRuns / 32;  // a lane's
+  float2 stats[kStats];
+  float peak = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kStats; ++i) {
+    const int run = lane + 32 * i;
+    stats[i] =
+        run < runs ? a.stats[(local * a.runs + run) * heads + head] : make_float2(-INFINITY, 0);
+    peak = fmaxf(peak, stats[i].x);
+  }
+  for (int offset = 16; offset > 0; offset /= 2) {
+    peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, offset));
+  }
+  float factors[kStats];
+  float total = 0;
+#pragma unroll
+  for (int i = 0; i < kStats; ++i) {
+    factors[i] = exp2f(stats[i].x - peak);
+    total = fmaf(factors[i], stats[i].y, total);
+  }
+  for (int offset = 16; offset > 0; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);
   float4 sum = make_float4(0, 0, 0, 0);
-  const float4* part =
-      reinterpret_cast<const float4*>(a.partial + (local * a.runs * heads + head) * kRank) +
-      threadIdx.x;
-  const int64_t step = heads * (kRank / 4);
-#pragma unroll 8
-  for (int r = 0; r < runs; ++r) {
-    const float4 p = part[r * step];
-    const float factor = factors[r];
+  const auto add = [&](float factor, const float4& p) {
     sum.x = fmaf(factor, p.x, sum.x);
     sum.y = fmaf(factor, p.y, sum.y);
     sum.z = fmaf(factor, p.z, sum.z);
     sum.w = fmaf(factor, p.w, sum.w);
+  };
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    constexpr int kEachStat = 32 / kMergeWarps;
+    const float factor =
+        __shfl_sync(~0u, factors[i / kEachStat], warp + i % kEachStat * kMergeWarps);
+    add(factor, parts[i]);
   }
-  const int col = 4 * static_cast<int>(threadIdx.x);
-  store_latents(a.attend, token, head, col, sum.x, sum.y, inverse);
-  store_latents(a.attend, token, head, col + 2, sum.z, sum.w, inverse);
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0) return;
+  sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int w = 0; w < kMergeWarps; ++w) add(1, sums[w][lane]);
+  store_latents(a.attend, token, head, col, sum.x, sum.y, 1 / total);
+  store_latents(a.attend, token, head, col + 2, sum.z, sum.w, 1 / total);
 }
 
 template <typename T, int kWarpsM, int kTilesM>
@@ -491,9 +507,9 @@ cudaError_t launch_mla_decode(const AttendArgs& attend, int64_t first_token, int
   const bool wide = mla_goes_wide(attend.shape, attend.cache);
   const cudaError_t code = launch_runs(args, wide, tokens, stream);
   if (code != cudaSuccess || !args.split) return code;
-  return launch_overlapped(mla_merge_kernel,
-                           dim3(static_cast<unsigned>(tokens * attend.shape.num_heads)),
-                           dim3(kRank / 4), 0, stream, args);
+  const int64_t blocks = tokens * attend.shape.num_heads * (kRank / kMergeCols);
+  return launch_overlapped(mla_merge_kernel, dim3(static_cast<unsigned>(blocks)),
+                           dim3(32 * kMergeWarps), 0, stream, args);
 }
 
 }  // namespace nibble::cuda

@@ -13,152 +13,25 @@
 
 #include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/mla_runs.cuh"
+#include "nibble/kernels/cuda/mla_wide_loader.cuh"
 #include "nibble/kernels/cuda/ptx.cuh"
-#include "nibble/kernels/cuda/units.cuh"
 #include "nibble/kernels/cuda/wgmma.cuh"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int kHeads = kWideHeads;
-constexpr int kTile = 32;  // positions
-constexpr int kTiles = 4;  // in shared memory
+constexpr int kTile = kWideTile;
 constexpr int kThreads = 384;
-constexpr int kBlocks = kEntry / 64;  // of 64 columns
-constexpr int kHeldBlocks = 4;        // of the queries, in registers
+constexpr int kBlocks = kWideBlocks;
+constexpr int kHeldBlocks = 4;  // of the queries, in registers
 constexpr int kQueryBlockBytes = kHeads * 128;
-constexpr int kKeyBlockBytes = kTile * 128;
+constexpr int kKeyBlockBytes = kWideKeyBlockBytes;
 constexpr int kQueryBytes = kBlocks * kQueryBlockBytes;
-constexpr int kTileBytes = kBlocks * kKeyBlockBytes;
+constexpr int kTileBytes = kWideTileBytes;
 constexpr int kWeightBytes = kHeads * 128;  // two tiles' weights, side by side
-constexpr int kShared = kQueryBytes + kTiles * kTileBytes + kWeightBytes + 1024;
-
-struct Barriers {
-  uint64_t full[kTiles];
-  uint64_t weights_full[2];
-  uint64_t weights_empty[2];
-};
-
-// A position in a ring.
-struct Turn {
-  int slot = 0;
-  uint32_t phase = 0;
-  __device__ void advance(int slots) {
-    if (++slot == slots) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-};
-
-__device__ void copy_or_clear(uint32_t destination, const void* source, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
-               "r"(bytes)
-               : "memory");
-}
-
-__device__ void arrive_after_copies(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
-               : "memory");
-}
-
-// Two values of a cache entry as BF16; NaN, which weights don't have, stays NaN.
-__device__ uint32_t entry_pair(uint32_t word, int upper) {
-  const uint32_t nan = __vcmpeq4(word & 0x7f7f7f7fu, 0x7f7f7f7fu);
-  return Fp8Unit::pair(word, upper) | __byte_perm(nan, 0, upper == 0 ? 0x1100 : 0x3322);
-}
-
-// What a thread has of a tile on its way: 8 values of 4 or 5 column blocks in each of two rows. FP8
-// values wait in registers, BF16 ones go straight to shared memory.
 template <typename T>
-struct Fetched;
-template <>
-struct Fetched<uint16_t> {
-  bool any = false;
-  const uint16_t* from[2];
-  int bytes[2];
-};
-template <>
-struct Fetched<uint8_t> {
-  bool any = false;
-  uint2 values[2][5];
-};
-
-// Brings a warpgroup's share of the tiles: the left half of the latents, or the right one and the
-// rope keys. 8 threads bring 64 columns of a row at a time, two rows each.
-template <typename T>
-struct Loader {
-  const DecodeArgs& a;
-  const TokenView& view;
-  int64_t next;  // the first position of the tile to be brought
-  int64_t end;
-  int half;
-  uint8_t* tiles;
-  Barriers& barriers;
-
-  __device__ const T* entry_of(int64_t position) const {
-    const KvCacheView& cache = a.attend.cache;
-    const auto* const data = static_cast<const T*>(cache.data);
-    if (position >= end) return data;
-    const auto slot = static_cast<uint32_t>(position + view.slot_offset);
-    const auto block_size = static_cast<uint32_t>(cache.block_size);
-    const int64_t block = __ldg(a.attend.tables + view.table + slot / block_size);
-    return data + (block * block_size + slot % block_size) * kEntry;
-  }
-
-  // Looks up where the next tile is, and asks for it where it comes to registers.
-  __device__ void find(Fetched<T>& f) {
-    f.any = next < end;
-    if (!f.any) return;
-    const int thread = static_cast<int>(threadIdx.x) % 128;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int64_t position = next + thread / 8 + 16 * i;
-      const T* const from = entry_of(position) + 256 * half + 8 * (thread % 8);
-      if constexpr (sizeof(T) == 2) {
-        f.from[i] = from;
-        f.bytes[i] = position < end ? 16 : 0;
-      } else {
-#pragma unroll
-        for (int b = 0; b < 5; ++b) {
-          const bool wanted = position < end && (b < 4 || half == 1);
-          f.values[i][b] =
-              wanted ? *reinterpret_cast<const uint2*>(from + 64 * b) : make_uint2(0, 0);
-        }
-      }
-    }
-    next += kTile;
-  }
-
-  __device__ void bring(int slot, const Fetched<T>& f) {
-    if (!f.any) return;
-    const int thread = static_cast<int>(threadIdx.x) % 128;
-    const int row = thread / 8;
-    const int offset = slot * kTileBytes + 4 * half * kKeyBlockBytes + row * 128 +
-                       (((thread % 8) ^ (row & 7)) << 4);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int b = 0; b < 5; ++b) {
-        if (b == 4 && half == 0) break;
-        uint8_t* const to = tiles + offset + b * kKeyBlockBytes + i * 2048;
-        if constexpr (sizeof(T) == 2) {
-          copy_or_clear(shared_address(to), f.from[i] + 64 * b, f.bytes[i]);
-        } else {
-          const uint2 v = f.values[i][b];
-          *reinterpret_cast<uint4*>(to) = make_uint4(entry_pair(v.x, 0), entry_pair(v.x, 1),
-                                                     entry_pair(v.y, 0), entry_pair(v.y, 1));
-        }
-      }
-    }
-    if constexpr (sizeof(T) == 2) {
-      arrive_after_copies(&barriers.full[slot]);
-    } else {
-      fence_shared_for_wgmma();
-      barrier_arrive(&barriers.full[slot]);
-    }
-  }
-};
+constexpr int kShared = kQueryBytes + kWideRingBytes<T> + kWeightBytes + 1024;
 
 struct Softmax {
   float peak[2] = {-INFINITY, -INFINITY};  // of rows g and g + 8, times log2 e
@@ -166,7 +39,7 @@ struct Softmax {
 };
 
 // Scores of `left` positions become weights in shared memory.
-__device__ void weigh(const float (&score)[16], int64_t left, float scale, int buffer, int warp,
+__device__ void weigh(const float (&score)[16], int left, float scale, int buffer, int warp,
                       int lane, uint8_t* weights, float* factors, Softmax& state) {
   float s[16];
   float largest[2] = {-INFINITY, -INFINITY};
@@ -198,9 +71,10 @@ __device__ void weigh(const float (&score)[16], int64_t left, float scale, int b
   }
 }
 
-__device__ void score_tiles(const DecodeArgs& a, int64_t begin, int64_t end, const uint8_t* queries,
+template <int kTiles>
+__device__ void score_tiles(const DecodeArgs& a, int begin, int end, const uint8_t* queries,
                             const uint8_t* tiles, uint8_t* weights, float* factors, float2* stats,
-                            Barriers& barriers) {
+                            WideBarriers& barriers) {
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const float scale = a.attend.shape.softmax_scale * kLog2E;
@@ -244,7 +118,7 @@ __device__ void score_tiles(const DecodeArgs& a, int64_t begin, int64_t end, con
   Softmax state;
   Turn buffer;
   buffer.phase = 1;  // the buffers start empty
-  for (int64_t first = begin; first < end; first += kTile) {
+  for (int first = begin; first < end; first += kTile) {
     float score[16];
     float odd[16];
     multiply(score, odd);
@@ -270,9 +144,9 @@ __device__ void score_tiles(const DecodeArgs& a, int64_t begin, int64_t end, con
 }
 
 template <typename T>
-__device__ void sum_values(int64_t begin, int64_t end, int half, const uint8_t* tiles,
-                           const uint8_t* weights, const float* factors, Barriers& barriers,
-                           Loader<T>& loader, float (&out)[128]) {
+__device__ void sum_values(int begin, int end, int half, const uint8_t* tiles,
+                           const uint8_t* weights, const float* factors, WideBarriers& barriers,
+                           WideLoader<T>& loader, float (&out)[128]) {
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = 16 * warp + lane / 4;
@@ -281,11 +155,14 @@ __device__ void sum_values(int64_t begin, int64_t end, int half, const uint8_t* 
       swizzled_descriptor(shared_address(tiles + 4 * half * kKeyBlockBytes), kKeyBlockBytes);
 #pragma unroll
   for (int i = 0; i < 128; ++i) out[i] = 0;
+  // FP8 entries are converted to a slot of their own while the tensor cores read another one.
+  constexpr bool kConverts = sizeof(T) == 1;
   Turn tile;
+  Turn next;
+  next.slot = kWideTiles<T> - 1;
   Turn buffer;
-  for (int64_t first = begin; first < end; first += kTile) {
-    Fetched<T> fetched;
-    loader.find(fetched);
+  for (int first = begin; first < end; first += kTile) {
+    if constexpr (!kConverts) loader.find();
     barrier_wait(&barriers.weights_full[buffer.slot], buffer.phase);
     fence_shared_for_wgmma();
     const float low = factors[buffer.slot * kHeads + row];
@@ -302,13 +179,20 @@ __device__ void sum_values(int64_t begin, int64_t end, int half, const uint8_t* 
                    values + (tile.slot * kTileBytes >> 4) + (step * 2048 >> 4), 1);
     }
     wgmma_commit();
+    if constexpr (kConverts) {
+      sync_warps(3 + half, 128);  // all four warps are done with the tile before this one
+      loader.bring(next.slot);
+      next.advance(kWideTiles<T>);
+    }
     wgmma_wait<0>();
     wgmma_hold(out);
     __syncwarp();  // all lanes have read the factors
     if (lane == 0) barrier_arrive(&barriers.weights_empty[buffer.slot]);
-    sync_warps(3 + half, 128);  // all four warps have read this half of the tile
-    loader.bring(tile.slot, fetched);
-    tile.advance(kTiles);
+    if constexpr (!kConverts) {
+      sync_warps(3 + half, 128);  // all four warps have read this half of the tile
+      loader.bring(tile.slot);
+    }
+    tile.advance(kWideTiles<T>);
     buffer.advance(2);
   }
 }
@@ -353,31 +237,55 @@ __device__ void bring_queries(const DecodeArgs& a, int64_t token, int64_t first_
   sync_warps(1, kThreads);
 }
 
-// A block's run: out of the half of a warpgroup, or partial results.
+// A block's run: out of the half of a warpgroup, or partial results. Those of a run go through
+// `staging` in shared memory, 64 KB a warpgroup, so that a row's values leave together.
 __device__ void store_values(const DecodeArgs& a, int64_t token, int run, int64_t first_head,
-                             int group, const float2* stats, const float (&out)[128]) {
-  const int thread = static_cast<int>(threadIdx.x);
+                             int group, const float2* stats, const float (&out)[128],
+                             uint8_t* staging) {
+  const int thread = static_cast<int>(threadIdx.x) % 128;
   const int64_t heads = a.attend.shape.num_heads;
   const int lane = thread % 32;
+  const int first_row = thread / 32 * 16;  // of the warp
+  const int rows = static_cast<int>(min(heads - first_head - first_row, int64_t{16}));
+  if (rows <= 0) return;
+  if (!a.split) {
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = thread / 32 % 4 * 16 + lane / 4 + 8 * r;
-    const int64_t head = first_head + row;
-    if (head >= heads) continue;
-    const int64_t at = (int64_t{blockIdx.z} * a.runs + run) * heads + head;
-    const float factor = 1 / stats[row].y;
-    if (a.split && lane % 4 == 0 && group == 0) a.stats[at] = stats[row];
+    for (int r = 0; r < 2; ++r) {
+      const int row = lane / 4 + 8 * r;
+      if (row >= rows) continue;
+      const float factor = 1 / stats[first_row + row].y;
 #pragma unroll
-    for (int n = 0; n < 32; ++n) {
-      const int col = 256 * group + 8 * n + 2 * (lane % 4);
-      const float low = out[4 * n + 2 * r];
-      const float high = out[4 * n + 2 * r + 1];
-      if (a.split) {
-        *reinterpret_cast<float2*>(a.partial + at * kRank + col) = make_float2(low, high);
-      } else {
-        store_latents(a.attend, token, head, col, low, high, factor);
+      for (int n = 0; n < 32; ++n) {
+        store_latents(a.attend, token, first_head + first_row + row,
+                      256 * group + 8 * n + 2 * (lane % 4), out[4 * n + 2 * r],
+                      out[4 * n + 2 * r + 1], factor);
       }
     }
+    return;
+  }
+  // The warp's 16 rows of 256 values; chunks of 16 bytes trade places by the row's number.
+  constexpr int kStagedRowBytes = 1024;
+  uint8_t* const mine = staging + (8 * group + 2 * (thread / 32)) * (8 * kStagedRowBytes);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = lane / 4 + 8 * r;
+#pragma unroll
+    for (int n = 0; n < 32; ++n) {
+      *reinterpret_cast<float2*>(mine + swizzled(row, 2 * n + lane % 4 / 2, kStagedRowBytes) +
+                                 8 * (lane % 2)) =
+          make_float2(out[4 * n + 2 * r], out[4 * n + 2 * r + 1]);
+    }
+  }
+  __syncwarp();
+  const int64_t at = (int64_t{blockIdx.z} * a.runs + run) * heads + first_head + first_row;
+  if (group == 0 && lane < rows) a.stats[at + lane] = stats[first_row + lane];
+  float* const to = a.partial + at * kRank + 256 * group;
+#pragma unroll 4
+  for (int i = 0; i < 2 * rows; ++i) {
+    const int row = i / 2;
+    const int chunk = i % 2 * 32 + lane;
+    *reinterpret_cast<float4*>(to + row * kRank + 4 * chunk) =
+        *reinterpret_cast<const float4*>(mine + swizzled(row, chunk, kStagedRowBytes));
   }
 }
 
@@ -385,53 +293,54 @@ template <typename T>
 __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
-  __shared__ Barriers barriers;
+  __shared__ WideBarriers barriers;
   __shared__ float factors[2 * kHeads];
   __shared__ float2 stats[kHeads];
   uint8_t* const queries = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
-  uint8_t* const tiles = queries + kQueryBytes;
-  uint8_t* const weights = tiles + kTiles * kTileBytes;
+  uint8_t* const weights = queries + kQueryBytes;
+  uint8_t* const tiles = weights + kWeightBytes;
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kTiles) {
-    barrier_init(&barriers.full[thread], 256);
-    if (thread < 2) {
-      barrier_init(&barriers.weights_full[thread], 4);
-      barrier_init(&barriers.weights_empty[thread], 8);
-    }
-    fence_barrier_init();
+  if (thread < kWideTiles<T>) barrier_init(&barriers.full[thread], 256);
+  if (thread < kWideRawTiles) {
+    barrier_init(&barriers.raw_full[thread], 1);
+    barrier_init(&barriers.raw_empty[thread], 8);
   }
+  if (thread < 2) {
+    barrier_init(&barriers.weights_full[thread], 4);
+    barrier_init(&barriers.weights_empty[thread], 8);
+  }
+  if (thread < kWideTiles<T>) fence_barrier_init();
   let_next_start();
-  wait_for_previous();
   const int64_t token = a.first_token + blockIdx.z;
   const int run = static_cast<int>(blockIdx.x);
   const int64_t first_head = int64_t{blockIdx.y} * kHeads;
+  // What is known of the batch was there before the step's launches.
   const TokenView view = a.attend.views[token];
   const int64_t length = run_length(view.visible, a.max_runs);
-  const int64_t begin = run * length;
-  const int64_t end = min(begin + length, view.visible);
+  const int begin = static_cast<int>(min(run * length, view.visible));
+  const int end = static_cast<int>(min(begin + length, view.visible));
   if (begin >= end) return;
-  __syncthreads();  // the barriers are there
 
   if (thread >= 256) {
+    wait_for_previous();
+    __syncthreads();  // the barriers are there
     bring_queries(a, token, first_head, queries);
-    score_tiles(a, begin, end, queries, tiles, weights, factors, stats, barriers);
+    score_tiles<kWideTiles<T>>(a, begin, end, queries, tiles, weights, factors, stats, barriers);
     sync_warps(2, kThreads);
   } else {
     const int half = thread / 128;
-    Loader<T> loader{a, view, begin, end, half, tiles, barriers};
-    {
-      Fetched<T> fetched[kTiles];
-#pragma unroll
-      for (int slot = 0; slot < kTiles; ++slot) loader.find(fetched[slot]);
-#pragma unroll
-      for (int slot = 0; slot < kTiles; ++slot) loader.bring(slot, fetched[slot]);
-    }
+    const WideRun<T> positions{a, view, begin, end};
+    WideLoader<T> loader(positions, half, tiles, barriers);
+    wait_for_previous();
+    __syncthreads();  // the barriers are there
+    loader.ask_first();
     bring_queries(a, token, first_head, queries);
+    loader.bring_first();
     float out[128];
     sum_values(begin, end, half, tiles, weights, factors, barriers, loader, out);
     asm volatile("cp.async.wait_all;" ::: "memory");
-    sync_warps(2, kThreads);  // the sums of weights are there
-    store_values(a, token, run, first_head, half, stats, out);
+    sync_warps(2, kThreads);  // the sums of weights are there, and nobody reads the tiles
+    store_values(a, token, run, first_head, half, stats, out, tiles);
   }
 #endif
 }
@@ -454,12 +363,12 @@ namespace {
 template <typename T>
 cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
   constexpr auto kernel = mla_wide_kernel<T>;
-  const cudaError_t configured = allow_shared<kernel>(kShared);
+  const cudaError_t configured = allow_shared<kernel>(kShared<T>);
   if (configured != cudaSuccess) return configured;
   const auto head_blocks =
       static_cast<unsigned>((args.attend.shape.num_heads + kHeads - 1) / kHeads);
   const dim3 grid(static_cast<unsigned>(args.runs), head_blocks, static_cast<unsigned>(tokens));
-  return launch_overlapped(kernel, grid, dim3(kThreads), kShared, stream, args);
+  return launch_overlapped(kernel, grid, dim3(kThreads), kShared<T>, stream, args);
 }
 
 }  // namespace

@@ -96,38 +96,35 @@ struct StreamRows {
   int count;
 };
 
+// Writes output `row` of the piece's token `token`: its sum a, and b of up's where there is gate
+// and up. Nothing where the matrix has no such row.
+__device__ inline void write_value(const StreamArgs& p, const StreamRows& rows, int row, int token,
+                                   float a, float b) {
+  if (row >= p.rows) return;
+  const StreamGroup* const g = p.groups != nullptr ? p.groups + rows.group : &p.group;
+  const int slot = rows.first + token;
+  const int64_t out_row = p.slots != nullptr ? p.slots[slot] : slot;
+  const float value = a * (g->scale_a * Nvfp4Unit::kScale);
+  if (p.gate_up) {
+    const float up = b * (g->scale_b * Nvfp4Unit::kScale);
+    p.act[out_row * p.act_row_stride + row] = bf16_bits(value / (1 + expf(-value)) * up);
+  } else {
+    p.out[out_row * p.out_row_stride + rows.group * p.out_group_stride + row] = value;
+  }
+}
+
 // Writes what a lane has of row tile `tile` of NVFP4 weights: rows g and g + 8 of tokens 2t and
-// 2t + 1 of the `n`th 8, sums a, and b of up's where there is gate and up.
+// 2t + 1 of the `n`th 8.
 __device__ inline void write_tile(const StreamArgs& p, const StreamRows& rows, int tile, int n,
                                   int lane, const float4& a, const float4& b) {
+  const int row = tile * kTileRows + lane / 4;
   const int token = 8 * n + 2 * (lane % 4);
   if (token >= rows.count) return;
-  const StreamGroup* const g = p.groups != nullptr ? p.groups + rows.group : &p.group;
-  const float scale_a = g->scale_a * Nvfp4Unit::kScale;
-  float v[4] = {a.x * scale_a, a.y * scale_a, a.z * scale_a, a.w * scale_a};
-  if (p.gate_up) {
-    const float scale_b = g->scale_b * Nvfp4Unit::kScale;
-    const float up[4] = {b.x * scale_b, b.y * scale_b, b.z * scale_b, b.w * scale_b};
-#pragma unroll
-    for (int k = 0; k < 4; ++k) v[k] = v[k] / (1 + expf(-v[k])) * up[k];
-  }
-  const int row = tile * kTileRows + lane / 4;
-#pragma unroll
-  for (int t = 0; t < 2; ++t) {
-    if (token + t >= rows.count) break;
-    const int slot = rows.first + token + t;
-    const int64_t out_row = p.slots != nullptr ? p.slots[slot] : slot;
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      if (row + 8 * k >= p.rows) continue;
-      if (p.gate_up) {
-        p.act[out_row * p.act_row_stride + row + 8 * k] = bf16_bits(v[2 * k + t]);
-      } else {
-        p.out[out_row * p.out_row_stride + rows.group * p.out_group_stride + row + 8 * k] =
-            v[2 * k + t];
-      }
-    }
-  }
+  write_value(p, rows, row, token, a.x, b.x);
+  write_value(p, rows, row + 8, token, a.z, b.z);
+  if (token + 1 >= rows.count) return;
+  write_value(p, rows, row, token + 1, a.y, b.y);
+  write_value(p, rows, row + 8, token + 1, a.w, b.w);
 }
 
 }  // namespace nibble::cuda
