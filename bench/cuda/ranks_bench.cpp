@@ -85,10 +85,15 @@ class Rank {
     comm_ = or_exit(cuda_communicator(device(), host));
     CudaCommunicatorOptions nccl_alone;
     nccl_alone.one_shot_bytes = 0;
+    nccl_alone.one_shot_norm_rows = 0;
+    CudaCommunicatorOptions norms = nccl_alone;
+    norms.one_shot_norm_rows = 32;
     nccl_ = or_exit(cuda_communicator(device(), host, nccl_alone));
+    norms_ = or_exit(cuda_communicator(device(), host, norms));
   }
 
   void collectives();
+  void sums_with_norms();
   void steps();
 
  private:
@@ -111,7 +116,8 @@ class Rank {
   std::unique_ptr<Kernels> kernels_;
   std::unique_ptr<Communicator> comm_;
   std::unique_ptr<Communicator> nccl_;
-  std::vector<KvCacheView> caches_;  // of all layers and the MTP layer
+  std::unique_ptr<Communicator> norms_;  // up to 32 rows
+  std::vector<KvCacheView> caches_;      // of all layers and the MTP layer
 };
 
 // Microseconds of the slowest rank, the median of nine.
@@ -206,6 +212,83 @@ void Rank::collectives() {
         "{:>5} rows {:>9} bytes: all-reduce {:8.1f} (NCCL alone {:8.1f}, {:5.1f} GB/s), all-gather "
         "{:8.1f}, reduce-scatter {:8.1f}\n",
         rows, count * 4, ours, nccl, wire / nccl / 1000, gather, scatter);
+  }
+}
+
+// A sublayer's parts added up, added to the residual stream and normed: in one kernel, and as a sum
+// and a norm. The stream must get the same bits, the norm may differ in the last one.
+void Rank::sums_with_norms() {
+  constexpr int kRepeats = 20;
+  constexpr int64_t kMostRows = 32;
+  constexpr int64_t kCount = kMostRows * kHidden;
+  std::vector<float> stream(kCount);
+  std::vector<float> part(kCount);
+  std::mt19937 shared_rng(1);
+  std::mt19937 rng(static_cast<unsigned>(2 + rank_));
+  std::normal_distribution<float> normal;
+  for (float& v : stream) v = normal(shared_rng);
+  for (float& v : part) v = normal(rng);
+  const std::vector<float> weight(kHidden, 0.75F);
+  const Buffer x = on_device(device(), stream);
+  const Buffer y = on_device(device(), part);
+  const Buffer w = on_device(device(), weight);
+  const Buffer out = or_exit(device().allocate(kCount * sizeof(float)));
+  print("\nsum, residual add and norm of rows of 7168, us each in a graph of {}\n", kRepeats);
+  for (const int64_t rows : {1, 2, 3, 4, 8, 16, 17, 32}) {
+    const MatrixView x_view{x.data(), DType::kF32, rows, kHidden, kHidden};
+    const MatrixView y_view{y.data(), DType::kF32, rows, kHidden, kHidden};
+    const MatrixView out_view{out.data(), DType::kF32, rows, kHidden, kHidden};
+    const auto as_one = [&] {
+      SumNorm sum;
+      sum.y = y.as<float>();
+      sum.rows = rows;
+      sum.cols = kHidden;
+      sum.x = x.as<float>();
+      sum.x_stride = kHidden;
+      sum.weight = w.as<const float>();
+      sum.epsilon = 1e-6F;
+      sum.out = out.as<float>();
+      sum.out_stride = kHidden;
+      if (!norms_->all_reduce_sum_norm(sum)) fail("no sum with a norm between these GPUs");
+    };
+    const auto as_two = [&] {
+      comm_->all_reduce_sum(y.as<float>(), rows * kHidden);
+      kernels_->add_rms_norm(x_view, y_view, w.as<const float>(), 1e-6F, out_view);
+    };
+    const auto run = [&](const std::function<void()>& work) {
+      or_exit(device().copy_to_device(x.data(), std::as_bytes(std::span(stream))));
+      or_exit(device().copy_to_device(y.data(), std::as_bytes(std::span(part))));
+      work();
+      std::vector<float> result(static_cast<size_t>(2 * rows * kHidden));
+      const auto bytes = std::as_writable_bytes(std::span(result));
+      or_exit(device().copy_to_host(bytes.first(bytes.size() / 2), x.data()));
+      or_exit(device().copy_to_host(bytes.last(bytes.size() / 2), out.data()));
+      return result;
+    };
+    const std::vector<float> one = run(as_one);
+    const std::vector<float> two = run(as_two);
+    const auto half = static_cast<std::ptrdiff_t>(rows * kHidden);
+    // NCCL's order of a sum is its own.
+    const bool in_order = rows * kHidden * 4 <= 65536 || team_.size == 2;
+    if (in_order && !std::equal(one.begin(), one.begin() + half, two.begin())) {
+      fail("the residual streams differ");
+    }
+    double largest = 0;
+    for (size_t i = 0; i < one.size(); ++i) {
+      largest =
+          std::max(largest, std::abs(static_cast<double>(one[i]) - static_cast<double>(two[i])));
+    }
+    if (!(largest < 4e-6)) fail(fmt::format("norms differ by {}", largest));
+    const auto repeat = [&](const std::function<void()>& work) {
+      return time(
+                 [&] {
+                   for (int i = 0; i < kRepeats; ++i) work();
+                 },
+                 true) /
+             kRepeats;
+    };
+    print("{:>5} rows {:>9} bytes: one kernel {:8.1f}, a sum and a norm {:8.1f}\n", rows,
+          rows * kHidden * 4, repeat(as_one), repeat(as_two));
   }
 }
 
@@ -424,7 +507,10 @@ void bench_ranks(const RanksOptions& options) {
   for (int r = 0; r < size; ++r) {
     threads.emplace_back([&, r] {
       Rank rank(team, *hosts[static_cast<size_t>(r)], options);
-      if (size > 1) rank.collectives();
+      if (size > 1) {
+        rank.collectives();
+        rank.sums_with_norms();
+      }
       rank.steps();
       team.barrier.arrive_and_wait();
     });

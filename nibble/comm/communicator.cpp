@@ -112,6 +112,14 @@ void Communicator::all_reduce_sum(float* x, int64_t count) {
           [&] { return do_all_reduce_sum(x, count); });
 }
 
+bool Communicator::all_reduce_sum_norm(const SumNorm& arguments) {
+  if (size_ == 1 || !has_sum_norm(arguments)) return false;
+  perform("all_reduce_sum_norm",
+          static_cast<size_t>(arguments.rows * arguments.cols) * sizeof(float),
+          [&] { return do_all_reduce_sum_norm(arguments); });
+  return true;
+}
+
 void Communicator::all_gather(const void* in, std::span<const size_t> bytes, void* out) {
   NIBBLE_CHECK(static_cast<int>(bytes.size()) == size_);
   perform("all_gather", bytes[static_cast<size_t>(rank_)],
@@ -191,6 +199,11 @@ Status Communicator::do_reduce_scatter_sum(const float* in, std::span<const int6
   NIBBLE_TRY(do_all_to_all(sends, receives));
   add_in_order(parts, mine, out);
   return {};
+}
+
+// Of those that say they have none.
+Status Communicator::do_all_reduce_sum_norm(const SumNorm& /*arguments*/) {
+  return unsupported("this communicator has no sum with a norm");
 }
 
 Status Communicator::do_all_reduce_sum(float* x, int64_t count) {

@@ -27,6 +27,21 @@ struct CommPosition {
   std::string to_string(std::chrono::steady_clock::time_point now) const;
 };
 
+// x += y_0 + y_1 + ..., the ranks' parts of y; out = x under an RMSNorm: what follows a sublayer
+// whose weights are cut over the ranks. Rows of binary32 values, all ranks the same x, weight and
+// epsilon.
+struct SumNorm {
+  float* y = nullptr;  // [rows, cols], contiguous; afterwards undefined
+  int64_t rows = 0;
+  int64_t cols = 0;
+  float* x = nullptr;
+  int64_t x_stride = 0;
+  const float* weight = nullptr;  // [cols]
+  float epsilon = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+};
+
 // Collective operations of ranks 0 .. size() - 1. Every rank calls the same operations in the same
 // order with sizes that fit; buffers are in the memory that the implementation works on (the
 // host's, but for NCCL).
@@ -55,6 +70,10 @@ class Communicator {
 
   // x[i] = sum of all ranks' x[i].
   void all_reduce_sum(float* x, int64_t count);
+
+  // All of SumNorm as one operation, where the implementation has one for this size, which is the
+  // same on all ranks; false: nothing was done.
+  bool all_reduce_sum_norm(const SumNorm& arguments);
 
   // out = the ranks' inputs one after another; rank r gives bytes[r]. `in` may be its place in out.
   void all_gather(const void* in, std::span<const size_t> bytes, void* out);
@@ -111,6 +130,8 @@ class Communicator {
   virtual Status do_all_to_all(std::span<const ConstBytes> sends,
                                std::span<const Bytes> receives) = 0;
   virtual Status do_all_reduce_sum(float* x, int64_t count);
+  virtual bool has_sum_norm(const SumNorm& /*arguments*/) const { return false; }
+  virtual Status do_all_reduce_sum_norm(const SumNorm& arguments);
   virtual Status do_all_gather(const void* in, std::span<const size_t> bytes, void* out);
   virtual Status do_reduce_scatter_sum(const float* in, std::span<const int64_t> counts,
                                        float* out);

@@ -6,6 +6,7 @@
 
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
+#include "nibble/engine/padded_batch.h"
 
 namespace nibble {
 namespace {
@@ -64,6 +65,7 @@ Status perform_part(LoadedModel& model, LocalPasses& local, const PassRound& rou
   std::vector<int64_t> tokens_of_ranks;
   for (const PassRound::Part& of_rank : round.parts) tokens_of_ranks.push_back(of_rank.rows);
   batch.tokens_of_ranks = tokens_of_ranks;
+  local.set_recorded_rows(round.recorded_rows);
   if (round.kind == PassKind::kForward) return local.forward(batch);
   return local.forward_mtp(batch, message.previous);
 }
@@ -92,17 +94,16 @@ class LanePasses : public ModelPasses {
   LanePasses(LaneGroup& group, int lane) : group_(group), lane_(lane) {}
 
   Status forward(const Batch& batch) override {
-    return run(PassKind::kForward, PassMessage::forward(batch, group_.block_size_),
-               batch.num_tokens());
+    return run(PassKind::kForward, PassMessage::forward(batch, group_.block_size_), batch);
   }
 
   void keep_hidden(std::span<const KeptRow> rows) override {
-    (void)run(PassKind::kKeepHidden, PassMessage::keep_hidden(rows), 0);
+    (void)run(PassKind::kKeepHidden, PassMessage::keep_hidden(rows), {});
   }
 
   Status forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) override {
     return run(PassKind::kForwardMtp, PassMessage::forward_mtp(batch, previous, group_.block_size_),
-               batch.num_tokens());
+               batch);
   }
 
   void logits(HiddenRow::From from, std::span<const RowRange> rows,
@@ -127,6 +128,12 @@ class LanePasses : public ModelPasses {
 
   bool can_sample() const override { return group_.local_->can_sample(); }
 
+  // All ranks record the same.
+  StepGraphStats graph_stats() const override {
+    return lane_ == 0 ? group_.local_->graph_stats() : StepGraphStats();
+  }
+  int64_t num_replayed() const override { return lane_ == 0 ? group_.local_->num_replayed() : 0; }
+
   std::span<const SampledRow> sample(HiddenRow::From from,
                                      std::span<const SampleRow> rows) override {
     sampled_.resize(rows.size());
@@ -141,11 +148,12 @@ class LanePasses : public ModelPasses {
   }
 
  private:
-  Status run(PassKind kind, std::vector<std::byte> message, int64_t rows) {
+  Status run(PassKind kind, std::vector<std::byte> message, const Batch& batch) {
     LaneGroup::Call call;
     call.kind = kind;
     call.message = std::move(message);
-    call.rows = rows;
+    call.rows = batch.num_tokens();
+    call.is_generated = is_generated(batch);
     group_.perform(lane_, call);
     return call.status;
   }
@@ -210,6 +218,16 @@ void LaneGroup::perform(int lane, Call& call) {
   throw PassFailure(*failure_);
 }
 
+int64_t LaneGroup::recorded_rows(PassKind kind) const {
+  if (kind != PassKind::kForward && kind != PassKind::kForwardMtp) return 0;
+  std::vector<int64_t> rows;
+  for (const Call* call : calls_) {
+    if (call == nullptr || call->kind != kind || !call->is_generated) return 0;
+    rows.push_back(call->rows);
+  }
+  return recorded_size(rows, local_->graph_sizes());
+}
+
 // With mutex_ held.
 void LaneGroup::run_round() {
   PassRound round;
@@ -217,6 +235,7 @@ void LaneGroup::run_round() {
   for (const Call* call : calls_) {
     if (call != nullptr && priority(call->kind) < priority(round.kind)) round.kind = call->kind;
   }
+  round.recorded_rows = recorded_rows(round.kind);
   for (const Call* call : calls_) {
     PassRound::Part& part = round.parts.emplace_back();
     if (call == nullptr || call->kind != round.kind) continue;

@@ -45,8 +45,9 @@ class LaneGroup {
   struct Call {
     PassKind kind = PassKind::kForward;
     std::vector<std::byte> message;
-    int64_t rows = 0;         // tokens of a pass
-    int64_t answer_size = 0;  // bytes
+    int64_t rows = 0;           // tokens of a pass
+    bool is_generated = false;  // all of them
+    int64_t answer_size = 0;    // bytes
     std::vector<std::byte> answer;
     Status status;
     bool is_done = false;
@@ -56,6 +57,8 @@ class LaneGroup {
   // Throws PassFailure when a rank has failed.
   void perform(int lane, Call& call);
   void run_round();
+  // PassRound::recorded_rows.
+  int64_t recorded_rows(PassKind kind) const;
 
   LoadedModel& model_;
   std::unique_ptr<LocalPasses> local_;

@@ -36,8 +36,7 @@ Result<std::unique_ptr<LocalPasses>> LocalPasses::create(LoadedModel& model,
   Device& device = model.kernels->device();
   std::unique_ptr<StepGraphs> graphs;
   const Shard& shard = model.weights.shard;
-  // With attention data parallel what is launched depends on the other ranks' batches, too.
-  if (!options.graph_sizes.empty() && !shard.enable_attention_dp && !asks_for_experts(model)) {
+  if (!options.graph_sizes.empty() && !asks_for_experts(model)) {
     graphs = model.kernels->make_step_graphs();
   }
   int64_t logit_rows = kLogitRows;
@@ -87,6 +86,24 @@ MatrixView LocalPasses::rows_of(const Buffer& buffer, int64_t rows) const {
   return {buffer.data(), DType::kF32, rows, hidden, hidden};
 }
 
+// With attention data parallel what is launched depends on the other ranks' batches, too: rank 0
+// says to all how many tokens they have.
+int64_t LocalPasses::size_of(const Batch& batch) const {
+  if (!graphs_) return 0;
+  if (model_->weights.shard.enable_attention_dp) return recorded_rows_;
+  return recorded_size(batch, options_.graph_sizes);
+}
+
+Batch LocalPasses::with_ranks(const PaddedBatch& padded) {
+  Batch batch = padded.batch();
+  const Shard& shard = model_->weights.shard;
+  if (shard.enable_attention_dp) {
+    tokens_of_ranks_.assign(static_cast<size_t>(shard.tp_size), batch.num_tokens());
+    batch.tokens_of_ranks = tokens_of_ranks_;
+  }
+  return batch;
+}
+
 // A pass over generated tokens that is recorded brings the logits of all rows along.
 Status LocalPasses::forward(const Batch& batch) {
   const DeviceRange range(model_->kernels->device(), "forward");
@@ -94,11 +111,11 @@ Status LocalPasses::forward(const Batch& batch) {
     return nibble::forward(model_->config, model_->weights, tokens, cache_.layers(),
                            *model_->kernels, workspace_, rows_of(hidden_, tokens.num_tokens()));
   };
-  const int64_t size = graphs_ ? recorded_size(batch, options_.graph_sizes) : 0;
+  const int64_t size = size_of(batch);
   step_logits_ = size;
   if (size == 0) return heard(pass(batch));
   const PaddedBatch padded(batch, size);
-  const Batch tokens = padded.batch();
+  const Batch tokens = with_ranks(padded);
   const int64_t vocab = model_->config.vocab_size;
   Status status;
   graphs_->run(kMainPass, tokens.token_ids, tokens.attention, cache_.layers().front(), [&] {
@@ -169,7 +186,7 @@ void LocalPasses::keep_hidden(std::span<const KeptRow> rows) {
 Status LocalPasses::forward_mtp(const Batch& batch, std::span<const HiddenRow> previous) {
   const DeviceRange range(model_->kernels->device(), "MTP layer");
   NIBBLE_CHECK(static_cast<int64_t>(previous.size()) == batch.num_tokens());
-  const int64_t size = graphs_ ? recorded_size(batch, options_.graph_sizes) : 0;
+  const int64_t size = size_of(batch);
   const int64_t rows = std::max(size, batch.num_tokens());
   const MatrixView input = rows_of(previous_, rows);
   std::vector<RowCopy> copies;
@@ -185,7 +202,7 @@ Status LocalPasses::forward_mtp(const Batch& batch, std::span<const HiddenRow> p
   };
   if (size == 0) return heard(pass(batch));
   const PaddedBatch padded(batch, size);
-  const Batch tokens = padded.batch();
+  const Batch tokens = with_ranks(padded);
   Status status;
   graphs_->run(kMtpPass, tokens.token_ids, tokens.attention, cache_.layers().back(),
                [&] { status = pass(tokens); });

@@ -16,6 +16,8 @@
 
 namespace nibble {
 
+class PaddedBatch;
+
 struct PassOptions {
   // Numbers of tokens, ascending, of which passes over generated tokens are recorded, where the
   // backend can; a pass over fewer is filled up. Empty: nothing is recorded.
@@ -68,6 +70,13 @@ class LocalPasses : public ModelPasses {
   // a prompt that fills a step, and max_generated generated tokens deep in a context of
   // max_seq_len. The cache's first block is lost. Errors: those of the device.
   Status warm_up(int64_t max_generated, int64_t max_seq_len);
+  // With attention data parallel: the next passes are filled up to so many tokens, on all ranks
+  // alike, and recorded; 0: they are not. Where nothing is recorded it means nothing.
+  void set_recorded_rows(int64_t rows) { recorded_rows_ = rows; }
+  std::span<const int64_t> graph_sizes() const {
+    return graphs_ ? std::span<const int64_t>(options_.graph_sizes) : std::span<const int64_t>();
+  }
+
   // Records every size of PassOptions::graph_sizes now instead of when it comes. Before anything is
   // cached.
   Status record_all();
@@ -80,6 +89,10 @@ class LocalPasses : public ModelPasses {
       : model_(&model), cache_(std::move(cache)), workspace_(std::move(workspace)) {}
 
   Status heard(Status status) const;
+  // What a pass is filled up to; 0: it is not recorded.
+  int64_t size_of(const Batch& batch) const;
+  // The filled up batch, as all ranks have it.
+  Batch with_ranks(const PaddedBatch& padded);
   bool has_logits() const {
     return model_->weights.shard.attention().is_whole() || model_->weights.shard.rank == 0;
   }
@@ -93,6 +106,8 @@ class LocalPasses : public ModelPasses {
   Workspace workspace_;
   PassOptions options_;
   int64_t max_rows_ = 0;
+  int64_t recorded_rows_ = 0;
+  std::vector<int64_t> tokens_of_ranks_;  // of a filled up batch
   // Memory of the device; [rows, hidden_size].
   Buffer hidden_;            // of forward(): max_rows
   Buffer previous_;          // input of forward_mtp(): max_rows

@@ -29,16 +29,24 @@ std::vector<int64_t> step_graph_sizes(std::span<const int64_t> batch_sizes, int6
   return {sizes.begin(), sizes.end()};
 }
 
-int64_t recorded_size(const Batch& batch, std::span<const int64_t> sizes) {
+bool is_generated(const Batch& batch) {
   const auto& segments = batch.attention.segments;
-  if (!std::all_of(segments.begin(), segments.end(), [](const AttentionSegment& segment) {
-        return segment.form == MlaForm::kAbsorbed;
-      })) {
-    return 0;
-  }
-  const auto size = std::lower_bound(sizes.begin(), sizes.end(), batch.num_tokens());
+  return std::all_of(segments.begin(), segments.end(), [](const AttentionSegment& segment) {
+    return segment.form == MlaForm::kAbsorbed;
+  });
+}
+
+int64_t recorded_size(const Batch& batch, std::span<const int64_t> sizes) {
+  const int64_t rows = batch.num_tokens();
+  return is_generated(batch) ? recorded_size(std::span(&rows, 1), sizes) : 0;
+}
+
+int64_t recorded_size(std::span<const int64_t> rows, std::span<const int64_t> sizes) {
+  const auto [least, most] = std::minmax_element(rows.begin(), rows.end());
+  if (*least == 0) return 0;
+  const auto size = std::lower_bound(sizes.begin(), sizes.end(), *most);
   if (size == sizes.end()) return 0;
-  return batch.num_tokens() <= kMostFilledUp && *size > kMostFilledUp ? 0 : *size;
+  return *least <= kMostFilledUp && *size > kMostFilledUp ? 0 : *size;
 }
 
 PaddedBatch::PaddedBatch(const Batch& batch, int64_t size)

@@ -17,13 +17,20 @@ inline constexpr int64_t kMostFilledUp = 127;
 // (MlaForm::kAbsorbed); 0 when there is none.
 int64_t recorded_size(const Batch& batch, std::span<const int64_t> sizes);
 
+// Whether all of the batch are generated tokens.
+bool is_generated(const Batch& batch);
+
+// The same for the batches of all ranks, of generated tokens, which go in step with attention data
+// parallel: rows[r] tokens on rank r. 0 also where a rank has none.
+int64_t recorded_size(std::span<const int64_t> rows, std::span<const int64_t> sizes);
+
 // The batch with its last token repeated until there are `size`: its entry is written again with
 // the same values, or (cuda) once. Reads the batch's block tables.
 class PaddedBatch {
  public:
   PaddedBatch(const Batch& batch, int64_t size);
 
-  // Views into this object.
+  // Views into this object. tokens_of_ranks is left empty.
   Batch batch() const;
 
  private:

@@ -143,6 +143,7 @@ std::vector<std::byte> PassMessage::sample(HiddenRow::From from, std::span<const
 std::vector<std::byte> PassMessage::of_round(const PassRound& round) {
   Writer writer(PassKind::kRound);
   writer.put(round.kind);
+  writer.put(round.recorded_rows);
   writer.put(static_cast<uint64_t>(round.parts.size()));
   for (const PassRound::Part& part : round.parts) {
     writer.put(part.rows);
@@ -209,6 +210,7 @@ PassMessage PassMessage::decode(std::span<const std::byte> bytes) {
       break;
     case PassKind::kRound:
       message.round.kind = reader.get<PassKind>();
+      message.round.recorded_rows = reader.get<int64_t>();
       message.round.parts.resize(reader.get<uint64_t>());
       for (PassRound::Part& part : message.round.parts) {
         part.rows = reader.get<int64_t>();

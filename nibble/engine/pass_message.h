@@ -34,7 +34,9 @@ struct PassRound {
     std::vector<std::byte> message;  // empty: the rank lends its experts
   };
   PassKind kind = PassKind::kForward;  // of all messages
-  std::vector<Part> parts;             // by rank
+  // Passes are filled up to so many tokens on every rank and recorded; 0: they are run as they are.
+  int64_t recorded_rows = 0;
+  std::vector<Part> parts;  // by rank
 };
 
 // Sender and reader are the same build (the ranks compare versions when they meet), so what does

@@ -58,6 +58,7 @@ Status LocalPasses::record_all() {
   const std::vector<int32_t> table(2);
   const std::vector<int32_t> token(1);
   for (const int64_t size : options_.graph_sizes) {
+    set_recorded_rows(size);
     BatchBuilder main;
     BatchBuilder mtp;
     for (int64_t i = 0; i < size; ++i) {
@@ -71,6 +72,7 @@ Status LocalPasses::record_all() {
       NIBBLE_TRY(model_->kernels->device().synchronize());
     }
   }
+  set_recorded_rows(0);
   return {};
 }
 

@@ -37,6 +37,27 @@ struct Pass {
     weights.comm->all_reduce_sum(x.row<float>(0), x.rows * x.cols);
   }
 
+  // x += y, of which each rank has a part as above; out = x under an RMSNorm. y is lost.
+  void add_up_and_norm(const MatrixView& y, const MatrixView& x, const float* weight,
+                       const MatrixView& out) const {
+    if (!weights.shard.attention().is_whole()) {
+      NIBBLE_CHECK(y.dtype == DType::kF32 && y.stride == y.cols);
+      SumNorm sum;
+      sum.y = y.row<float>(0);
+      sum.rows = y.rows;
+      sum.cols = y.cols;
+      sum.x = x.row<float>(0);
+      sum.x_stride = x.stride;
+      sum.weight = weight;
+      sum.epsilon = epsilon;
+      sum.out = out.row<float>(0);
+      sum.out_stride = out.stride;
+      if (weights.comm->all_reduce_sum_norm(sum)) return;
+      add_up(y);
+    }
+    kernels.add_rms_norm(x, y, weight, epsilon, out);
+  }
+
   // Whether the ranks understood each other.
   Status outcome() const { return weights.comm != nullptr ? weights.comm->status() : Status(); }
 };
@@ -51,8 +72,9 @@ void embed(const Pass& pass, const MatrixView& x) {
   pass.add_up(x);
 }
 
-// x [tokens, hidden_size] -> out, the same shape. Multi-head latent attention: the cache holds, for
-// each token, the normed latent c (kv_lora_rank) and one rotated key r shared by all heads.
+// x [tokens, hidden_size] -> out, the same shape; this rank's part of the sum. Multi-head latent
+// attention: the cache holds, for each token, the normed latent c (kv_lora_rank) and one rotated
+// key r shared by all heads.
 void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& cache,
                const MatrixView& x, const MatrixView& out) {
   Kernels& k = pass.kernels;
@@ -73,7 +95,6 @@ void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& c
   k.mla_attention(q, w.kv_b_proj, shape, pass.batch.attention, cache, heads);
   pass.observe(ActivationSite::kHeads, heads);
   k.linear(heads, w.o_proj, out);  // [tokens, hidden_size]
-  pass.add_up(out);
 }
 
 // Which experts each token of x goes to, into the workspace; the shape by which moe() finds them.
@@ -90,7 +111,8 @@ RouterShape route(const Pass& pass, const MoeWeights& w, const MatrixView& x) {
   return shape;
 }
 
-// x [tokens, hidden_size] -> out: num_experts_per_tok routed experts and the shared one.
+// x [tokens, hidden_size] -> out: num_experts_per_tok routed experts and the shared one; this
+// rank's part of their sum.
 Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const MatrixView& out) {
   const RouterShape shape = route(pass, w, x);
   pass.observe(ActivationSite::kMlpInput, x);
@@ -107,7 +129,6 @@ Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const Mat
   }
   pass.kernels.moe(x, experts, w.shared_experts ? &*w.shared_experts : nullptr, shape,
                    pass.workspace.expert_ids, pass.workspace.expert_weights, out);
-  pass.add_up(out);
   return {};
 }
 
@@ -155,7 +176,7 @@ Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheV
     return {};
   }
   attention(pass, layer.self_attn, cache, normed, sublayer);
-  k.add_rms_norm(x, sublayer, layer.post_attention_layernorm, pass.epsilon, normed);
+  pass.add_up_and_norm(sublayer, x, layer.post_attention_layernorm, normed);
   if (layer.moe && pass.weights.shard.enable_attention_dp) {
     moe_of_all_ranks(pass, *layer.moe, normed, sublayer);
   } else if (layer.moe) {
@@ -163,12 +184,12 @@ Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheV
   } else {
     pass.observe(ActivationSite::kMlpInput, normed);
     k.mlp(normed, *layer.mlp, sublayer);
-    pass.add_up(sublayer);
   }
   if (next_norm == nullptr) {
+    pass.add_up(sublayer);
     k.add(x, sublayer);
   } else {
-    k.add_rms_norm(x, sublayer, next_norm, pass.epsilon, next_normed);
+    pass.add_up_and_norm(sublayer, x, next_norm, next_normed);
   }
   return {};
 }

@@ -221,6 +221,18 @@ TEST(PaddedBatch, RepeatsItsLastTokenUpToARecordedSize) {
   EXPECT_EQ(recorded_size({ids, AttentionBatch{3, prompt}}, sizes), 0);
 }
 
+// With attention data parallel all ranks take the size of the fullest.
+TEST(PaddedBatch, RanksAreRecordedWithOneSizeOrNotAtAll) {
+  const std::vector<int64_t> sizes = {1, 2, 5, 127, 200};
+  const auto of = [&](std::vector<int64_t> rows) { return recorded_size(rows, sizes); };
+  EXPECT_EQ(of({1, 1}), 1);
+  EXPECT_EQ(of({1, 4}), 5);
+  EXPECT_EQ(of({5, 0}), 0);  // one has nothing to fill up
+  EXPECT_EQ(of({128, 200}), 200);
+  EXPECT_EQ(of({100, 130}), 0);  // another way of rounding
+  EXPECT_EQ(of({1, 201}), 0);
+}
+
 TEST(StepGraphSizes, HoldAFullStepAndWhatIsAskedFor) {
   EXPECT_EQ(step_graph_sizes({}, 1, 0), (std::vector<int64_t>{1}));
   EXPECT_EQ(step_graph_sizes({}, 5, 1), (std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 10}));

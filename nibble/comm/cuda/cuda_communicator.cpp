@@ -53,7 +53,7 @@ Result<std::vector<T>> gather(Communicator& host, const T& mine) {
   return all;
 }
 
-// The memory of all ranks that the one-shot kernel works on.
+// Memory of all ranks that one of the one-shot kernels works on.
 class SharedMemory {
  public:
   SharedMemory() = default;
@@ -66,14 +66,14 @@ class SharedMemory {
   }
 
   // False where this rank can't reach another one's memory.
-  Result<bool> open(Communicator& host, int64_t capacity) {
-    const size_t bytes = OneShotLayout::bytes(capacity);
+  Result<bool> open(Communicator& host, size_t bytes, int blocks) {
+    const size_t counter_bytes = static_cast<size_t>(blocks) * sizeof(uint32_t);
     const bool is_made =
         host.size() <= cuda::kMaxOneShotRanks &&
         cudaMalloc(reinterpret_cast<void**>(&memory_), bytes) == cudaSuccess &&
         cudaMemset(memory_, 0, bytes) == cudaSuccess &&
-        cudaMalloc(reinterpret_cast<void**>(&counters_), kCounterBytes) == cudaSuccess &&
-        cudaMemset(counters_, 0, kCounterBytes) == cudaSuccess &&
+        cudaMalloc(reinterpret_cast<void**>(&counters_), counter_bytes) == cudaSuccess &&
+        cudaMemset(counters_, 0, counter_bytes) == cudaSuccess &&
         cudaDeviceSynchronize() == cudaSuccess;
     Invitation mine;
     (void)::gethostname(mine.host.data(), mine.host.size() - 1);
@@ -90,22 +90,21 @@ class SharedMemory {
     }
     (void)cudaGetLastError();  // what failed is no error: NCCL does it all
     const std::vector<char> reached = NIBBLE_TRY(gather(host, static_cast<char>(is_reached)));
-    args_.rank = host.rank();
-    args_.size = host.size();
-    args_.capacity = capacity;
-    args_.counters = counters_;
     return std::all_of(reached.begin(), reached.end(), [](char yes) { return yes != 0; });
   }
 
-  const OneShotArgs& args() const { return args_; }
+  // Args: OneShotArgs or OneShotNormArgs.
+  template <typename Args>
+  void fill(Args& args) const {
+    std::copy(shared_.begin(), shared_.end(), args.shared);
+    args.counters = counters_;
+  }
 
  private:
-  static constexpr size_t kCounterBytes = cuda::kOneShotBlocks * sizeof(uint32_t);
-
   bool reach(const Invitation& other, const Invitation& mine, size_t r) {
     if (other.host != mine.host) return false;
     if (other.pid == mine.pid) {
-      args_.shared[r] = other.address;
+      shared_[r] = other.address;
       if (other.ordinal == mine.ordinal) return true;
       const cudaError_t code = cudaDeviceEnablePeerAccess(other.ordinal, 0);
       return code == cudaSuccess || code == cudaErrorPeerAccessAlreadyEnabled;
@@ -116,14 +115,14 @@ class SharedMemory {
       return false;
     }
     opened_.push_back(memory);
-    args_.shared[r] = static_cast<std::byte*>(memory);
+    shared_[r] = static_cast<std::byte*>(memory);
     return true;
   }
 
   std::byte* memory_ = nullptr;
   uint32_t* counters_ = nullptr;
   std::vector<void*> opened_;
-  OneShotArgs args_;
+  std::array<std::byte*, cuda::kMaxOneShotRanks> shared_{};
 };
 
 class CudaCommunicator final : public Communicator {
@@ -149,14 +148,27 @@ class CudaCommunicator final : public Communicator {
 
   Status open_one_shot(size_t bytes) {
     one_shot_capacity_ = static_cast<int64_t>(bytes / 16 * 4);
-    if (!NIBBLE_TRY(shared_.open(host_, one_shot_capacity_))) one_shot_capacity_ = 0;
+    const bool sums = NIBBLE_TRY(
+        shared_.open(host_, OneShotLayout::bytes(one_shot_capacity_), cuda::kOneShotBlocks));
+    if (!sums) one_shot_capacity_ = 0;
+    return {};
+  }
+
+  Status open_norms(int64_t rows) {
+    const bool norms =
+        NIBBLE_TRY(norm_shared_.open(host_, cuda::NormLayout::kBytes, cuda::kNormBlocks));
+    norm_rows_ = norms ? std::min(rows, cuda::kMaxNormRows) : 0;
     return {};
   }
 
  protected:
   Status do_all_reduce_sum(float* x, int64_t count) override {
     if (count <= one_shot_capacity_ && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
-      OneShotArgs args = shared_.args();
+      OneShotArgs args;
+      shared_.fill(args);
+      args.rank = rank();
+      args.size = size();
+      args.capacity = one_shot_capacity_;
       args.x = x;
       args.count = count;
       return check(cuda::launch_one_shot_sum(args, stream_), "the one-shot sum");
@@ -164,6 +176,19 @@ class CudaCommunicator final : public Communicator {
     return said(nccl_.all_reduce(x, x, static_cast<size_t>(count), NcclType::kFloat32, NcclOp::kSum,
                                  comm_, stream_),
                 "ncclAllReduce");
+  }
+
+  bool has_sum_norm(const SumNorm& arguments) const override {
+    return arguments.rows <= norm_rows_ && cuda::one_shot_norm_takes(arguments);
+  }
+
+  Status do_all_reduce_sum_norm(const SumNorm& arguments) override {
+    cuda::OneShotNormArgs args;
+    norm_shared_.fill(args);
+    args.work = arguments;
+    args.rank = rank();
+    args.size = size();
+    return check(cuda::launch_one_shot_norm(args, stream_), "the one-shot sum with a norm");
   }
 
   Status do_all_gather(const void* in, std::span<const size_t> bytes, void* out) override {
@@ -274,7 +299,9 @@ class CudaCommunicator final : public Communicator {
   NcclComm comm_;
   cudaStream_t stream_;
   int64_t one_shot_capacity_ = 0;  // floats; 0: NCCL alone
+  int64_t norm_rows_ = 0;          // 0: never
   SharedMemory shared_;
+  SharedMemory norm_shared_;
 };
 
 }  // namespace
@@ -305,6 +332,7 @@ Result<std::unique_ptr<Communicator>> cuda_communicator(Device& device, Communic
   }
   auto made = std::make_unique<CudaCommunicator>(device, host, n, comm);
   if (options.one_shot_bytes > 0) NIBBLE_TRY(made->open_one_shot(options.one_shot_bytes));
+  if (options.one_shot_norm_rows > 0) NIBBLE_TRY(made->open_norms(options.one_shot_norm_rows));
   return made;
 }
 

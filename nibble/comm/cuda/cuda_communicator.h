@@ -14,6 +14,9 @@ struct CudaCommunicatorOptions {
   // Sums of up to so many bytes take one kernel in which every GPU reads the others' memory; above,
   // and where GPUs can't reach each other's memory, NCCL. 0: always NCCL.
   size_t one_shot_bytes = 64 * 1024;
+  // Sums of up to so many rows that a residual add and a norm follow take one kernel for all three,
+  // of up to 32 rows; above, or 0: the sum, then the norm.
+  int64_t one_shot_norm_rows = 16;
 };
 
 // Collectives on the memory of `device`, which make_cuda_device made, in order with the other work

@@ -38,6 +38,30 @@ __device__ uint32_t* flag(std::byte* shared, int rank) {
 // Counts run over: b - a is what is compared.
 __device__ bool is_before(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
 
+// Tells the others that this block's data of `turn` is ready, and waits for theirs. Flags lie at
+// the start of what a rank shares.
+__device__ void meet(std::byte* const (&shared)[kMaxOneShotRanks], int rank, int size,
+                     uint32_t turn) {
+  __threadfence_system();
+  __syncthreads();
+  const int peer = static_cast<int>(threadIdx.x);
+  if (peer < size && peer != rank) {
+    store_release(flag(shared[peer], rank), turn);
+    const uint64_t begun = now_ns();
+    while (is_before(load_acquire(flag(shared[rank], peer)), turn)) {
+      if (now_ns() - begun > kPatienceNs) __trap();
+    }
+  }
+  __syncthreads();
+}
+
+__device__ void add(float4& sum, const float4& v) {
+  sum.x = __fadd_rn(sum.x, v.x);
+  sum.y = __fadd_rn(sum.y, v.y);
+  sum.z = __fadd_rn(sum.z, v.z);
+  sum.w = __fadd_rn(sum.w, v.w);
+}
+
 __global__ void __launch_bounds__(kThreads) one_shot_sum_kernel(const OneShotArgs a) {
   // Launched while what is in front of it still runs (programmatic dependent launch), as what
   // follows is.
@@ -60,25 +84,11 @@ __global__ void __launch_bounds__(kThreads) one_shot_sum_kernel(const OneShotArg
       for (int64_t k = 4 * i; k < a.count; ++k) half(a.rank)[k] = a.x[k];
     }
   }
-  __threadfence_system();
-  __syncthreads();
-  const int peer = static_cast<int>(threadIdx.x);
-  if (peer < a.size && peer != a.rank) {
-    store_release(flag(a.shared[peer], a.rank), turn);
-    const uint64_t begun = now_ns();
-    while (is_before(load_acquire(flag(a.shared[a.rank], peer)), turn)) {
-      if (now_ns() - begun > kPatienceNs) __trap();
-    }
-  }
-  __syncthreads();
+  meet(a.shared, a.rank, a.size, turn);
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
     float4 sum = load_peer(reinterpret_cast<const float4*>(half(0)) + i);
     for (int r = 1; r < a.size; ++r) {
-      const float4 v = load_peer(reinterpret_cast<const float4*>(half(r)) + i);
-      sum.x = __fadd_rn(sum.x, v.x);
-      sum.y = __fadd_rn(sum.y, v.y);
-      sum.z = __fadd_rn(sum.z, v.z);
-      sum.w = __fadd_rn(sum.w, v.w);
+      add(sum, load_peer(reinterpret_cast<const float4*>(half(r)) + i));
     }
     if (4 * i + 4 <= a.count) {
       reinterpret_cast<float4*>(a.x)[i] = sum;
@@ -90,7 +100,140 @@ __global__ void __launch_bounds__(kThreads) one_shot_sum_kernel(const OneShotArg
   if (threadIdx.x == 0) a.counters[blockIdx.x] = turn;
 }
 
+// A value of this block's shared memory in that of another of the cluster.
+__device__ double value_of(const double* mine, int block) {
+  uint32_t address;
+  double value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(mine))), "r"(block));
+  asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(value) : "r"(address) : "memory");
+  return value;
+}
+
+__device__ void sync_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
+          : "memory");
+}
+
+__global__ void __launch_bounds__(kNormThreads) one_shot_norm_kernel(const OneShotNormArgs a) {
+  __shared__ double warp_squares[kNormRowsOfCluster][kNormThreads / 32];
+  __shared__ double squares[kNormRowsOfCluster];
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  const SumNorm& w = a.work;
+  const int cluster = static_cast<int>(blockIdx.x) / kNormClusterBlocks;
+  const int thread = static_cast<int>(threadIdx.x);
+  // float4s of a row: a block has `each` of them
+  const int quads = static_cast<int>(w.cols / 4);
+  const int each = (quads + kNormClusterBlocks - 1) / kNormClusterBlocks;
+  const int quad = static_cast<int>(blockIdx.x) % kNormClusterBlocks * each + thread;
+  const bool has_any = thread < each && quad < quads;
+  const float4 weight =
+      has_any ? reinterpret_cast<const float4*>(w.weight)[quad] : make_float4(0, 0, 0, 0);
+  const auto row_of = [&](int j) { return int64_t{cluster} + int64_t{j} * kNormClusters; };
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  // Rows without work: of the whole cluster, on all ranks. Its blocks take no turn.
+  if (cluster >= w.rows) return;
+  const uint32_t turn = a.counters[blockIdx.x] + 1;
+  const auto half = [&](int rank) {
+    return reinterpret_cast<float4*>(a.shared[rank] + NormLayout::kFlagBytes) +
+           (int64_t{turn & 1} * kNormBlocks + blockIdx.x) * (NormLayout::kBlockFloats / 4) + thread;
+  };
+  float4 own[kNormRowsOfCluster];
+  float4 x[kNormRowsOfCluster];
+#pragma unroll
+  for (int j = 0; j < kNormRowsOfCluster; ++j) {
+    own[j] = x[j] = make_float4(0, 0, 0, 0);
+    if (!has_any || row_of(j) >= w.rows) continue;
+    own[j] = reinterpret_cast<const float4*>(w.y + row_of(j) * w.cols)[quad];
+    x[j] = reinterpret_cast<const float4*>(w.x + row_of(j) * w.x_stride)[quad];
+    half(a.rank)[j * kNormThreads] = own[j];
+  }
+  meet(a.shared, a.rank, a.size, turn);
+#pragma unroll
+  for (int j = 0; j < kNormRowsOfCluster; ++j) {
+    const bool has = has_any && row_of(j) < w.rows;
+    double sum_of_squares = 0;
+    if (has) {
+      float4 parts[kMaxOneShotRanks];
+#pragma unroll
+      for (int r = 0; r < kMaxOneShotRanks; ++r) {
+        if (r < a.size && r != a.rank) parts[r] = load_peer(half(r) + j * kNormThreads);
+      }
+      float4 sum = a.rank == 0 ? own[j] : parts[0];
+#pragma unroll
+      for (int r = 1; r < kMaxOneShotRanks; ++r) {
+        if (r < a.size) add(sum, r == a.rank ? own[j] : parts[r]);
+      }
+      add(x[j], sum);
+      reinterpret_cast<float4*>(w.x + row_of(j) * w.x_stride)[quad] = x[j];
+      const auto square = [](float v) { return static_cast<double>(v) * static_cast<double>(v); };
+      sum_of_squares = square(x[j].x) + square(x[j].y) + square(x[j].z) + square(x[j].w);
+    }
+    for (int offset = 16; offset > 0; offset /= 2) {
+      sum_of_squares += __shfl_xor_sync(~0u, sum_of_squares, offset);
+    }
+    if (thread % 32 == 0) warp_squares[j][thread / 32] = sum_of_squares;
+  }
+  __syncthreads();
+  if (thread < kNormRowsOfCluster) {
+    double sum = 0;
+#pragma unroll
+    for (int i = 0; i < kNormThreads / 32; ++i) sum += warp_squares[thread][i];
+    squares[thread] = sum;
+  }
+  sync_cluster();
+#pragma unroll
+  for (int j = 0; j < kNormRowsOfCluster; ++j) {
+    if (!has_any || row_of(j) >= w.rows) continue;
+    double parts[kNormClusterBlocks];
+#pragma unroll
+    for (int b = 0; b < kNormClusterBlocks; ++b) parts[b] = value_of(&squares[j], b);
+    double sum = 0;
+#pragma unroll
+    for (int b = 0; b < kNormClusterBlocks; ++b) sum += parts[b];
+    const double scale =
+        1 / sqrt(sum / static_cast<double>(w.cols) + static_cast<double>(w.epsilon));
+    const auto normed = [&](float v, float by) {
+      return static_cast<float>(static_cast<double>(v) * scale * static_cast<double>(by));
+    };
+    reinterpret_cast<float4*>(w.out + row_of(j) * w.out_stride)[quad] =
+        make_float4(normed(x[j].x, weight.x), normed(x[j].y, weight.y), normed(x[j].z, weight.z),
+                    normed(x[j].w, weight.w));
+  }
+  if (thread == 0) a.counters[blockIdx.x] = turn;
+  sync_cluster();  // the others have read this block's squares
+}
+
 }  // namespace
+
+bool one_shot_norm_takes(const SumNorm& work) {
+  const auto is_aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  return work.rows > 0 && work.rows <= kMaxNormRows && work.cols <= kMaxNormCols &&
+         work.cols % 4 == 0 && work.x_stride % 4 == 0 && work.out_stride % 4 == 0 &&
+         is_aligned(work.y) && is_aligned(work.x) && is_aligned(work.weight) &&
+         is_aligned(work.out);
+}
+
+cudaError_t launch_one_shot_norm(const OneShotNormArgs& args, cudaStream_t stream) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {kNormClusterBlocks, 1, 1};
+  cudaLaunchConfig_t config = {};
+  // Blocks of rows that are not there would only come and go.
+  const auto clusters =
+      static_cast<unsigned>(args.work.rows < kNormClusters ? args.work.rows : kNormClusters);
+  config.gridDim = dim3(clusters * kNormClusterBlocks);
+  config.blockDim = dim3(kNormThreads);
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  return cudaLaunchKernelEx(&config, one_shot_norm_kernel, args);
+}
 
 cudaError_t launch_one_shot_sum(const OneShotArgs& args, cudaStream_t stream) {
   cudaLaunchAttribute overlap = {};

@@ -1,10 +1,13 @@
-// The sum of a short vector over GPUs that reach each other's memory, in one kernel.
+// Sums of short vectors over GPUs that reach each other's memory, in one kernel; with the residual
+// add and the norm that follow, where they are rows.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstddef>
 #include <cstdint>
+
+#include "nibble/comm/communicator.h"
 
 namespace nibble::cuda {
 
@@ -39,5 +42,36 @@ struct OneShotArgs {
 // the same order. A rank that does not come within a minute is given up: the kernel fails, which
 // the device's next synchronize() tells.
 cudaError_t launch_one_shot_sum(const OneShotArgs& args, cudaStream_t stream);
+
+// A row is a cluster's, which adds up the squares in its blocks' shared memory.
+constexpr int kNormClusterBlocks = 8;
+constexpr int kNormClusters = 16;
+constexpr int kNormBlocks = kNormClusters * kNormClusterBlocks;
+constexpr int kNormThreads = 256;  // of float4
+constexpr int kNormRowsOfCluster = 2;
+constexpr int64_t kMaxNormRows = int64_t{kNormClusters} * kNormRowsOfCluster;
+constexpr int64_t kMaxNormCols = int64_t{kNormClusterBlocks} * kNormThreads * 4;
+
+// As OneShotLayout; each block has flags and a place of its own in both halves, whatever the rows.
+struct NormLayout {
+  static constexpr size_t kFlagBytes = 4096;
+  static constexpr int64_t kBlockFloats = int64_t{kNormRowsOfCluster} * kNormThreads * 4;
+  static constexpr size_t kBytes =
+      kFlagBytes + 2 * static_cast<size_t>(kNormBlocks * kBlockFloats) * sizeof(float);
+};
+static_assert(sizeof(uint32_t) * kNormBlocks * kMaxOneShotRanks <= NormLayout::kFlagBytes);
+
+struct OneShotNormArgs {
+  SumNorm work;
+  int rank = 0;
+  int size = 1;
+  std::byte* shared[kMaxOneShotRanks]{};  // of every rank, as this one sees it: NormLayout
+  uint32_t* counters = nullptr;           // [kNormBlocks] this rank's, zeros at first
+};
+
+bool one_shot_norm_takes(const SumNorm& work);
+
+// As launch_one_shot_sum; the sum's bits are its. The squares are added up in binary64.
+cudaError_t launch_one_shot_norm(const OneShotNormArgs& args, cudaStream_t stream);
 
 }  // namespace nibble::cuda

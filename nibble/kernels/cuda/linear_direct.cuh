@@ -148,9 +148,13 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
   if (p.work != nullptr) wait_for_previous();
 
   const int num_work = p.work != nullptr ? *p.num_work : p.num_groups * passes;
-  const int64_t total = static_cast<int64_t>(num_work) * p.tiles;
-  int position = static_cast<int>(total * blockIdx.x / gridDim.x);
-  const int end = static_cast<int>(total * (blockIdx.x + 1) / gridDim.x);
+  // Equal runs, the longer ones first; divisions of 64 bits would take a microsecond.
+  const int total = num_work * p.tiles;
+  const int index = static_cast<int>(blockIdx.x);
+  const int each = total / static_cast<int>(gridDim.x);
+  const int longer = total - each * static_cast<int>(gridDim.x);
+  int position = index * each + min(index, longer);
+  const int end = position + each + (index < longer ? 1 : 0);
   DirectCursor<kTiles> cursor;
   cursor.position = position;
   cursor.end = end;

@@ -276,11 +276,14 @@ __global__ __launch_bounds__(kStreamThreads,
   if (p.work != nullptr) wait_for_previous();
 
   const int num_work = p.work != nullptr ? *p.num_work : p.num_groups * passes;
-  const int64_t total = static_cast<int64_t>(num_work) * p.tiles;
-  const int64_t index = blockIdx.x / cluster;
-  const int64_t count_all = gridDim.x / cluster;
-  int position = static_cast<int>(total * index / count_all);
-  const int end = static_cast<int>(total * (index + 1) / count_all);
+  // Equal runs, the longer ones first; divisions of 64 bits would take a microsecond.
+  const int total = num_work * p.tiles;
+  const int index = static_cast<int>(blockIdx.x) / cluster;
+  const int count_all = static_cast<int>(gridDim.x) / cluster;
+  const int each = total / count_all;
+  const int longer = total - each * count_all;
+  int position = index * each + min(index, longer);
+  const int end = position + each + (index < longer ? 1 : 0);
   const StreamSplit split{warps, cluster, cluster > 1 ? rank_in_cluster() : 0};
   if (warp == kWarps) {
     bring_weights<Unit, KU, Stages, kItems>(p, split, passes, position, end, shared, full, empty);
