@@ -15,10 +15,11 @@ namespace nibble::api {
 
 // Structure that the output must have.
 struct GuidedDecoding {
-  std::optional<std::string> json = std::nullopt;   // a JSON schema
-  bool json_object = false;                         // any JSON object
-  std::optional<std::string> regex = std::nullopt;  // for the whole output
-  std::vector<std::string> choice = {};             // one of these
+  std::optional<std::string> json = std::nullopt;     // a JSON schema
+  bool json_object = false;                           // any JSON object
+  std::optional<std::string> regex = std::nullopt;    // for the whole output
+  std::vector<std::string> choice = {};               // one of these
+  std::optional<std::string> grammar = std::nullopt;  // GBNF, llama.cpp's form of BNF
 };
 
 // Judges drafts of this request between <think> and </think>.

@@ -19,10 +19,11 @@ namespace {
 
 Result<Guided> to_engine(const api::GuidedDecoding& guided) {
   const int kinds = (guided.json ? 1 : 0) + (guided.json_object ? 1 : 0) + (guided.regex ? 1 : 0) +
-                    (guided.choice.empty() ? 0 : 1);
+                    (guided.choice.empty() ? 0 : 1) + (guided.grammar ? 1 : 0);
   if (kinds != 1) {
-    return invalid_argument("guided has " + std::to_string(kinds) +
-                            " of json, json_object, regex and choice, expected exactly one");
+    return invalid_argument(
+        "guided has " + std::to_string(kinds) +
+        " of json, json_object, regex, choice and grammar, expected exactly one");
   }
   Guided result;
   if (guided.json) {
@@ -34,6 +35,9 @@ Result<Guided> to_engine(const api::GuidedDecoding& guided) {
   } else if (!guided.choice.empty()) {
     result.kind = Guided::Kind::kChoice;
     result.choices = guided.choice;
+  } else if (guided.grammar) {
+    result.kind = Guided::Kind::kGrammar;
+    result.text = *guided.grammar;
   }
   return result;
 }

@@ -365,7 +365,7 @@ Fields guided_fields(api::GuidedDecoding* g) {
   fields["json_object"] = set(&g->json_object);
   fields["regex"] = set(&g->regex);
   fields["choice"] = set(&g->choice);
-  fields["grammar"] = refused("a GBNF grammar; json, json_object, regex and choice are supported");
+  fields["grammar"] = set(&g->grammar);
   return fields;
 }
 

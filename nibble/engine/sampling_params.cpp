@@ -110,11 +110,6 @@ Status validate_ends(const SamplingParams& params) {
     return out_of_range("the number of stop_token_ids", params.stop_token_ids.size(), "at most 64");
   }
   if (!params.guided) return {};
-  if (params.guided->kind == Guided::Kind::kGrammar) {
-    return unsupported(
-        "guided grammar (GBNF) is not supported; a JSON schema, json_object, a regex or a choice "
-        "is");
-  }
   if (params.guided->kind == Guided::Kind::kChoice && params.guided->choices.empty()) {
     return invalid_argument("guided choice has no choices, expected 1 or more");
   }

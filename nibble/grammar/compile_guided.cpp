@@ -6,6 +6,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/text.h"
+#include "nibble/grammar/gbnf.h"
 #include "nibble/grammar/json_grammar.h"
 #include "nibble/grammar/json_schema.h"
 #include "nibble/grammar/regex.h"
@@ -76,10 +77,9 @@ Result<Grammar> grammar_without_suffix(const Guided& guided) {
     case Guided::Kind::kChoice:
       return choice_grammar(guided);
     case Guided::Kind::kGrammar:
-      break;
+      return gbnf_grammar(guided.text);
   }
-  return unsupported(
-      "guided grammar (GBNF) is not supported; a JSON schema, json_object, a regex or a choice is");
+  return invalid_argument("guided is of no known kind");
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ struct Guided {
     kJsonObject,  // any JSON object
     kRegex,       // text is a regular expression for the whole output
     kChoice,      // one of `choices`
-    kGrammar,     // text is GBNF; not supported
+    kGrammar,     // text is GBNF, see gbnf.h
   };
   Kind kind = Kind::kJsonObject;
   std::string text = {};

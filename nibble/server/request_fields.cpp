@@ -106,11 +106,10 @@ ApiResult<bool> read_guided(JsonFields& fields, SamplingParams* params) {
     if (!text) return bad_format(fmt::format("response_format.{} is missing", *type));
     set(*type == "regex" ? Guided::Kind::kRegex : Guided::Kind::kGrammar, *text, {}, true);
   } else {
-    return bad_format(
-        fmt::format(
-            "response_format.type is '{}', expected text, json_object, json_schema or regex",
-            *type),
-        "response_format.type");
+    return bad_format(fmt::format("response_format.type is '{}', expected text, json_object, "
+                                  "json_schema, regex or grammar",
+                                  *type),
+                      "response_format.type");
   }
   return true;
 }

@@ -52,7 +52,7 @@ class SamplingParams:
         prompt_logprobs: int | None = None,
         skip_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,  # keep the last of them
-        guided: Mapping[str, Any] | None = None,  # {"json": SCHEMA} or regex, choice, json_object
+        guided: Mapping[str, Any] | None = None,  # {"json": SCHEMA} or regex, choice, grammar
         thinking: str = "auto",  # of chats: auto, on, off
         thinking_budget: int | None = None,  # tokens, then </think> is forced
         relaxed_acceptance: bool | Mapping[str, Any] | None = None,  # False, {"topk", "delta"}

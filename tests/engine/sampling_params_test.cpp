@@ -67,8 +67,6 @@ TEST(SamplingParams, ValuesOutOfRangeAreNamedWithTheirRange) {
       {[](P& p) { p.priority = 101; }, "priority is 101, expected -100..100"},
       {[](P& p) { p.guided = Guided{.kind = Guided::Kind::kChoice}; }, "no choices"},
       {[](P& p) { p.guided = Guided{}, p.ignore_eos = true; }, "ignore_eos"},
-      {[](P& p) { p.guided = Guided{.kind = Guided::Kind::kGrammar}; }, "GBNF",
-       ErrorCode::kUnsupported},
   };
   for (const BadParams& c : cases) {
     SamplingParams params;

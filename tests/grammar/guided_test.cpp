@@ -108,13 +108,92 @@ TEST(Guided, AChoiceIsOneOfTheTexts) {
   EXPECT_FALSE(guided_grammar(guided).has_value());
 }
 
-TEST(Guided, GbnfIsRefusedByName) {
+Guided gbnf_of(std::string_view text) {
   Guided guided;
   guided.kind = Guided::Kind::kGrammar;
-  const auto grammar = guided_grammar(guided);
-  ASSERT_FALSE(grammar.has_value());
-  EXPECT_EQ(grammar.error().code, ErrorCode::kUnsupported);
-  EXPECT_THAT(grammar.error().message, HasSubstr("GBNF"));
+  guided.text = text;
+  return guided;
+}
+
+TEST(Guided, AGbnfGrammarMatchesTheWholeText) {
+  // Its form is that of llama.cpp's grammars/arithmetic.gbnf and list.gbnf.
+  constexpr const char* kArithmetic = R"gbnf(# sums, line by line
+root  ::= (expr "=" ws term "\n")+
+expr  ::= term ([-+*/] term)*
+term  ::= ident | num | "(" ws expr ")" ws
+ident ::= [a-z] [a-z0-9_]* ws
+num   ::= [0-9]+ ws
+ws    ::= [ \t\n]*
+)gbnf";
+  for (const PatternCase& c : std::vector<PatternCase>{
+           {kArithmetic, {"a=1\n", "x1 + (2*y) = 3\nb=c\n"}, {"", "a=1", "a==1\n", "(a=1\n"}},
+           {"root ::= item+\nitem ::= \"- \" [^\\r\\n\\x0b]+ \"\\n\"",
+            {"- a\n- é 日\n"},
+            {"", "- \n", "- a", "a\n"}},
+           {"root ::= \"a\" (\n  \"b\" |\n  \"c\"\n)  # a comment\n", {"ab", "ac"}, {"a", "abc"}},
+           {"root ::= \"a\"\n  | \"b\"\n", {"a", "b"}, {"ab"}},
+           {"root ::= x{2} y{1,} z{0,2}\nx ::= \"x\"\ny ::= \"y\"\nz ::= \"z\"",
+            {"xxy", "xxyyzz"},
+            {"xy", "xx", "xxyzzz"}},
+           {"root ::= \"ab\"? .", {"ab\n", "é"}, {"", "ab", "a\n."}},
+           {"root ::= \"\\\"\\\\\\x41\\u00e9\\U0001F600\" [\\]-a]?",
+            {"\"\\Aé😀", "\"\\Aé😀]", "\"\\Aé😀_"},
+            {"\"\\Ae", "\"\\Aé😀b"}},
+           {"root ::= \"\" | \"a\" root", {"", "a", "aaaa"}, {"b"}},
+           {"root ::= (\"a\"? | e)* \"b\"\ne ::=", {"b", "aab"}, {"a", "c"}},
+           {"root ::= p\np ::= \"(\" p* \")\"", {"()", "(()(()))"}, {"", "(", "())"}}}) {
+    SCOPED_TRACE(c.pattern);
+    const auto grammar = compiled(gbnf_of(c.pattern), byte_trie());
+    ASSERT_NE(grammar, nullptr);
+    for (const std::string& text : c.allowed) EXPECT_TRUE(allows(grammar, text)) << text;
+    for (const std::string& text : c.refused) EXPECT_FALSE(allows(grammar, text)) << text;
+  }
+}
+
+TEST(Guided, BadGbnfIsRefusedWithItsLine) {
+  struct BadGrammar {
+    const char* text;
+    const char* message;
+    ErrorCode code = ErrorCode::kInvalidArgument;
+  };
+  for (const BadGrammar& bad : std::vector<BadGrammar>{
+           {"", "no rule 'root'"},
+           {"a ::= \"b\"", "no rule 'root'"},
+           {"root ::= \"a\"\nb ::= missing", "line 2: there is no rule 'missing'"},
+           {"root ::= \"a\"\n\nroot ::= \"b\"",
+            "line 3: the rule 'root' is there already, in line 1"},
+           {"root = \"a\"", "line 1: expected '::=' behind 'root'"},
+           {"root ::= \"a", "without its closing quote"},
+           {"root ::= [a-", "'[' without ']'"},
+           {"root ::= [b-a]", "ends swapped"},
+           {"root ::= (\"a\"", "'(' without ')'"},
+           {"root ::= \"a\")", "')' is not expected here"},
+           {"root ::= * \"a\"", "'*' is not expected here"},
+           {"root ::= \"a\"**", "two repetitions"},
+           {"root ::= \"a\"{2,1}", "bounds swapped"},
+           {"root ::= \"a\"{}", "without a number"},
+           {"root ::= \"a\"{2000}", "more than 1000"},
+           {"root ::= (((\"a\"{1000}){1000}){1000}){1000}", "too large"},
+           {"root ::= ((((){1000}){1000}){1000}){1000}", "too large"},
+           {"root ::= \"\\q\"", "a backslash before"},
+           {"root ::= \"\\xZZ\"", "2 hex digits"},
+           {"root ::= \"\\ud800\"", "no Unicode character"},
+           {"root ::= \"\xff\"", "is not UTF-8"},
+           {"root ::= root \"a\" | \"b\"", "refers to itself"},
+           {"root ::= a\na ::= \"x\"? root \"y\" | \"z\"", "refers to itself"},
+           {"root ::= \"a\" root", "can't be satisfied"},
+           {"root ::= []", "can't be satisfied"},
+           {"root ::= <think> \"a\"", "whole tokens", ErrorCode::kUnsupported}}) {
+    SCOPED_TRACE(bad.text);
+    const auto grammar = guided_grammar(gbnf_of(bad.text));
+    ASSERT_FALSE(grammar.has_value());
+    EXPECT_EQ(grammar.error().code, bad.code);
+    EXPECT_THAT(grammar.error().message, HasSubstr(bad.message));
+  }
+  const auto deep = guided_grammar(
+      gbnf_of("root ::= " + std::string(100, '(') + "\"a\"" + std::string(100, ')')));
+  ASSERT_FALSE(deep.has_value());
+  EXPECT_THAT(deep.error().message, HasSubstr("nested deeper"));
 }
 
 TEST(GuidedCache, KeepsTheLatestAndTellsRequestsApart) {
