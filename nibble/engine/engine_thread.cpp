@@ -28,6 +28,20 @@ Result<uint64_t> EngineThread::submit(Request request, UpdateSink sink) {
   return ticket;
 }
 
+void EngineThread::set_after_updates(std::function<void()> callback) {
+  const std::lock_guard lock(mutex_);
+  after_updates_ = std::move(callback);
+}
+
+void EngineThread::after_updates() {
+  std::function<void()> callback;
+  {
+    const std::lock_guard lock(mutex_);
+    callback = after_updates_;
+  }
+  if (callback) callback();
+}
+
 void EngineThread::cancel(uint64_t ticket) {
   {
     const std::lock_guard lock(mutex_);
@@ -51,6 +65,12 @@ EngineStats EngineThread::stats() const {
 
 Result<MemoryReport> EngineThread::memory() const {
   return memory_report(*device_, stats().graphs.device_bytes);
+}
+
+std::optional<std::string> EngineThread::failure() const {
+  const std::lock_guard lock(mutex_);
+  if (failure_.empty()) return std::nullopt;
+  return failure_;
 }
 
 void EngineThread::shutdown() {
@@ -93,6 +113,7 @@ void EngineThread::run() {
         stats_ = stats;
       }
       deliver(updates);
+      after_updates();  // also of what take_in() refused
       if (engine_->failure()) {
         fail_all(engine_->failure()->message);
         return;
@@ -159,6 +180,7 @@ void EngineThread::fail_all(const std::string& reason) {
   ids_.clear();
   update.id = 0;
   for (const Submission& submission : submissions) submission.sink(update);
+  after_updates();
 }
 
 void EngineThread::abort_all() {

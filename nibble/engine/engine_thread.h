@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -29,6 +30,10 @@ class EngineThread {
   EngineThread& operator=(const EngineThread&) = delete;
   ~EngineThread();
 
+  // Called on the engine's thread when the updates of a step have all been told, so that whoever
+  // hands them to another thread wakes it once. One at a time; it has to be as quick as a sink.
+  void set_after_updates(std::function<void()> callback);
+
   // Queues a request. What is wrong with it comes as an update with kError, on the engine's thread.
   // Returns a ticket for cancel(). Errors: kUnavailable after shutdown(), and when a step threw:
   // then every request has ended with kError.
@@ -45,6 +50,9 @@ class EngineThread {
 
   // Where the device's memory went. Errors: those of Device::memory().
   Result<MemoryReport> memory() const;
+
+  // Why it can't go on: a step threw, or a device or a rank is lost. Every request was told.
+  std::optional<std::string> failure() const;
 
   // Takes no more requests, ends those that run with kAbort, waits for the thread. Idempotent.
   void shutdown();
@@ -65,6 +73,7 @@ class EngineThread {
   void run();
   void take_in(std::vector<Submission> submissions, const std::vector<uint64_t>& cancelled);
   void deliver(const std::vector<RequestUpdate>& updates);
+  void after_updates();
   void fail_all(const std::string& reason);
   void abort_all();
 
@@ -84,6 +93,7 @@ class EngineThread {
   uint64_t next_ticket_ = 1;
   bool stopping_ = false;
   std::string failure_;  // why the engine can't go on
+  std::function<void()> after_updates_;
 
   std::mutex join_mutex_;
   std::thread thread_;

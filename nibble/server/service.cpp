@@ -56,6 +56,7 @@ void Service::become_ready(ServedEngine served) {
   served_ = std::move(served);
   served_.model.call_memory = std::make_shared<CallMemory>();
   shared_.engine = served_.engine;
+  shared_.engine->set_after_updates([this] { shared_.updates.flush(); });
   last_progress_ = Clock::now();
   ready_since_ = last_progress_;
   ready_ = true;
@@ -129,9 +130,23 @@ void Service::respond(const Call& call, HttpResponse response) {
                          response.status);
   response.headers.insert(response.headers.end(), call.headers.begin(), call.headers.end());
   if (draining_) response.close = true;
-  if (response.status >= 400 && response.status != 503) {
-    log_debug(fmt::format("request id={} client={} route={} status={}", call.request_id,
-                          call.request.client, call.request.path, response.status));
+  if (response.status >= 400) {
+    // Strangers' tries and what a load balancer hears while the model loads would fill the log.
+    const bool is_noise = response.status == 401 || response.status == 404 ||
+                          response.status == 405 || response.status == 503;
+    if (is_noise) {
+      log_debug(fmt::format("request id={} client={} route={} status={}", call.request_id,
+                            call.request.client, printable_path(call.request.path),
+                            response.status));
+    } else {
+      RequestRecord record;
+      record.id = call.request_id;
+      record.client = call.request.client;
+      record.route = printable_path(call.request.path);
+      record.status = response.status;
+      record.finish = "refused";
+      log_request(record, options_.log_json);
+    }
   }
   call.reply->send(std::move(response));
 }

@@ -13,23 +13,35 @@
 namespace nibble {
 
 // Tokens go before new requests: the server's thread empties this before it reads one, so that a
-// burst of those delays nobody's stream. One wake-up serves all updates of a step.
+// burst of those delays nobody's stream. The updates of a step are one wake-up: a server that woke
+// for the first would be asleep again before the second, and each would cost the engine a system
+// call and both threads a switch.
 class UpdateQueue {
  public:
   using Task = std::function<void()>;
 
-  // `post` runs a task on the server's thread. To be set before the first push().
+  // `post` runs a task on the server's thread. To be set before the first flush().
   void set_post(std::function<void(Task)> post) { post_ = std::move(post); }
 
-  // From any thread.
+  // From any thread. It runs at the next flush() or drain().
   void push(Task task) {
-    bool was_empty = false;
+    const std::lock_guard lock(mutex_);
+    tasks_.push_back(std::move(task));
+  }
+
+  // From any thread: has what was pushed run on the server's thread.
+  void flush() {
     {
       const std::lock_guard lock(mutex_);
-      was_empty = tasks_.empty();
-      tasks_.push_back(std::move(task));
+      if (tasks_.empty() || std::exchange(posted_, true)) return;
     }
-    if (was_empty) post_([this] { drain(); });
+    post_([this] {
+      {
+        const std::lock_guard lock(mutex_);
+        posted_ = false;
+      }
+      drain();
+    });
   }
 
   // On the server's thread: runs what is there, in order.
@@ -50,8 +62,9 @@ class UpdateQueue {
 
  private:
   std::function<void(Task)> post_;
-  std::mutex mutex_;  // guards tasks_
+  std::mutex mutex_;  // guards all below
   std::vector<Task> tasks_;
+  bool posted_ = false;
 };
 
 }  // namespace nibble
