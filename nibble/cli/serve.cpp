@@ -10,6 +10,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <utility>
 
 #include "nibble/base/error.h"
 #include "nibble/base/interrupt.h"
@@ -21,6 +22,7 @@
 #include "nibble/cli/build_commit.h"
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/command.h"
+#include "nibble/cli/serve_memory_plan.h"
 #include "nibble/cli/serve_options.h"
 #include "nibble/engine/engine_thread.h"
 #include "nibble/engine/kv_cache.h"
@@ -33,6 +35,7 @@ namespace {
 constexpr const char* kFooter =
     R"(Every option may stand in a YAML file (--config), in the spelling of trtllm-serve or ours, and
 in the environment as NIBBLE_SERVE_NAME. A file wins over the command line, that over the environment.
+--no-NAME is the opposite of a switch.
 Examples:
   nibble serve demo
   nibble serve DIR --host 0.0.0.0 --api_key_file keys.txt --max_batch_size 64 --max_num_tokens 1024
@@ -57,6 +60,10 @@ Result<std::vector<std::string>> read_key_file(const std::string& path) {
   }
   if (keys.empty()) return invalid_argument(fmt::format("{} holds no key", path));
   return keys;
+}
+
+std::string to_text(const nlohmann::ordered_json& json) {
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 uint64_t weight_bytes(const std::filesystem::path& directory) {
@@ -87,8 +94,11 @@ class Server {
   Result<ServedModel> describe(LoadedModel& model, const EngineThread& engine) const;
   void take_over(Result<Loaded> result);
   void tick();
+  void stop_behind_replies();
   void reload();
-  std::string effective_configuration() const;
+  nlohmann::ordered_json effective_configuration() const;
+  std::string server_info(const ServedEngine& served) const;
+  Status print_plan() const;
 
   ServeOptions options_;
   std::filesystem::path directory_;
@@ -101,42 +111,86 @@ class Server {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   Status outcome_;
   bool draining_ = false;
+  bool failing_ = false;
   bool ready_ = false;
 };
 
-std::string Server::effective_configuration() const {
+nlohmann::ordered_json Server::effective_configuration() const {
   const ServeOptions& o = options_;
   using Json = nlohmann::ordered_json;
-  const Json json = {
-      {"model", o.model},
-      {"directory", directory_.string()},
-      {"host", o.http.host},
-      {"port", o.http.port},
-      {"tls", !o.http.certificate_file.empty()},
-      {"api_keys", o.service.access.api_keys.size()},
-      {"backend", o.model_options.backend},
-      {"kernels", loaded_.model ? Json(loaded_.model->kernels->name()) : Json(nullptr)},
-      {"cuda_graphs", o.engine.cuda_graphs},
-      {"cuda_batch_invariant", o.model_options.cuda.batch_invariant},
-      {"tp_size", std::max(1, o.model_options.shard.tp_size)},
-      {"ep_size", std::max(1, o.model_options.shard.ep_size)},
-      {"enable_attention_dp", o.model_options.shard.enable_attention_dp},
-      {"max_batch_size", o.engine.max_batch_size},
-      {"max_num_tokens", o.engine.max_num_tokens},
-      {"max_seq_len", o.model_options.max_seq_len},
-      {"kv_cache_free_gpu_memory_fraction", o.engine.kv_cache_free_gpu_memory_fraction.value_or(
-                                                o.model_options.backend == "cuda" ? 0.9 : 0.3)},
-      {"tokens_per_block", o.engine.block_size},
-      {"num_blocks", o.engine.num_blocks},
-      {"enable_block_reuse", o.engine.enable_block_reuse},
-      {"enable_chunked_prefill", o.engine.enable_chunked_prefill},
-      {"num_drafts", o.engine.num_drafts},
-      {"use_relaxed_acceptance_for_thinking", o.engine.relaxed_thinking.enabled},
-      {"max_queue_size", o.service.max_queue_size},
-      {"max_request_bytes", o.service.max_request_bytes},
-      {"thinking", o.thinking},
-      {"sampling_defaults", o.sampling_defaults}};
-  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return {{"model", o.model},
+          {"directory", directory_.string()},
+          {"host", o.http.host},
+          {"port", o.http.port},
+          {"tls", !o.http.certificate_file.empty()},
+          {"api_keys", o.service.access.api_keys.size()},
+          {"backend", o.model_options.backend},
+          {"kernels", loaded_.model ? Json(loaded_.model->kernels->name()) : Json(nullptr)},
+          {"cuda_graphs", o.engine.cuda_graphs},
+          {"cuda_batch_invariant", o.model_options.cuda.batch_invariant},
+          {"tp_size", std::max(1, o.model_options.shard.tp_size)},
+          {"ep_size", std::max(1, o.model_options.shard.ep_size)},
+          {"enable_attention_dp", o.model_options.shard.enable_attention_dp},
+          {"max_batch_size", o.engine.max_batch_size},
+          {"max_num_tokens", o.engine.max_num_tokens},
+          {"max_seq_len", o.model_options.max_seq_len},
+          {"kv_cache_free_gpu_memory_fraction", o.engine.kv_cache_free_gpu_memory_fraction.value_or(
+                                                    o.model_options.backend == "cuda" ? 0.9 : 0.3)},
+          {"tokens_per_block", o.engine.block_size},
+          {"num_blocks", o.engine.num_blocks},
+          {"enable_block_reuse", o.engine.enable_block_reuse},
+          {"enable_chunked_prefill", o.engine.enable_chunked_prefill},
+          {"num_drafts", o.engine.num_drafts},
+          {"use_relaxed_acceptance_for_thinking", o.engine.relaxed_thinking.enabled},
+          {"max_queue_size", o.service.max_queue_size},
+          {"max_request_bytes", o.service.max_request_bytes},
+          {"thinking", o.thinking},
+          {"sampling_defaults", o.sampling_defaults}};
+}
+
+// What became of the options, what the memory went to, and the shape of the model.
+std::string Server::server_info(const ServedEngine& served) const {
+  auto json = effective_configuration();
+  const EngineStats stats = loaded_.engine->stats();
+  json["max_seq_len"] = loaded_.engine->max_seq_len();
+  json["num_blocks"] = stats.num_blocks;
+  json["served_model_names"] = served.model.names;
+  json["memory"] = {{"device", served.device},
+                    {"weight_bytes", served.weight_bytes},
+                    {"kv_cache_bytes", served.kv_cache_bytes},
+                    {"kv_cache_tokens", stats.num_blocks * options_.engine.block_size}};
+  const ModelConfig& config = loaded_.model->config;
+  json["model_shape"] = {{"vocab_size", config.vocab_size},
+                         {"hidden_size", config.hidden_size},
+                         {"num_hidden_layers", config.num_hidden_layers},
+                         {"num_attention_heads", config.num_attention_heads},
+                         {"q_lora_rank", config.q_lora_rank},
+                         {"kv_lora_rank", config.kv_lora_rank},
+                         {"n_routed_experts", config.n_routed_experts},
+                         {"num_experts_per_tok", config.num_experts_per_tok},
+                         {"max_position_embeddings", config.max_position_embeddings}};
+  return to_text(json);
+}
+
+Status Server::print_plan() const {
+  auto json = effective_configuration();
+  const auto planned = plan_serve_memory(directory_, options_);
+  if (!planned) {  // no such device here, or no such model
+    json["memory_plan"] = nullptr;
+    print(to_text(json) + "\n");
+    return tl::unexpected(planned.error());
+  }
+  const ServeMemoryPlan& plan = *planned;
+  json["memory_plan"] = {{"device", plan.device},
+                         {"total_bytes", plan.total_bytes},
+                         {"available_bytes", plan.available_bytes},
+                         {"weight_bytes", plan.weight_bytes},
+                         {"kv_cache_bytes", plan.kv_cache_bytes},
+                         {"kv_cache_tokens", plan.kv_cache_tokens},
+                         {"max_seq_len", plan.max_seq_len},
+                         {"fits", plan.outcome.has_value()}};
+  print(to_text(json) + "\n");
+  return plan.outcome;
 }
 
 Result<ServedModel> Server::describe(LoadedModel& model, const EngineThread& engine) const {
@@ -238,7 +292,6 @@ void Server::take_over(Result<Loaded> result) {
   ServedEngine served;
   served.engine = loaded_.engine.get();
   served.model = loaded_.served;
-  served.server_info = effective_configuration();
   served.device = loaded_.model->kernels->device().name();
   served.block_size = options_.engine.block_size;
   served.weight_bytes = loaded_.model->weights.device_bytes;
@@ -247,6 +300,7 @@ void Server::take_over(Result<Loaded> result) {
   served.kv_cache_bytes =
       static_cast<uint64_t>(stats.num_blocks * options_.engine.block_size) *
       KvCache::bytes_per_token(loaded_.model->config, cache_type, options_.engine.num_drafts > 0);
+  served.server_info = server_info(served);
   service_->become_ready(std::move(served));
   ready_ = true;
   const double seconds =
@@ -277,6 +331,16 @@ void Server::reload() {
 void Server::tick() {
   if (g_hangup.exchange(false)) reload();
   service_->tick();
+  if (loaded_.engine && outcome_) {
+    if (const auto failure = loaded_.engine->failure()) {
+      if (!std::exchange(failing_, true)) return;  // the next time what it told all is here
+      // All have been told; who restarts the process gets a device that works again, or another.
+      outcome_ = unavailable(*failure);
+      log_error(*failure);
+      stop_behind_replies();
+      return;
+    }
+  }
   if (interrupted() && !draining_) {
     draining_ = true;
     const auto limit =
@@ -286,9 +350,13 @@ void Server::tick() {
   // While it loads there is nothing to wait for, but the loader itself can't be stopped.
   if (draining_ && service_->drained()) {
     log_info("bye");
-    // One more turn, so that what was answered last is on its way.
-    http_->post([this] { http_->post([this] { http_->stop(); }); });
+    stop_behind_replies();
   }
+}
+
+// One more turn, so that what was answered last is on its way.
+void Server::stop_behind_replies() {
+  http_->post([this] { http_->post([this] { http_->stop(); }); });
 }
 
 Status Server::run() {
@@ -303,14 +371,12 @@ Status Server::run() {
   log_info("nibble " + options_.service.version + " serves " + options_.model);
   const RankOptions ranks = NIBBLE_TRY(apply(options_.parallel, &options_.model_options));
   if (options_.dry_run) {
-    log_info("configuration: " + effective_configuration());
-    print(effective_configuration() + "\n");
-    return {};
+    return print_plan();
   }
   ranks_ = NIBBLE_TRY(RankGroup::start(directory_, options_.model_options, ranks));
   if (ranks_->is_worker()) return ranks_->serve();
   options_.model_options.shard = ranks_->shard();  // an MPI job has its own size
-  log_info("configuration: " + effective_configuration());
+  log_info("configuration: " + to_text(effective_configuration()));
   service_ = std::make_unique<Service>(options_.service);
   auto listening = HttpServer::listen(options_.http, *service_);
   if (!listening) {
@@ -349,15 +415,13 @@ void add_options(CLI::App& command, ServeOptions* options,
     std::string names = "--" + setting.name;
     for (const std::string& alias : setting.aliases) names += ",--" + alias;
     if (setting.value_name.empty()) {
-      for (const std::string& one : {setting.name}) names += ",!--no-" + one;
-      command
-          .add_flag_function(
-              names,
-              [given, &setting](int64_t count) {
-                (*given)[setting.name] = count > 0 ? "true" : "false";
-              },
-              setting.help)
-          ->group(setting.group);
+      const auto set = [given, &setting](bool positive) {
+        return [given, &setting, positive](int64_t count) {  // --NAME=false counts -1
+          (*given)[setting.name] = (count > 0) == positive ? "true" : "false";
+        };
+      };
+      command.add_flag_function(names, set(true), setting.help)->group(setting.group);
+      command.add_flag_function("--no-" + setting.name, set(false))->group("");
     } else {
       command
           .add_option_function<std::string>(
@@ -377,14 +441,18 @@ void add_options(CLI::App& command, ServeOptions* options,
 }
 
 Status serve(ServeOptions options, const std::map<std::string, std::string>& given) {
-  NIBBLE_TRY(apply_environment(&options));
+  Problems problems;
+  problems.add(apply_environment(&options));
   for (const auto& [name, value] : given) {
     const Status status = find_serve_setting(name)->set(options, value);
-    NIBBLE_TRY(with_context(status, "--" + name));
+    problems.add(with_context(status, "--" + name));
   }
   if (!options.config_file.empty()) {
-    NIBBLE_TRY(apply_config_file(options.config_file, given, &options));
+    Status status = apply_config_file(options.config_file, given, &options);
+    if (!status && status.error().code == ErrorCode::kNotFound) return status;
+    problems.add(status);
   }
+  NIBBLE_TRY(problems.status());
   NIBBLE_TRY(check_serve_options(&options));
   options.service.version = NIBBLE_VERSION;
   options.service.commit = build_commit();
@@ -400,7 +468,12 @@ void add_serve_command(CLI::App& app, int* exit_code) {
   auto given = std::make_shared<std::map<std::string, std::string>>();
   command->add_option("MODEL", options->model, "Checkpoint directory, or a model's name [demo]");
   add_options(*command, options.get(), given.get());
-  command->callback([options, given, exit_code] {
+  command->callback([command, options, given, exit_code] {
+    // An operator reads the log: its default is more than that of other commands.
+    const auto asked = [](const CLI::App* one) {
+      return one->get_option("--log-level")->count() > 0;
+    };
+    if (!asked(command) && !asked(command->get_parent())) set_log_level(LogLevel::kInfo);
     *exit_code = report_status(serve(*options, *given), "serve");
   });
 }

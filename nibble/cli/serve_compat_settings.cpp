@@ -256,11 +256,31 @@ void add_yaml_settings(std::vector<ServeSetting>& s) {
     o.speculative_decoding_type = upper;
     return {};
   });
-  for (const char* path :
-       {"cuda_graph_max_batch_size", "cuda_graph_padding_enabled", "cuda_graph_config",
-        "cuda_graph_config.max_batch_size", "cuda_graph_config.enable_padding"}) {
-    add({path}, noted(path, "batch sizes are recorded as they come, or as listed"));
-  }
+  add({"cuda_graph_config.max_batch_size", "cuda_graph_max_batch_size"},
+      integer(1, 65536, [](ServeOptions& o, int64_t v) { o.cuda_graph_max_batch_size = v; }));
+  add({"cuda_graph_config.enable_padding", "cuda_graph_padding_enabled"},
+      noted("cuda_graph_config.enable_padding", "batches are padded to the sizes recorded"));
+  // {} is on, null is off.
+  add({"cuda_graph_config"}, [](ServeOptions& o, const std::string& v) -> Status {
+    if (v != "{}" && v != "null") {
+      return invalid_argument(fmt::format("'{}' is neither a block nor null", v));
+    }
+    o.engine.cuda_graphs = v == "{}";
+    return {};
+  });
+  // Its keys are batch sizes: serve_config.cpp.
+  add({"speculative_config.draft_len_schedule"}, [](ServeOptions&, const std::string& v) -> Status {
+    if (v == "{}") return {};
+    return invalid_argument(fmt::format("'{}' is no block of batch sizes and drafts", v));
+  });
+  add({"speculative_config.max_concurrency"},
+      integer(0, 1 << 20, [](ServeOptions& o, int64_t v) { o.engine.draft.max_concurrency = v; }));
+  add({"speculative_config.acceptance_window"}, integer(0, 1 << 20, [](ServeOptions& o, int64_t v) {
+        o.engine.draft.acceptance_window = v;
+      }));
+  add({"speculative_config.acceptance_length_threshold"},
+      number(0, 9,
+             [](ServeOptions& o, double v) { o.engine.draft.acceptance_length_threshold = v; }));
   for (const char* path : {"print_iter_log",
                            "enable_iter_perf_stats",
                            "return_perf_metrics",
@@ -271,8 +291,6 @@ void add_yaml_settings(std::vector<ServeSetting>& s) {
                            "load_format",
                            "moe_max_num_tokens",
                            "moe_config.max_num_tokens",
-                           "moe_load_balancer",
-                           "moe_config.load_balancer",
                            "enable_overlap_scheduler",
                            "disable_overlap_scheduler",
                            "kv_cache_config.enable_partial_reuse",
@@ -289,10 +307,14 @@ void add_yaml_settings(std::vector<ServeSetting>& s) {
   }
   for (const char* path :
        {"lora_config", "peft_cache_config", "kv_connector_config", "cache_transceiver_config",
-        "sparse_attention_config", "enable_lm_head_tp_in_adp", "speculative_config.max_concurrency",
-        "speculative_config.draft_len_schedule", "speculative_config.acceptance_window",
-        "speculative_config.acceptance_length_threshold", "offload"}) {
+        "sparse_attention_config", "enable_lm_head_tp_in_adp", "offload"}) {
     add({path}, refused(fmt::format("{} is not supported; leave it out", path)));
+  }
+  for (const char* path :
+       {"moe_load_balancer", "moe_config.load_balancer", "moe_config.load_balancer.num_slots",
+        "moe_config.load_balancer.layer_updates_per_iter"}) {
+    add({path}, refused("experts are not moved while the model runs; leave it out, and place them "
+                        "before with --expert_placement"));
   }
   add({"kv_cache_config.host_cache_size"}, [](ServeOptions&, const std::string& v) -> Status {
     if (v == "0") return {};

@@ -13,6 +13,8 @@
 #include "nibble/base/mapped_file.h"
 #include "nibble/base/text.h"
 #include "nibble/cli/serve_options.h"
+#include "nibble/cli/serve_setters.h"
+#include "nibble/engine/draft_policy.h"
 
 namespace nibble {
 namespace {
@@ -205,6 +207,20 @@ Status apply_config_text(const std::string& text, const std::string& where,
   std::map<const ServeSetting*, Entry> seen;
   for (const Entry& entry : flattener.entries) {
     const ServeSetting* setting = find_serve_setting(entry.path);
+    // A block whose keys are data: batch size -> drafts.
+    constexpr std::string_view kSchedule = "speculative_config.draft_len_schedule.";
+    if (entry.path.starts_with(kSchedule)) {
+      const auto batch = parse_integer(entry.path.substr(kSchedule.size()), 1, int64_t{1} << 20);
+      const auto drafts = parse_integer(entry.value, 0, kMaxDrafts);
+      if (batch && drafts) {
+        options->engine.draft.draft_len_schedule[*batch] = *drafts;
+      } else {
+        problem(entry.line,
+                fmt::format("{}: {}", entry.path, (batch ? drafts : batch).error().message));
+        only_unsupported = false;
+      }
+      continue;
+    }
     const bool top = entry.path.find('.') == std::string::npos;
     if (setting == nullptr || (top && !path_in_block(*setting).empty())) {
       const std::string hint = hint_for(entry.path);
@@ -222,7 +238,8 @@ Status apply_config_text(const std::string& text, const std::string& where,
       only_unsupported = false;
       continue;
     }
-    if (entry.value == "null" || entry.value == "~") continue;
+    const bool is_null = entry.value == "null" || entry.value == "~";
+    if (is_null && entry.path != "cuda_graph_config") continue;
     const auto on_command_line = given.find(setting->name);
     if (!setting->name.empty() && on_command_line != given.end() &&
         on_command_line->second != entry.value) {

@@ -2,11 +2,13 @@
 #include "nibble/cli/serve_options.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 
 #include "nibble/base/error.h"
+#include "nibble/base/text.h"
 #include "nibble/cli/serve_setters.h"
 #include "nibble/engine/kv_cache.h"
 
@@ -111,7 +113,7 @@ void add_server_settings(std::vector<ServeSetting>& s) {
                {},
                {},
                kServer,
-               "Print the effective configuration and end",
+               "Print the effective configuration and the memory plan; 0 if it fits, 1 if not",
                "",
                boolean([](Options& o, bool v) { o.dry_run = v; })});
 }
@@ -285,6 +287,13 @@ void add_engine_settings(std::vector<ServeSetting>& s) {
                "Tokens that the MTP layer proposes in each step, 0..8 [0]",
                "N",
                integer(0, 8, [](Options& o, int64_t v) { o.engine.num_drafts = v; })});
+  s.push_back({"draft_sampling",
+               {},
+               {"speculative_config.draft_sampling"},
+               kEngine,
+               "Draw drafts instead of taking the likeliest; the law of the text stays",
+               "",
+               boolean([](Options& o, bool v) { o.engine.draft.draft_sampling = v; })});
   s.push_back({"use_relaxed_acceptance_for_thinking",
                {},
                {"speculative_config.use_relaxed_acceptance_for_thinking"},
@@ -521,15 +530,39 @@ const ServeSetting* find_serve_setting(std::string_view name) {
 }
 
 Status apply_environment(ServeOptions* options) {
+  constexpr std::string_view kPrefix = "NIBBLE_SERVE_";
+  std::vector<std::string> known;
+  Problems problems;
   for (const ServeSetting& setting : serve_settings()) {
     if (setting.name.empty()) continue;
-    std::string variable = "NIBBLE_SERVE_" + setting.name;
+    std::string variable = std::string(kPrefix) + setting.name;
     std::transform(variable.begin(), variable.end(), variable.begin(),
                    [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
     const char* value = std::getenv(variable.c_str());
-    if (value != nullptr) NIBBLE_TRY(with_context(setting.set(*options, value), variable));
+    if (value != nullptr) problems.add(with_context(setting.set(*options, value), variable));
+    known.push_back(std::move(variable));
   }
-  return {};
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string_view text(*entry);
+    const std::string name(text.substr(0, text.find('=')));
+    if (!name.starts_with(kPrefix) || std::find(known.begin(), known.end(), name) != known.end()) {
+      continue;
+    }
+    problems.add(
+        invalid_argument(fmt::format("unknown variable '{}'{}", name, did_you_mean(name, known))));
+  }
+  return problems.status();
+}
+
+void Problems::add(const Status& status) {
+  if (status) return;
+  only_unsupported_ = only_unsupported_ && status.error().code == ErrorCode::kUnsupported;
+  text_ += (text_.empty() ? "" : "\n") + status.error().message;
+}
+
+Status Problems::status() const {
+  if (text_.empty()) return {};
+  return only_unsupported_ ? Status(unsupported(text_)) : Status(invalid_argument(text_));
 }
 
 Status check_serve_options(ServeOptions* options) {
@@ -543,6 +576,14 @@ Status check_serve_options(ServeOptions* options) {
     return invalid_argument("cors_origins names * beside others");
   }
   if (o.engine.num_drafts == 0 && !o.speculative_decoding_type.empty()) o.engine.num_drafts = 1;
+  if (o.engine.num_drafts > 0) NIBBLE_TRY(validate(o.engine.draft, o.engine.num_drafts));
+  const auto& recorded = o.engine.cuda_graph_batch_sizes;
+  if (o.cuda_graph_max_batch_size && !recorded.empty() &&
+      *std::max_element(recorded.begin(), recorded.end()) != *o.cuda_graph_max_batch_size) {
+    return invalid_argument(fmt::format(
+        "cuda_graph_config.max_batch_size is {}, but the largest of its batch_sizes is {}",
+        *o.cuda_graph_max_batch_size, *std::max_element(recorded.begin(), recorded.end())));
+  }
   const int64_t needed = o.engine.max_batch_size * (1 + o.engine.num_drafts);
   if (o.engine.max_num_tokens < needed) {
     return invalid_argument(

@@ -41,6 +41,7 @@ struct ServeOptions {
   std::string reasoning_fields = "both";
   std::string sampling_defaults = "model";
   std::string speculative_decoding_type;  // "" or "MTP"
+  std::optional<int64_t> cuda_graph_max_batch_size;
   bool allow_special_in_content = false;
   bool strict_request_fields = false;
   int64_t max_logprobs = 20;
@@ -70,7 +71,21 @@ const std::vector<ServeSetting>& serve_settings();
 // The setting of that name, alias or YAML path; null when there is none.
 const ServeSetting* find_serve_setting(std::string_view name);
 
-// Sets what the environment's NIBBLE_SERVE_... say. Errors: kInvalidArgument naming the variable.
+// What is wrong, all of it, one line each.
+class Problems {
+ public:
+  void add(const Status& status);
+  // kUnsupported when all are that, otherwise kInvalidArgument.
+  Status status() const;
+
+ private:
+  std::string text_;
+  bool only_unsupported_ = true;
+};
+
+// Sets what the environment's NIBBLE_SERVE_... say. Errors: one line for each variable that is
+// unknown or has a bad value; kInvalidArgument, or kUnsupported when all are known and not to be
+// had.
 Status apply_environment(ServeOptions* options);
 
 // Sets what a YAML file says: maps, lists and scalars; nested keys are written "a.b". The file wins

@@ -92,6 +92,14 @@ void print_experts(const ExpertStoreStats& experts, Page& page) {
   page.value("nibble_expert_uses_total", experts.num_hits, "found=\"memory\"");
   page.value("nibble_expert_uses_total", experts.num_guesses_late, "found=\"under_way\"");
   page.value("nibble_expert_uses_total", experts.num_misses, "found=\"file\"");
+  page.family("nibble_expert_tier_hits_total", "counter",
+              "The same by tier: what was under way came from the file.");
+  page.value("nibble_expert_tier_hits_total", experts.num_hits, "tier=\"memory\"");
+  page.value("nibble_expert_tier_hits_total", experts.num_guesses_late + experts.num_misses,
+             "tier=\"file\"");
+  page.family("nibble_expert_wait_seconds", "summary", "Waits of steps for experts from files.");
+  page.value("nibble_expert_wait_seconds_sum", experts.stall_seconds);
+  page.value("nibble_expert_wait_seconds_count", experts.num_guesses_late + experts.num_misses);
   page.single("nibble_expert_read_bytes_total", "counter", "Bytes of experts read from files.",
               experts.bytes_read);
   page.single("nibble_expert_read_seconds_total", "counter", "Time with a read under way.",
@@ -342,6 +350,11 @@ std::string ServerMetrics::print(const EngineStats& stats, const ServerFacts& fa
   page.family("nibble_graph_passes_total", "counter", "Passes over the model, on a GPU.");
   page.value("nibble_graph_passes_total", stats.graphs.num_recorded, "what=\"recorded\"");
   page.value("nibble_graph_passes_total", stats.graphs.num_replayed, "what=\"replayed\"");
+  page.single("nibble_graph_replays_total", "counter", "Passes that replayed a recorded graph.",
+              stats.graphs.num_replayed);
+  page.single("nibble_graph_misses_total", "counter",
+              "Passes of a size that had no graph yet, and recorded one.",
+              stats.graphs.num_recorded);
   page.family("nibble_build_info", "gauge", "1, with the version.");
   page.value(
       "nibble_build_info", 1,

@@ -88,9 +88,12 @@ TEST(Serve, TheCardsCommandLineWorksOnOneDevice) {
   std::vector<std::string> eight = card;
   eight.insert(eight.end(), {"--tp_size", "8", "--ep_size", "2"});
   const ProgramRun many = dry_run(eight);
-  ASSERT_EQ(many.exit_code, 0) << many.err;
+  // Understood, and this small model can't be cut so.
+  EXPECT_EQ(many.exit_code, 2);
+  EXPECT_THAT(many.err, HasSubstr("4 attention heads cannot be cut into 8 equal parts"));
   EXPECT_EQ(configuration(many)["tp_size"], 8);
   EXPECT_EQ(configuration(many)["ep_size"], 2);
+  EXPECT_EQ(configuration(many)["memory_plan"]["fits"], false);
   one.insert(one.end(), {"--pp_size", "2"});
   const ProgramRun refused = dry_run(one);
   EXPECT_EQ(refused.exit_code, 1);
@@ -100,9 +103,8 @@ TEST(Serve, TheCardsCommandLineWorksOnOneDevice) {
 TEST(Serve, DeviceAndBackendSayTheSameOrAreRefused) {
   const std::string automatic = config_file("nibble-auto.yaml", "backend: auto\n");
   const auto backend_of = [](const std::vector<std::string>& arguments) {
-    const ProgramRun run = dry_run(arguments);
-    EXPECT_EQ(run.exit_code, 0) << run.err;
-    return configuration(run)["backend"];
+    // What is understood is told before a plan that needs a GPU.
+    return configuration(dry_run(arguments))["backend"];
   };
   EXPECT_EQ(backend_of({}), "auto");
   EXPECT_EQ(backend_of({"--device", "cuda", "--backend", "pytorch"}), "cuda");
@@ -226,6 +228,76 @@ TEST(Serve, AFileWinsOverTheCommandLineAndThatOverTheEnvironment) {
   const ProgramRun wrong = dry_run({}, {{"NIBBLE_SERVE_PORT", "x"}});
   EXPECT_EQ(wrong.exit_code, 2);
   EXPECT_THAT(wrong.err, HasSubstr("NIBBLE_SERVE_PORT"));
+}
+
+TEST(Serve, UnknownVariablesAreToldWithTheNearest) {
+  const ProgramRun run = dry_run({}, {{"NIBBLE_SERVE_MAX_BATCHSIZE", "3"}});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("unknown variable 'NIBBLE_SERVE_MAX_BATCHSIZE'; did you mean "
+                                 "'NIBBLE_SERVE_MAX_BATCH_SIZE'"));
+}
+
+TEST(Serve, EveryProblemIsToldAtOnceWhereverItStands) {
+  const auto bad = config_file("nibble-some.yaml", "max_queue_size: -1\n");
+  const ProgramRun run =
+      dry_run({"--port", "70000", "--thinking", "maybe", "--pp_size", "2", "--config", bad},
+              {{"NIBBLE_SERVE_THREADS", "x"}});
+  EXPECT_EQ(run.exit_code, 2);
+  for (const char* line : {"--port: 70000", "--thinking: 'maybe'", "--pp_size: 2 is not supported",
+                           "nibble-some.yaml:1: max_queue_size", "NIBBLE_SERVE_THREADS: x"}) {
+    EXPECT_THAT(run.err, HasSubstr(line));
+  }
+}
+
+TEST(Serve, DraftsFollowTheKeysOfTrtllm) {
+  const auto good = config_file("nibble-drafts.yaml",
+                                "speculative_config:\n"
+                                "  decoding_type: MTP\n"
+                                "  max_draft_len: 3\n"
+                                "  draft_len_schedule: {1: 3, 8: 1, 32: 0}\n"
+                                "  max_concurrency: 64\n"
+                                "  acceptance_window: 100\n"
+                                "  acceptance_length_threshold: 1.2\n"
+                                "cuda_graph_config: null\n");
+  const ProgramRun run = dry_run({"--config", good});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(configuration(run)["num_drafts"], 3);
+  EXPECT_EQ(configuration(run)["cuda_graphs"], false);
+  const std::vector<std::pair<const char*, const char*>> bad = {
+      {"speculative_config: {decoding_type: MTP, draft_len_schedule: {few: 1}}\n",
+       "draft_len_schedule.few: few is no whole number"},
+      {"speculative_config: {decoding_type: MTP, draft_len_schedule: {1: 9}}\n", "9 is no whole"},
+      {"speculative_config: {decoding_type: MTP, draft_len_schedule: {1: 3}}\n",
+       "draft_len_schedule"},
+      {"cuda_graph_config: {batch_sizes: [1, 2, 4], max_batch_size: 8}\n",
+       "max_batch_size is 8, but the largest of its batch_sizes is 4"},
+      {"moe_config: {load_balancer: {num_slots: 288}}\n", "experts are not moved"}};
+  for (const auto& [text, message] : bad) {
+    SCOPED_TRACE(text);
+    const ProgramRun one = dry_run({"--config", config_file("nibble-one.yaml", text)});
+    EXPECT_NE(one.exit_code, 0);
+    EXPECT_THAT(one.err, HasSubstr(message));
+  }
+}
+
+TEST(Serve, ADryRunTellsWhatMemoryIsFor) {
+  const ProgramRun run = dry_run({"--kv_cache_max_tokens", "8192", "--max_seq_len", "2048"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const auto plan = configuration(run)["memory_plan"];
+  EXPECT_EQ(plan["fits"], true);
+  EXPECT_EQ(plan["kv_cache_tokens"], 8192);
+  // 576 values in BF16 for each of 4 layers; the FP8 file without its MTP layer.
+  EXPECT_EQ(plan["kv_cache_bytes"], 8192 * 576 * 2 * 4);
+  EXPECT_EQ(plan["max_seq_len"], 2048);
+  EXPECT_GT(plan["weight_bytes"], 25'000'000);
+  EXPECT_LT(plan["weight_bytes"], 36'000'000);
+  const ProgramRun small = dry_run({"--kv_cache_max_tokens", "128", "--max_seq_len", "2048"});
+  EXPECT_EQ(small.exit_code, 1);
+  EXPECT_EQ(configuration(small)["memory_plan"]["fits"], false);
+  EXPECT_THAT(small.err, HasSubstr("max_seq_len is 2048 tokens"));
+  const ProgramRun large = dry_run({"--kv_cache_max_tokens", "1000000000000"});
+  EXPECT_EQ(large.exit_code, 1);
+  EXPECT_THAT(large.err, HasSubstr("are free on"));
 }
 
 TEST(Serve, BadOptionsAreUsageErrors) {

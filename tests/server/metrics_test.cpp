@@ -138,6 +138,8 @@ TEST(Metrics, EveryNameOfTheSpecificationIsThere) {
                            "nibble_memory_bytes",
                            "nibble_last_step_timestamp_seconds",
                            "nibble_build_info",
+                           "nibble_graph_replays_total",
+                           "nibble_graph_misses_total",
                            "nibble_token_delay_seconds"}) {
     EXPECT_EQ(page.types.count(name), 1u) << name;
   }
