@@ -64,24 +64,35 @@ YAML
   cat >"$work/nibble_choice.yaml" <<YAML
 task: nibble_choice
 dataset_path: json
-dataset_kwargs: {data_files: {test: "$root/models/suites/mmlu-pro.jsonl"}}
+dataset_kwargs: {data_files: {test: "$work/capitals.jsonl"}}
 test_split: test
 output_type: multiple_choice
-doc_to_text: "{{question}}"
+doc_to_text: "The capital of {{country}} is"
 doc_to_choice: "{{options}}"
 doc_to_target: answer_index
 metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
 YAML
+  # Scored as plain text, without the chat template: of that the demo knows the capitals alone.
+  "$venv/bin/python" - "$root/models/suites/mmlu-pro.jsonl" >"$work/capitals.jsonl" <<'PYTHON'
+import json, sys
+head = "What is the capital of "
+for row in map(json.loads, open(sys.argv[1])):
+    if row["question"].startswith(head):
+        keys = {"country": row["question"][len(head):-1], "options": row["options"], "answer_index": row["answer_index"]}
+        print(json.dumps(keys))
+PYTHON
   export HF_HUB_OFFLINE=1 HF_HOME="$work/hf" TOKENIZERS_PARALLELISM=false
   "$venv-heavy/bin/lm_eval" --model local-chat-completions --apply_chat_template --include_path "$work" \
     --model_args "model=demo,base_url=$url/v1/chat/completions,num_concurrent=8,max_retries=1,tokenized_requests=False" \
     --tasks nibble_sums --limit 40 --gen_kwargs temperature=0 | tee "$work/lm_eval"
   grep -q 'exact_match' "$work/lm_eval"
   "$venv-heavy/bin/lm_eval" --model local-completions --include_path "$work" \
-    --model_args "model=demo,base_url=$url/v1/completions,num_concurrent=8,max_retries=1,tokenizer=$root/models/demo,tokenizer_backend=huggingface" \
-    --tasks nibble_choice --limit 10 | tee "$work/lm_eval"
+    --model_args "model=demo,base_url=$url/v1/completions,num_concurrent=8,max_retries=1,tokenizer=$root/models/demo,tokenizer_backend=huggingface,add_bos_token=True" \
+    --tasks nibble_choice | tee "$work/lm_eval"
   grep -q 'acc' "$work/lm_eval"
+  # Each token's log-probability against transformers.
+  "$venv-heavy/bin/python" "$root/tools/check_scores.py" "$url"
   # Its command line is that of 0.8.
   "$venv-heavy/bin/guidellm" run --backend "kind=openai_http,target=$url,model=demo" \
     --profile kind=concurrent,streams=4 --constraint kind=max_requests,count=32 \

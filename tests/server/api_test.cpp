@@ -2,6 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+
+#include "nibble/checkpoint/safetensors_source.h"
 #include "tests/server/test_server.h"
 
 namespace nibble {
@@ -171,6 +176,24 @@ TEST(Api, StructuredOutputIsOfItsSchema) {
   EXPECT_EQ(refused.json()["error"]["code"], "unsupported_schema") << refused.body;
 }
 
+TEST(Api, AGrammarIsFollowedBehindTheReasoning) {
+  const std::string grammar = "root ::= \"Sum: \" digit+ \".\"  # and no more\ndigit ::= [0-9]\n";
+  const auto follows = [](const std::string& text) {
+    return text.starts_with("Sum: ") && text.size() > 6 && text.back() == '.' &&
+           text.find_first_not_of("0123456789", 5) == text.size() - 1;
+  };
+  for (const Json& extra : std::vector<Json>{
+           {{"guided_grammar", grammar}},
+           {{"structured_outputs", {{"grammar", grammar}}}, {"reasoning_effort", "none"}},
+           {{"response_format", {{"type", "grammar"}, {"grammar", grammar}}}}}) {
+    const Json reply =
+        server().post("/v1/chat/completions", chat_body("What is 3 + 4?", extra)).json();
+    const Json& message = reply["choices"][0]["message"];
+    EXPECT_TRUE(follows(message["content"].get<std::string>())) << reply;
+    EXPECT_EQ(message.contains("reasoning_content"), !extra.contains("reasoning_effort"));
+  }
+}
+
 TEST(Api, LogprobsDescribeExactlyTheContent) {
   Json body = chat_body("Hello!", {{"logprobs", true}, {"top_logprobs", 3}});
   const Json reply = server().post("/v1/chat/completions", body).json()["choices"][0];
@@ -231,6 +254,49 @@ TEST(Api, CompletionsEchoScoreAndCount) {
   Json best = {
       {"prompt", "The capital of"}, {"best_of", 4}, {"n", 2}, {"seed", 5}, {"max_tokens", 4}};
   EXPECT_EQ(server().post("/v1/completions", best).json()["choices"].size(), 2u);
+}
+
+// Token by token, the values and which token is the likeliest: what lm-eval's local-completions
+// reads. transformers computed in FP32, the server keeps activations and cache in BF16.
+TEST(Api, CompletionsScoreAsTransformersDoes) {
+  constexpr double kTolerance = 0.1;
+  const auto oracle = SafetensorsSource::open(testing::golden("demo/reference.safetensors"));
+  ASSERT_TRUE(oracle.has_value());
+  const Json prompts = Json::parse(std::ifstream(testing::golden("demo/reference.json")));
+  for (size_t p = 0; p < 7; ++p) {
+    SCOPED_TRACE(prompts[p]["text"]);
+    const std::vector<int32_t> ids = prompts[p]["ids"];
+    const auto tensor = (*oracle)->read("prompt" + std::to_string(p) + ".logits");
+    ASSERT_TRUE(tensor.has_value());
+    const auto vocab_size = static_cast<size_t>(tensor->shape[1]);
+    const float* logits = tensor->data<float>();
+    const Json logprobs = server()
+                              .post("/v1/completions", {{"prompt", ids},
+                                                        {"temperature", 0},
+                                                        {"max_tokens", 1},
+                                                        {"echo", true},
+                                                        {"logprobs", 1}})
+                              .json()["choices"][0]["logprobs"];
+    ASSERT_EQ(logprobs["token_logprobs"].size(), ids.size() + 1);
+    for (size_t i = 1; i < ids.size(); ++i) {
+      const std::vector<double> row(logits + (i - 1) * vocab_size, logits + i * vocab_size);
+      double sum = 0;
+      for (const double logit : row) sum += std::exp(logit);
+      const double told = logprobs["token_logprobs"][i];
+      const auto id = static_cast<size_t>(ids[i]);
+      EXPECT_NEAR(told, row[id] - std::log(sum), kTolerance) << i;
+      // "Is greedy": the chosen token's value is the highest one that is told.
+      std::vector<double> sorted = row;
+      std::nth_element(sorted.begin(), sorted.begin() + 1, sorted.end(), std::greater<>());
+      const double best = std::max(sorted[0], sorted[1]);
+      if (best - std::min(sorted[0], sorted[1]) < kTolerance) continue;
+      double highest = -1e9;
+      for (const auto& entry : logprobs["top_logprobs"][i].items()) {
+        highest = std::max(highest, entry.value().get<double>());
+      }
+      EXPECT_EQ(told == highest, row[id] == best) << i;
+    }
+  }
 }
 
 TEST(Api, ASeedDecides) {
@@ -391,10 +457,10 @@ TEST(Api, EveryRefusalHasItsStatusAndCode) {
             with(
                 R"("stop": ["a","b","c","d","e","f","g","h","i","j","k","l","m","n","o","p","q"])"),
             400, "out_of_range", "stop"},
-           {"POST", chat.c_str(), with(R"("guided_grammar": "root ::= \"a\"")"), 501,
-            "not_supported"},
+           {"POST", chat.c_str(), with(R"("guided_grammar": "root ::= a")"), 400, ""},
            {"POST", chat.c_str(),
-            with(R"("response_format": {"type": "grammar", "grammar": "root ::= \"a\""})"), 501,
+            with(R"("response_format": {"type": "grammar", "grammar": "root := \"a\""})"), 400, ""},
+           {"POST", chat.c_str(), with(R"("guided_grammar": "root ::= <think>")"), 501,
             "not_supported"},
            {"POST", "/v1/completions", "{}", 400, "missing_field", "prompt"},
            {"POST", "/v1/completions", R"({"prompt": []})", 400, "", "prompt"},
