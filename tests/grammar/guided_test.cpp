@@ -126,7 +126,7 @@ num   ::= [0-9]+ ws
 ws    ::= [ \t\n]*
 )gbnf";
   for (const PatternCase& c : std::vector<PatternCase>{
-           {kArithmetic, {"a=1\n", "x1 + (2*y) = 3\nb=c\n"}, {"", "a=1", "a==1\n", "(a=1\n"}},
+           {kArithmetic, {"a=1\n", "x1 +(2*y) = 3\nb=c\n"}, {"", "a=1", "a==1\n", "(a=1\n"}},
            {"root ::= item+\nitem ::= \"- \" [^\\r\\n\\x0b]+ \"\\n\"",
             {"- a\n- é 日\n"},
             {"", "- \n", "- a", "a\n"}},
