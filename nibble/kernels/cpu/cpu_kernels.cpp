@@ -154,13 +154,14 @@ void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& w
   }
 }
 
-void CpuKernels::copy_to_slices(const float* x, const LinearWeight& weight, RowFormat format,
-                                int64_t row, int64_t rows, float* slices) const {
+void CpuKernels::copy_to_slices(const float* const* x, int64_t count, const LinearWeight& weight,
+                                RowFormat format, int64_t row, int64_t rows, float* slices) const {
   const int64_t slice_floats = rows * row_slice_floats(format);
-  for (int64_t left = weight.cols; left > 0; left -= kSliceCols) {
-    copy_slice(x, std::min<int64_t>(left, kSliceCols), weight, format, row, rows, slices);
-    x += kSliceCols;
-    slices += slice_floats;
+  for (int64_t first = 0; first < weight.cols; first += kSliceCols, slices += slice_floats) {
+    const int64_t cols = std::min<int64_t>(kSliceCols, weight.cols - first);
+    for (int64_t i = 0; i < count; ++i) {
+      copy_slice(x[i] + first, cols, weight, format, row + i, rows, slices);
+    }
   }
 }
 

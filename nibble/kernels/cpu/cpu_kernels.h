@@ -128,10 +128,11 @@ class CpuKernels final : public Kernels {
   void perform_linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
                       bool tiles);
 
-  // Writes row `row` of `rows` from x [weight.cols] in that format: [slices, rows]. What lies past
-  // cols in the last slice is not written, except by the formats of tiles.
-  void copy_to_slices(const float* x, const LinearWeight& weight, RowFormat format, int64_t row,
-                      int64_t rows, float* slices) const;
+  // Writes rows row .. row + count - 1 of `rows` from x[i] [weight.cols] in that format: [slices,
+  // rows], slice by slice, for a row's slices lie far apart. What lies past cols in the last slice
+  // is not written, except by the formats of tiles.
+  void copy_to_slices(const float* const* x, int64_t count, const LinearWeight& weight,
+                      RowFormat format, int64_t row, int64_t rows, float* slices) const;
   // One slice of it, `count` <= 128 columns; x may be where the row will be only for floats.
   void copy_slice(const float* x, int64_t count, const LinearWeight& weight, RowFormat format,
                   int64_t row, int64_t rows, float* slice) const;

@@ -36,10 +36,10 @@ void CpuKernels::perform_linear(const MatrixView& x, const LinearWeight& weight,
     const int64_t tokens = std::min(chunk, x.rows - first);
     const PanelMatrix matrix = panel_matrix(weight, row_format(weight, tiles ? tokens : 1));
     const float alpha = output_scale(weight, matrix.rows);
+    rows_.clear();
+    for (int64_t t = 0; t < tokens; ++t) rows_.push_back(x.row<float>(first + t));
     const auto copy = [&](int64_t begin, int64_t end, int) {
-      for (int64_t t = begin; t < end; ++t) {
-        copy_to_slices(x.row<float>(first + t), weight, matrix.rows, t, tokens, slices);
-      }
+      copy_to_slices(rows_.data() + begin, end - begin, weight, matrix.rows, begin, tokens, slices);
     };
     pool_.parallel_for(tokens, 16, copy);
 

@@ -31,20 +31,22 @@ void CpuKernels::perform_runs() {
   };
 
   const auto copy = [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = begin, stop = begin; i < end; i = stop) {
       const MlpRun& run = runs_[static_cast<size_t>(row_run_[static_cast<size_t>(i)])];
-      const float* const x = rows_[static_cast<size_t>(i)];
+      stop = std::min(end, run.first_row + run.tokens);
+      const float* const* const x = rows_.data() + i;
       const int64_t t = i - run.first_row;
       const MlpWeight& weight = *run.weight;
-      copy_to_slices(x, weight.gate_proj, row_format(weight.gate_proj, run.tokens), t, run.tokens,
-                     run.gate_input);
+      copy_to_slices(x, stop - i, weight.gate_proj, row_format(weight.gate_proj, run.tokens), t,
+                     run.tokens, run.gate_input);
       if (run.up_input != run.gate_input) {
-        copy_to_slices(x, weight.up_proj, row_format(weight.up_proj, run.tokens), t, run.tokens,
-                       run.up_input);
+        copy_to_slices(x, stop - i, weight.up_proj, row_format(weight.up_proj, run.tokens), t,
+                       run.tokens, run.up_input);
       }
     }
   };
-  pool_.parallel_for(static_cast<int64_t>(rows_.size()), 4, copy);
+  const auto num_rows = static_cast<int64_t>(rows_.size());
+  pool_.parallel_for(num_rows, num_rows >= int64_t{64} * pool_.num_threads() ? 16 : 4, copy);
 
   // Tasks of at most `most_groups` groups of the outputs of a matrix of each run.
   const auto list_tasks = [&](LinearWeight MlpWeight::*matrix, int64_t most_groups) {

@@ -26,7 +26,7 @@ namespace nibble {
 
 inline constexpr int kTileRecordBytes = 256;
 inline constexpr int kTilePanels = 16;     // at most, of all parts together
-inline constexpr int kTileDepthSteps = 8;  // of 32 columns: what is kept expanded for many rows
+inline constexpr int kTileDepthSteps = 8;  // of 32 columns: what stays expanded for many rows
 
 // What a product is to be multiplied with, a power of two.
 inline constexpr float kTileNvfp4Factor = 0x1p48f;
@@ -53,10 +53,13 @@ struct TileIsa {
                    int planes, int64_t c_row, int64_t c_panel, float* scratch);
 };
 
-// Expanded weights, then the sums of two planes.
+// Expanded weights of four panels, results of whole tiles between blocks of steps, sums of two
+// planes.
+inline constexpr int64_t kExpandedFloats = 4 * (kTileDepthSteps + 1) * 256;
+constexpr int64_t tile_rows_floats(int64_t rows) { return (rows + 15) / 16 * kTilePanels * 256; }
 constexpr int64_t tile_scratch_floats(int64_t tokens, int planes) {
-  const int64_t expanded = int64_t{kTilePanels} * kTileDepthSteps * 256;
-  return expanded + (planes == 2 ? 2 * tokens * kTilePanels * kPanelRows : 0);
+  return kExpandedFloats + tile_rows_floats(planes * tokens) +
+         (planes == 2 ? 2 * tokens * kTilePanels * kPanelRows : 0);
 }
 
 extern const TileIsa kTileIsaPortable;  // the definition: for tests, slow

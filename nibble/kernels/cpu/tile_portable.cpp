@@ -1,6 +1,5 @@
 // The tile products in plain loops: what they are, for tests on machines without AMX.
 #define NIBBLE_TILE_AHEAD 0
-#define NIBBLE_TILE_WIDE 4
 #include "nibble/kernels/cpu/tile_isa.h"
 // After the declarations, in this order.
 #include "nibble/kernels/cpu/nvfp4_units.inl"
