@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <numeric>
+#include <random>
+#include <vector>
 
 #include "bench/cuda/gpu_timing.h"
 #include "nibble/device/cuda/cuda_stream.h"
@@ -12,12 +14,13 @@ namespace {
 
 struct Case {
   int64_t heads, batch, context, query_tokens;
+  DType cache = DType::kBf16;
 };
 
 }  // namespace
 
 void bench_mla(Kernels& kernels, const Limits& limits) {
-  fmt::print("\nMLA decode, BF16 cache, blocks of 64 (absorption, attention, values)\n");
+  fmt::print("\nMLA decode, blocks of 64 (absorption, attention, values)\n");
   Device& device = kernels.device();
   cudaStream_t stream = cuda_stream(device);
   for (const Case c : {Case{16, 1, 8192, 1},
@@ -28,9 +31,18 @@ void bench_mla(Kernels& kernels, const Limits& limits) {
                        {128, 1, 4096, 1},
                        {128, 16, 4096, 1},
                        {128, 64, 8192, 1},
-                       {128, 16, 8192, 4}}) {
+                       {128, 16, 8192, 4},
+                       {32, 1, 4096, 1, DType::kF8E4m3},
+                       {32, 8, 4096, 1, DType::kF8E4m3},
+                       {32, 32, 4096, 1, DType::kF8E4m3},
+                       {32, 128, 4096, 1, DType::kF8E4m3},
+                       {16, 16, 8192, 1, DType::kF8E4m3},
+                       {128, 1, 4096, 1, DType::kF8E4m3},
+                       {128, 32, 8192, 1, DType::kF8E4m3}}) {
     const MlaShape shape{c.heads, 512, 128, 64, 128, 0.13523378f};
     constexpr int64_t kBlockSize = 64;
+    const bool is_fp8 = c.cache == DType::kF8E4m3;
+    const int64_t entry_bytes = is_fp8 ? 576 : 1152;
     const int64_t rows = c.heads * 256;
     std::vector<uint16_t> host(static_cast<size_t>(rows * 512));
     for (size_t i = 0; i < host.size(); ++i) host[i] = static_cast<uint16_t>(0x3c00 + i * 31 % 97);
@@ -43,10 +55,17 @@ void bench_mla(Kernels& kernels, const Limits& limits) {
     const MlaUpWeight weight = kernels.pack_mla_up(kv_b, shape, memory.data()).value();
     const int64_t blocks_each = c.context / kBlockSize;
     const int64_t num_blocks = blocks_each * c.batch;
-    const Buffer cache =
-        device.allocate(static_cast<size_t>(num_blocks * kBlockSize * 576) * 2).value();
-    fill_bf16(cache.data(), num_blocks * kBlockSize * 576, 3, stream);
-    const KvCacheView view{cache.data(), DType::kBf16, num_blocks, kBlockSize, 576};
+    Buffer cache;
+    if (is_fp8) {
+      std::vector<uint8_t> values(static_cast<size_t>(num_blocks * kBlockSize * entry_bytes));
+      std::mt19937 rng(3);
+      for (uint8_t& value : values) value = static_cast<uint8_t>(rng() % 0x60);  // finite
+      cache = on_device(device, values);
+    } else {
+      cache = device.allocate(static_cast<size_t>(num_blocks * kBlockSize * entry_bytes)).value();
+      fill_bf16(cache.data(), num_blocks * kBlockSize * 576, 3, stream);
+    }
+    const KvCacheView view{cache.data(), c.cache, num_blocks, kBlockSize, 576};
     std::vector<int32_t> table(static_cast<size_t>(num_blocks));
     std::iota(table.begin(), table.end(), 0);
     std::vector<AttentionSegment> segments;
@@ -63,13 +82,13 @@ void bench_mla(Kernels& kernels, const Limits& limits) {
     const AttentionBatch batch{tokens, segments};
     const Samples s = time_graph(
         device, [&] { kernels.mla_attention(q_view, weight, shape, batch, view, out_view); });
-    const double bytes = static_cast<double>(c.batch * c.context) * 1152;
+    const double bytes = static_cast<double>(c.batch * c.context * entry_bytes);
     const double flops = static_cast<double>(tokens * c.context * c.heads) * 2 * (576 + 512);
     fmt::print(
-        "heads {:>3}, batch {:>3}, context {:>6}, query tokens {}: {:9.1f} us ({:.1f}..{:.1f})  "
+        "{} heads {:>3}, batch {:>3}, context {:>6}, query tokens {}: {:9.1f} us ({:.1f}..{:.1f})  "
         "{:5.0f} GB/s  {:5.1f} % of copy  {:6.1f} TFLOP/s  {:5.1f} % of BF16\n",
-        c.heads, c.batch, c.context, c.query_tokens, s.median, s.min, s.max,
-        bytes / s.median / 1000, 100 * bytes / s.median / 1000 / limits.copy,
+        is_fp8 ? "FP8 " : "BF16", c.heads, c.batch, c.context, c.query_tokens, s.median, s.min,
+        s.max, bytes / s.median / 1000, 100 * bytes / s.median / 1000 / limits.copy,
         flops / s.median * 1e-6,
         limits.gemm > 0 ? 100 * flops / s.median * 1e-6 / limits.gemm : 0.0);
   }
