@@ -3,11 +3,21 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "nibble/base/error.h"
 #include "nibble/base/text.h"
 
 namespace nibble {
+
+namespace {
+
+std::string dashed(std::string name) {
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+}  // namespace
 
 void add_expert_options(CLI::App& command, ExpertArguments* a) {
   const std::string group = "Experts in tiers";
@@ -83,9 +93,21 @@ void add_expert_options(CLI::App& command, ExpertArguments* a) {
                   "Write which experts were chosen, for nibble trace")
       ->type_name("FILE")
       ->group(group);
+  for (const ExpertRefusal& refusal : expert_refusals()) {
+    command
+        .add_option_function<std::vector<std::string>>(
+            "--" + dashed(refusal.name),
+            [a, &refusal](const std::vector<std::string>&) { a->refused = &refusal; })
+        ->expected(0, 1)
+        ->group("");  // not in --help
+  }
 }
 
 Result<ExpertOptions> expert_options(const ExpertArguments& a) {
+  if (a.refused != nullptr) {
+    return unsupported(
+        fmt::format("--{} is refused: {}", dashed(a.refused->name), dashed(a.refused->why)));
+  }
   ExpertOptions options;
   options.memory_bytes = a.memory;
   options.gpu_memory_bytes = a.gpu_memory;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "nibble/base/result.h"
+#include "nibble/cli/expert_refusals.h"
 #include "nibble/engine/expert_options.h"
 #include "nibble/model/expert_store.h"
 
@@ -31,6 +32,7 @@ struct ExpertArguments {
   std::optional<std::string> io;
   std::optional<int> io_depth;
   std::string routing_trace;
+  const ExpertRefusal* refused = nullptr;  // a name that was given and is not taken
 };
 
 // Registers them in a group of their own.

@@ -12,6 +12,7 @@
 #include "nibble/base/mapped_file.h"
 #include "nibble/base/output_file.h"
 #include "nibble/base/text.h"
+#include "nibble/checkpoint/json.h"
 #include "nibble/checkpoint/model_path.h"
 #include "nibble/checkpoint/safetensors_source.h"
 #include "nibble/checkpoint/safetensors_writer.h"
@@ -35,7 +36,21 @@ struct PackArguments {
   int threads = 0;
   bool overwrite = false;
   bool quiet = false;
+  bool json = false;
 };
+
+std::string report_json(const PackExpertsReport& report, const PackArguments& arguments) {
+  return to_json(JsonValue::object({
+             {"source", JsonValue::string(printable(arguments.in))},
+             {"output", JsonValue::string(printable(arguments.out))},
+             {"backend", JsonValue::string(arguments.backend)},
+             {"num_experts", JsonValue::integer(report.num_records)},
+             {"num_reused", JsonValue::integer(report.num_reused)},
+             {"expert_file_bytes", JsonValue::integer(static_cast<int64_t>(report.file_bytes))},
+             {"seconds", JsonValue::number(report.seconds)},
+         })) +
+         "\n";
+}
 
 bool is_routed_expert(std::string_view name) {
   return name.starts_with("model.layers.") && name.find(".mlp.experts.") != std::string_view::npos;
@@ -120,7 +135,9 @@ Status run_pack(const PackArguments& arguments) {
   NIBBLE_TRY(write_rest(*source, out / "model.safetensors"));
   NIBBLE_TRY(copy_small_files(in, out));
   NIBBLE_TRY(directory.commit());
-  if (!arguments.quiet) {
+  if (arguments.json) {
+    print(report_json(report, arguments));
+  } else if (!arguments.quiet) {
     print(fmt::format("{:<18}{} experts, {} in {}{}\n", "packed",
                       format_count(static_cast<uint64_t>(report.num_records)),
                       format_bytes(report.file_bytes), format_duration(report.seconds),
@@ -156,6 +173,7 @@ void add_pack_command(CLI::App& app, int* exit_code) {
   command->add_flag("--overwrite", arguments->overwrite,
                     "Replace OUT if it is a checkpoint folder");
   command->add_flag("--quiet", arguments->quiet, "No progress and no summary");
+  command->add_flag("--json", arguments->json, "Print JSON instead of the summary");
   command->callback(
       [arguments, exit_code] { *exit_code = report_status(run_pack(*arguments), "pack"); });
 }

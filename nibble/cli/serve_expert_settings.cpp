@@ -2,14 +2,22 @@
 #include <fmt/format.h>
 
 #include "nibble/base/error.h"
+#include "nibble/cli/expert_refusals.h"
 #include "nibble/cli/serve_setters.h"
 #include "nibble/plan/catalogue.h"
 
 namespace nibble {
 namespace {
 
+constexpr int64_t kMostBytes = 1'000'000'000'000'000;
+
 Setter size(const std::function<void(ServeOptions&, uint64_t)>& store) {
   return [store](ServeOptions& o, const std::string& v) -> Status {
+    // Bytes without a unit, as nibble run takes them.
+    if (!v.empty() && v.find_first_not_of("0123456789") == std::string::npos) {
+      store(o, static_cast<uint64_t>(NIBBLE_TRY(parse_integer(v, 1, kMostBytes))));
+      return {};
+    }
     const auto bytes = parse_size(v);
     if (!bytes) return invalid_argument(fmt::format("'{}' is no size such as 24GB", v));
     store(o, static_cast<uint64_t>(*bytes));
@@ -153,6 +161,9 @@ void add_expert_settings(std::vector<ServeSetting>& s) {
        "Write which experts were chosen, for nibble trace",
        "FILE",
        text([](Options& o, const std::string& v) { o.model_options.experts.routing_trace = v; })});
+  for (const ExpertRefusal& refusal : expert_refusals()) {
+    s.push_back({refusal.name, {}, {}, kExperts, "Refused", "X", refused(refusal.why)});
+  }
 }
 
 }  // namespace nibble

@@ -7,11 +7,13 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "nibble/base/error.h"
 #include "nibble/base/output_file.h"
 #include "nibble/base/text.h"
+#include "nibble/checkpoint/json.h"
 #include "nibble/cli/cli_common.h"
 #include "nibble/cli/command.h"
 #include "nibble/model/expert_placement.h"
@@ -30,9 +32,55 @@ struct TraceArguments {
   std::string placement;
   int ep_size = 0;
   int replicas = 0;
+  bool json = false;
 };
 
-std::string share_text(double rate) { return fmt::format("{:>8.2f}", 100 * rate); }
+// Hit rates with a share, in %, of each layer's experts in memory.
+struct Replay {
+  double share;
+  int slots;
+  double lfu, lru, score, optimum;
+};
+using Replays = std::vector<Replay>;
+
+Replays replay_all(const RoutingTrace& trace, const TraceArguments& arguments) {
+  Replays replays;
+  for (const double share : arguments.shares) {
+    const double wanted = std::round(share / 100 * trace.num_experts);
+    const int slots = std::clamp(static_cast<int>(wanted), 1, trace.num_experts);
+    const auto hits = [&](EvictionKind kind) {
+      EvictionOptions options;
+      options.kind = kind;
+      options.ageing_tokens = arguments.ageing_tokens;
+      return replay(trace, options, slots).hit_rate();
+    };
+    replays.push_back({share, slots, hits(EvictionKind::kLfu), hits(EvictionKind::kLru),
+                       hits(EvictionKind::kScore),
+                       replay_offline_optimum(trace, slots).hit_rate()});
+  }
+  return replays;
+}
+
+std::string replays_json(const Replays& replays, const RoutingTrace& trace, size_t layers) {
+  JsonValue list = JsonValue::array();
+  for (const Replay& r : replays) {
+    list.push_back(JsonValue::object({
+        {"share", JsonValue::number(r.share / 100)},
+        {"slots", JsonValue::integer(r.slots)},
+        {"lfu", JsonValue::number(r.lfu)},
+        {"lru", JsonValue::number(r.lru)},
+        {"score", JsonValue::number(r.score)},
+        {"optimum", JsonValue::number(r.optimum)},
+    }));
+  }
+  return to_json(JsonValue::object({
+             {"layers", JsonValue::integer(static_cast<int64_t>(layers))},
+             {"experts", JsonValue::integer(trace.num_experts)},
+             {"steps", JsonValue::integer(static_cast<int64_t>(trace.steps.size()))},
+             {"hit_rates", std::move(list)},
+         })) +
+         "\n";
+}
 
 // In how many steps each expert was used: with steps of one token its tokens.
 ExpertLoad load_of(const RoutingTrace& trace) {
@@ -84,29 +132,21 @@ Status run_trace(const TraceArguments& arguments) {
     NIBBLE_TRY(write_text_file(arguments.counts, expert_counts_text(trace)));
   }
   if (!arguments.placement.empty()) return write_placement(trace, arguments);
+  const Replays replays = replay_all(trace, arguments);
+  const auto steps = static_cast<double>(trace.steps.size());
+  if (arguments.json) {
+    print(replays_json(replays, trace, layers.size()));
+    return {};
+  }
   print(fmt::format("{} layers of {} experts, {} steps of {:.1f} tokens, {:.1f} experts a step\n\n",
                     layers.size(), trace.num_experts, format_count(trace.steps.size()),
-                    static_cast<double>(tokens) / static_cast<double>(trace.steps.size()),
-                    static_cast<double>(uses) / static_cast<double>(trace.steps.size())));
+                    static_cast<double>(tokens) / steps, static_cast<double>(uses) / steps));
   print("hits in % of uses, by the share of a layer's experts in memory\n");
   print("share    slots      lfu     lru   score optimum   lfu/optimum\n");
-  for (const double share : arguments.shares) {
-    const double wanted = std::round(share / 100 * trace.num_experts);
-    const int slots = std::clamp(static_cast<int>(wanted), 1, trace.num_experts);
-    std::string line = fmt::format("{:>4g} % {:>7}", share, slots);
-    double lfu = 0;
-    for (const EvictionKind kind : {EvictionKind::kLfu, EvictionKind::kLru, EvictionKind::kScore}) {
-      EvictionOptions options;
-      options.kind = kind;
-      options.ageing_tokens = arguments.ageing_tokens;
-      const double rate = replay(trace, options, slots).hit_rate();
-      if (kind == EvictionKind::kLfu) lfu = rate;
-      line += share_text(rate);
-    }
-    const double best = replay_offline_optimum(trace, slots).hit_rate();
-    line += share_text(best);
-    line += fmt::format("   {:>8.1f} %\n", best > 0 ? 100 * lfu / best : 100);
-    print(line);
+  for (const Replay& r : replays) {
+    print(fmt::format("{:>4g} % {:>7}{:>8.2f}{:>8.2f}{:>8.2f}{:>8.2f}   {:>8.1f} %\n", r.share,
+                      r.slots, 100 * r.lfu, 100 * r.lru, 100 * r.score, 100 * r.optimum,
+                      r.optimum > 0 ? 100 * r.lfu / r.optimum : 100));
   }
   return {};
 }
@@ -143,6 +183,7 @@ void add_trace_command(CLI::App& app, int* exit_code) {
       ->type_name("N");
   command->add_option("--counts", arguments->counts, "Write how often each expert was used")
       ->type_name("FILE");
+  command->add_flag("--json", arguments->json, "Print the hit rates as JSON");
   CLI::Option* const placement =
       command
           ->add_option("--placement", arguments->placement,

@@ -3,12 +3,15 @@
 
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <sstream>
 #include <string>
+#include <utility>
 
 #include "nibble/base/cpu_features.h"
 #include "nibble/base/error.h"
 #include "nibble/base/output_file.h"
 #include "nibble/base/text.h"
+#include "nibble/checkpoint/json.h"
 #include "nibble/checkpoint/model_path.h"
 #include "nibble/checkpoint/safetensors_source.h"
 #include "nibble/cli/cli_common.h"
@@ -20,15 +23,77 @@
 namespace nibble {
 namespace {
 
+constexpr double kHitRates[] = {0.0, 0.25, 0.5, 0.75, 0.9, 1.0};  // whose bounds are told
+
 struct TuneArguments {
   std::string model;
   int threads = 0;
   std::string preset = "balanced";
   bool dry_run = false;
+  bool json = false;
 };
 
 std::string rate_text(double bytes_a_second) {
   return format_bytes(static_cast<uint64_t>(bytes_a_second)) + "/s";
+}
+
+JsonValue json_of(uint64_t value) { return JsonValue::integer(static_cast<int64_t>(value)); }
+
+std::string report_json(const TuneReport& report) {
+  JsonValue reads = JsonValue::array();
+  for (const auto& measured : report.reads) {
+    reads.push_back(JsonValue::object({
+        {"description", JsonValue::string(measured.description)},
+        {"io_depth", JsonValue::integer(measured.options.depth)},
+        {"bytes_per_second", JsonValue::number(measured.rate)},
+    }));
+  }
+  JsonValue bounds = JsonValue::array();
+  for (const double hits : kHitRates) {
+    if (hits == 1 && report.expert_rate == 0) continue;
+    bounds.push_back(JsonValue::object({
+        {"hit_rate", JsonValue::number(hits)},
+        {"tokens_per_second", JsonValue::number(report.bound(hits))},
+    }));
+  }
+  JsonValue choice = JsonValue::object({});
+  std::istringstream lines(tuning_text(report.choice));
+  for (std::string name, value; lines >> name >> value;) {
+    const bool is_number = value.find_first_not_of("0123456789") == std::string::npos;
+    choice.set(name, is_number ? JsonValue::integer(std::stoll(value)) : JsonValue::string(value));
+  }
+  return to_json(JsonValue::object({
+             {"reads", std::move(reads)},
+             {"expert_bytes_per_second",
+              report.expert_rate > 0 ? JsonValue::number(report.expert_rate) : JsonValue()},
+             {"token_bytes", json_of(report.token_bytes)},
+             {"expert_bytes", json_of(report.expert_bytes)},
+             {"free_bytes", json_of(report.free_bytes)},
+             {"bounds", std::move(bounds)},
+             {"choice", std::move(choice)},
+         })) +
+         "\n";
+}
+
+void print_report(const TuneReport& report) {
+  for (const auto& reads : report.reads) {
+    print(fmt::format("{:<44}{}\n", "reads, " + reads.description, rate_text(reads.rate)));
+  }
+  print(fmt::format("{:<44}{}\n", "experts in memory, one token",
+                    report.expert_rate > 0 ? rate_text(report.expert_rate)
+                                           : "not measured: laid out for another backend"));
+  print(fmt::format("{:<44}{} a token, {} in all, {} memory free\n", "routed experts",
+                    format_bytes(report.token_bytes), format_bytes(report.expert_bytes),
+                    format_bytes(report.free_bytes)));
+  const double share =
+      static_cast<double>(*report.choice.expert_memory) / static_cast<double>(report.expert_bytes);
+  print("tokens/s at most, from reads and experts alone, if this share is there when wanted:\n");
+  for (const double hits : kHitRates) {
+    if (hits == 1 && report.expert_rate == 0) continue;
+    print(fmt::format("  {:>3.0f} %  {:.2f}\n", 100 * hits, report.bound(hits)));
+  }
+  print(fmt::format("choice ({:.0f} % of the experts in memory):\n{}", 100 * share,
+                    tuning_text(report.choice)));
 }
 
 Status run_tune(const TuneArguments& arguments) {
@@ -49,28 +114,17 @@ Status run_tune(const TuneArguments& arguments) {
   const ExpertPreset preset = NIBBLE_TRY(parse_expert_preset(arguments.preset));
   const TuneReport report = NIBBLE_TRY(tune_offload(directory, config, *kernels, rest, preset));
 
-  for (const auto& reads : report.reads) {
-    print(fmt::format("{:<44}{}\n", "reads, " + reads.description, rate_text(reads.rate)));
+  if (arguments.json) {
+    print(report_json(report));
+  } else {
+    print_report(report);
   }
-  print(fmt::format("{:<44}{}\n", "experts in memory, one token",
-                    report.expert_rate > 0 ? rate_text(report.expert_rate)
-                                           : "not measured: laid out for another backend"));
-  print(fmt::format("{:<44}{} a token, {} in all, {} memory free\n", "routed experts",
-                    format_bytes(report.token_bytes), format_bytes(report.expert_bytes),
-                    format_bytes(report.free_bytes)));
-  const double share =
-      static_cast<double>(*report.choice.expert_memory) / static_cast<double>(report.expert_bytes);
-  print("tokens/s at most, from reads and experts alone, if this share is there when wanted:\n");
-  for (const double hits : {0.0, 0.25, 0.5, 0.75, 0.9, 1.0}) {
-    if (hits == 1 && report.expert_rate == 0) continue;
-    print(fmt::format("  {:>3.0f} %  {:.2f}\n", 100 * hits, report.bound(hits)));
-  }
-  print(fmt::format("choice ({:.0f} % of the experts in memory):\n{}", 100 * share,
-                    tuning_text(report.choice)));
   if (arguments.dry_run) return {};
   const auto path = directory / kTuningFileName;
   NIBBLE_TRY(write_text_file(path, "# measured by nibble tune\n" + tuning_text(report.choice)));
-  print(fmt::format("kept in {}, for runs that say nothing else\n", path.string()));
+  if (!arguments.json) {
+    print(fmt::format("kept in {}, for runs that say nothing else\n", path.string()));
+  }
   return {};
 }
 
@@ -90,6 +144,7 @@ void add_tune_command(CLI::App& app, int* exit_code) {
                    "What the machine is for: balanced, low-latency or high-throughput; kept, too "
                    "[balanced]")
       ->type_name("NAME");
+  command->add_flag("--json", arguments->json, "Print JSON");
   command->add_flag("--dry-run", arguments->dry_run, "Print the choice without keeping it");
   command->callback(
       [arguments, exit_code] { *exit_code = report_status(run_tune(*arguments), "tune"); });

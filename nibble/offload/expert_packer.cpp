@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "nibble/base/interrupt.h"
 #include "nibble/base/output_file.h"
 #include "nibble/base/progress.h"
+#include "nibble/base/text.h"
 #include "nibble/base/thread_pool.h"
 #include "nibble/offload/expert_format.h"
 #include "nibble/offload/packed_expert.h"
@@ -69,6 +71,18 @@ class PartFile {
     (void)::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes.size()),
                             SYNC_FILE_RANGE_WRITE);
     return {};
+  }
+  // kUnavailable when the disk can't take what the file lacks of `bytes`.
+  Status check_room(uint64_t bytes) const {
+    struct stat status = {};
+    if (::fstat(fd_, &status) != 0) return system_error("cannot read " + part_.string(), errno);
+    const uint64_t taken = static_cast<uint64_t>(status.st_blocks) * 512;
+    std::error_code error;
+    const auto space =
+        std::filesystem::space(part_.parent_path().empty() ? "." : part_.parent_path(), error);
+    if (error || taken >= bytes || space.available >= bytes - taken) return {};
+    return unavailable(fmt::format("{} needs {} more, and {} are free there", part_.string(),
+                                   format_bytes(bytes - taken), format_bytes(space.available)));
   }
   Status resize(uint64_t bytes) const {
     if (::ftruncate(fd_, static_cast<off_t>(bytes)) == 0) return {};
@@ -213,6 +227,7 @@ Result<PackExpertsReport> pack_experts(const CheckpointSource& source, const Mod
   std::vector<std::byte> found(front.size());
   const bool resume = file.read(0, found) && found == front;
   if (!resume) NIBBLE_TRY(file.resize(0));
+  NIBBLE_TRY(file.check_room(job.header.file_bytes));
   NIBBLE_TRY(file.resize(job.header.file_bytes));
   NIBBLE_TRY(file.write(0, front));
 

@@ -27,8 +27,8 @@ struct PackExpertsReport {
 // All routed experts of all layers, the MTP layer's included. The file grows as PATH.part and is
 // renamed when it is complete. A PATH.part of the same checkpoint, layout and shapes is gone on
 // with: records whose checksum is right are kept.
-// Errors: those of pack_expert, naming the tensor; of the file system, naming the file; kCancelled
-// after an interrupt.
+// Errors: those of pack_expert, naming the tensor; of the file system, naming the file;
+// kUnavailable before anything is packed when the disk is too full; kCancelled after an interrupt.
 Result<PackExpertsReport> pack_experts(const CheckpointSource& source, const ModelConfig& config,
                                        Kernels& kernels, const std::filesystem::path& path,
                                        const PackExpertsOptions& options);

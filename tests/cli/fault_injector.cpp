@@ -1,8 +1,11 @@
-// Preloaded into nibble by offload_test.cpp: reads of experts.nibble go wrong on purpose.
+// Preloaded into nibble by offload_test.cpp: reads of experts.nibble and writes of it go wrong on
+// purpose.
 //
-//   NIBBLE_FAULT        eio, short, flip or stall
-//   NIBBLE_FAULT_AFTER  so many large reads go well before
+//   NIBBLE_FAULT        eio, short, flip or stall: of reads; full: the disk takes no more, though
+//                       it told of room; small: it tells that it has none
+//   NIBBLE_FAULT_AFTER  so many large reads or writes go well before
 #include <dlfcn.h>
+#include <sys/statvfs.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -14,6 +17,13 @@
 namespace {
 
 using Pread = ssize_t (*)(int, void*, size_t, off_t);
+using Pwrite = ssize_t (*)(int, const void*, size_t, off_t);
+using Statvfs = int (*)(const char*, struct statvfs*);
+
+bool asked_for(const char* fault) {
+  const char* const name = std::getenv("NIBBLE_FAULT");
+  return name != nullptr && std::strcmp(name, fault) == 0;
+}
 
 bool is_expert_file(int fd) {
   char link[64] = "/proc/self/fd/";
@@ -54,5 +64,24 @@ extern "C" ssize_t pread(int fd, void* buffer, size_t count, off_t offset) {
   if (std::strcmp(fault, "flip") == 0 && result > 0) {
     static_cast<unsigned char*>(buffer)[result / 2] ^= 4;
   }
+  return result;
+}
+
+extern "C" ssize_t pwrite(int fd, const void* buffer, size_t count, off_t offset) {
+  static const auto next = reinterpret_cast<Pwrite>(::dlsym(RTLD_NEXT, "pwrite"));
+  static std::atomic<int> large_writes{0};
+  const char* const after = std::getenv("NIBBLE_FAULT_AFTER");
+  if (count < 65536 || !asked_for("full") || !is_expert_file(fd) ||
+      large_writes.fetch_add(1) < (after == nullptr ? 0 : std::atoi(after))) {
+    return next(fd, buffer, count, offset);
+  }
+  errno = ENOSPC;
+  return -1;
+}
+
+extern "C" int statvfs(const char* path, struct statvfs* out) {
+  static const auto next = reinterpret_cast<Statvfs>(::dlsym(RTLD_NEXT, "statvfs"));
+  const int result = next(path, out);
+  if (asked_for("small")) out->f_bavail = 10;
   return result;
 }

@@ -83,6 +83,45 @@ TEST(PackCommand, RefusesWhatIsThereAndWhatIsPacked) {
   EXPECT_THAT(other.err, HasSubstr("pack the model again"));
 }
 
+ProgramRun pack_with_fault(const std::string& out, const char* fault, const char* after = "0") {
+  return run_nibble({"pack", "demo", out, "--json"}, "",
+                    {{"LD_PRELOAD", NIBBLE_FAULT_INJECTOR},
+                     {"ASAN_OPTIONS", "verify_asan_link_order=0"},
+                     {"NIBBLE_FAULT", fault},
+                     {"NIBBLE_FAULT_AFTER", after}});
+}
+
+TEST(PackCommand, AFullDiskIsToldAndTheNextRunGoesOn) {
+  const std::string out = packed_demo_folder().file("full");
+  const ProgramRun small = pack_with_fault(out, "small");
+  EXPECT_EQ(small.exit_code, 1);
+  EXPECT_THAT(small.err, ::testing::ContainsRegex("needs [0-9.]+ MB more, and .* are free there"));
+  const ProgramRun full = pack_with_fault(out, "full", "20");
+  EXPECT_EQ(full.exit_code, 1);
+  EXPECT_THAT(full.err, HasSubstr("No space left on device"));
+  EXPECT_FALSE(std::filesystem::exists(out));
+  const ProgramRun again = pack_with_fault(out, "none");
+  ASSERT_EQ(again.exit_code, 0) << again.err;
+  const auto report = nlohmann::json::parse(again.out);
+  EXPECT_EQ(report.at("num_experts"), 64);
+  EXPECT_EQ(report.at("num_reused"), 20);
+  EXPECT_EQ(report.at("expert_file_bytes"),
+            std::filesystem::file_size(std::filesystem::path(out) / "experts.nibble"));
+  EXPECT_EQ(run_nibble(question(out, {"--expert-memory", "2MB"})).out, right_answer());
+}
+
+TEST(ExpertTiers, TheExpertsMayLieOnAnotherDisk) {
+  const PackedDemo& demo = packed_demo_folder();
+  const std::filesystem::path linked = demo.file("linked");
+  std::filesystem::create_directory(linked);
+  for (const auto& entry : std::filesystem::directory_iterator(demo.model())) {
+    std::filesystem::create_symlink(entry.path(), linked / entry.path().filename());
+  }
+  const ProgramRun run = run_nibble(question(linked.string(), {"--expert-memory", "2MB"}));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.out, right_answer());
+}
+
 TEST(ExpertTiers, ACheckpointFolderRunsWithALimit) {
   const ProgramRun run = run_nibble(question("demo", {"--ram", "5MB", "--num-drafts", "2"}));
   EXPECT_EQ(run.exit_code, 0) << run.err;
@@ -115,6 +154,23 @@ TEST(ExpertTiers, BadOptionsAreRefusedBeforeTheRun) {
   }
 }
 
+TEST(ExpertTiers, OptionsThatWouldChangeResultsAreRefused) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"--max-experts", "4"}, "change the result; gpu-expert-slots says"},
+      {{"--expert-threshold=0.1"}, "prefetch-min-score leaves out guesses"},
+      {{"--sliding-window", "4096"}, "changes the result"},
+      {{"--transfer-compression"}, "--transfer-compression is refused: NVFP4"},
+      {{"--memory-limit", "14"}, "gpu-expert-memory is that of its experts"},
+      {{"--ssd", "/mnt"}, "a symbolic link to a file on another disk"},
+  };
+  for (const auto& [options, message] : cases) {
+    const ProgramRun run = run_nibble(question("demo", options));
+    EXPECT_EQ(run.exit_code, 1) << options[0];
+    EXPECT_THAT(run.err, HasSubstr(message));
+    EXPECT_EQ(run.out, "");
+  }
+}
+
 TEST(ExpertTiers, EveryPresetGivesTheSameAnswer) {
   for (const char* preset : {"balanced", "low-latency", "high-throughput"}) {
     const ProgramRun run = run_nibble(question(
@@ -136,6 +192,12 @@ TEST(ExpertTiers, ATraceIsRecordedReplayedAndUsed) {
   EXPECT_EQ(trace.exit_code, 0) << trace.err;
   EXPECT_THAT(trace.out, StartsWith("3 layers of 16 experts"));
   EXPECT_THAT(trace.out, HasSubstr("optimum"));
+  const ProgramRun json = run_nibble({"trace", demo.file("trace.txt"), "--json"});
+  for (const auto& rates : nlohmann::json::parse(json.out).at("hit_rates")) {
+    for (const char* policy : {"lfu", "lru", "score"}) {
+      EXPECT_LE(rates.at(policy), rates.at("optimum")) << policy;
+    }
+  }
   const ProgramRun hot = run_nibble(
       question(demo.model(), {"--expert-memory", "6MB", "--hot-experts", demo.file("hot.txt")}));
   EXPECT_EQ(hot.out, right_answer());

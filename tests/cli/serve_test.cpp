@@ -135,6 +135,7 @@ TEST(Serve, NewKeysAndOldKeysMeanTheSame) {
 // What nibble run --help lists under experts in tiers, serve takes, too, with the same checks.
 TEST(Serve, TakesTheExpertOptionsOfRun) {
   const std::vector<std::pair<std::string, std::string>> good = {{"expert_memory", "6MB"},
+                                                                 {"expert_memory", "6000000"},
                                                                  {"ram", "6MB"},
                                                                  {"gpu_expert_memory", "1GB"},
                                                                  {"gpu_expert_slots", "3"},
@@ -160,6 +161,7 @@ TEST(Serve, TakesTheExpertOptionsOfRun) {
   }
   const std::vector<std::pair<std::vector<std::string>, std::string>> bad = {
       {{"--gpu_reserved", "much"}, "'much' is no size"},
+      {{"--gpu_reserved", "0"}, "gpu_reserved: 0 is no whole number in 1.."},
       {{"--cpu_experts", "alle"}, "did you mean 'all'?"},
       {{"--expert_preset", "balance"}, "did you mean 'balanced'?"},
       {{"--ageing_tokens", "0"}, "0 is no whole number in 1.."},
@@ -167,6 +169,14 @@ TEST(Serve, TakesTheExpertOptionsOfRun) {
   for (const auto& [options, message] : bad) {
     const ProgramRun run = dry_run(options);
     EXPECT_EQ(run.exit_code, 2) << options[0];
+    EXPECT_THAT(run.err, HasSubstr(message));
+  }
+  const std::vector<std::pair<std::string, std::string>> refused = {
+      {"max_experts", "change the result; gpu_expert_slots"},
+      {"sliding_window", "changes the result"}};
+  for (const auto& [name, message] : refused) {
+    const ProgramRun run = dry_run({"--" + name, "4"});
+    EXPECT_EQ(run.exit_code, 1) << name;
     EXPECT_THAT(run.err, HasSubstr(message));
   }
 }
