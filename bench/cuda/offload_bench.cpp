@@ -1,10 +1,10 @@
 // A slice of R1 at its widths with 100 to 25 % of its routed experts in GPU memory and all in
-// page-locked RAM, beside what the link and the GPU alone give.
+// page-locked RAM, beside what the link and the GPU alone give. Of times alone: that the bits are
+// the same is checked by tests/cuda/offload_test.cpp, with experts that matter.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <functional>
 #include <map>
 
@@ -26,19 +26,7 @@ struct Run {
   double gb = 0;  // copied for it
   double hit_rate = 0;
   double on_host = 0;  // experts of a step that the CPU computed
-  std::vector<float> hidden;
 };
-
-// Normalised mean squared error.
-double nmse(const std::vector<float>& got, const std::vector<float>& want) {
-  double difference = 0;
-  double size = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    difference += std::pow(static_cast<double>(got[i]) - want[i], 2);
-    size += std::pow(static_cast<double>(want[i]), 2);
-  }
-  return difference / size;
-}
 
 // Steps of `sequences` x 1 tokens, always the same ones.
 Run decode(OffloadStage& stage, int64_t sequences, int warm_up, int steps) {
@@ -54,7 +42,6 @@ Run decode(OffloadStage& stage, int64_t sequences, int warm_up, int steps) {
     const StageBatch batch(sequences, 1, 4096, static_cast<uint32_t>(100 + i));
     stage.step(batch.batch());
     stage.synchronize();
-    if (i + 1 == warm_up + steps) run.hidden = stage.hidden(batch.batch());
   }
   run.ms = 1000 * seconds_since(begin) / steps;
   ExpertStoreStats after = stage.store()->stats();
@@ -194,12 +181,11 @@ void bench_offload(int layers) {
       fmt::print(
           "batch {}: {:8.2f} ms a step, {:7.2f} tokens/s; {:5.1f} % hits, {:6.3f} GB copied; "
           "formula "
-          "{:7.2f} one after the other ({:.0f} %), {:7.2f} overlapped ({:.0f} %); bits {}, nmse "
-          "{:.1e}; {:.1f} computed by the CPU a step\n",
+          "{:7.2f} one after the other ({:.0f} %), {:7.2f} overlapped ({:.0f} %); "
+          "{:.1f} computed by the CPU a step\n",
           sequences, run.ms, 1000 * static_cast<double>(sequences) / run.ms, 100 * run.hit_rate,
           run.gb, serial, 100 * serial / run.ms, overlapped, 100 * overlapped / run.ms,
-          run.hidden == reference.hidden ? "equal" : "DIFFERENT",
-          nmse(run.hidden, reference.hidden), run.on_host);
+          run.on_host);
     }
     if (c.share == 1) compare_resident(stage);
     if (c.share == 0.25 && c.prefetch_layers == 0 && c.host == HostExperts::kOff) {

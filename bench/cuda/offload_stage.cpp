@@ -140,13 +140,6 @@ void OffloadStage::step(const Batch& batch) {
 
 void OffloadStage::synchronize() { or_exit(kernels_->device().synchronize()); }
 
-std::vector<float> OffloadStage::hidden(const Batch& batch) {
-  const MatrixView rows = workspace_->normed.slice_rows(0, batch.num_tokens());
-  std::vector<float> values(static_cast<size_t>(rows.rows * rows.cols));
-  or_exit(kernels_->device().copy_to_host(std::as_writable_bytes(std::span(values)), rows.data));
-  return values;
-}
-
 double pinned_copy_rate(OffloadStage& stage) {
   constexpr int kRecords = 16;
   constexpr int kCopies = 160;

@@ -65,8 +65,6 @@ class OffloadStage {
   void step(const Batch& batch);
   void synchronize();
   MatrixView x(const Batch& batch) { return workspace_->x.slice_rows(0, batch.num_tokens()); }
-  // Of the last step's hidden states, so that runs can be compared bit by bit.
-  std::vector<float> hidden(const Batch& batch);
 
   Kernels& kernels() { return *kernels_; }
   Weights& weights() { return model_->weights(); }

@@ -100,7 +100,7 @@ TEST(HostExpertsOnCuda, AnswerEveryRequest) {
       experts.cpu_experts = mode;
       const auto model = load_on_gpu(packed_for_gpu(), experts);
       const auto run = testing::run_requests(*model, batch, 2);
-      for (const auto& tokens : run.outputs) EXPECT_FALSE(tokens.empty());
+      for (const auto& output : run.outputs) EXPECT_FALSE(output.tokens.empty());
       const ExpertStoreStats stats = model->expert_store->stats();
       if (mode == HostExperts::kAll) {
         EXPECT_GT(stats.num_on_host, 0);

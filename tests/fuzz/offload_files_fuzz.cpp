@@ -1,5 +1,5 @@
-// Packed expert files (their first bytes, and a record, with checksums made right), routing traces
-// and expert counts.
+// Packed expert files (their first bytes, and a record, with checksums made right), routing traces,
+// expert counts, and what nibble tune keeps.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,9 @@
 
 #include "nibble/base/check.h"
 #include "nibble/offload/expert_file.h"
+#include "nibble/offload/expert_preset.h"
 #include "nibble/offload/routing_trace.h"
+#include "nibble/offload/tuner.h"
 
 namespace {
 
@@ -68,6 +70,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     NIBBLE_CHECK(nibble::parse_expert_counts(nibble::expert_counts_text(*trace)).has_value());
   }
   (void)nibble::parse_expert_counts(text);
+  if (const auto tuning = nibble::parse_tuning(text)) {
+    NIBBLE_CHECK(nibble::parse_tuning(nibble::tuning_text(*tuning)).has_value());
+  }
+  (void)nibble::parse_expert_preset(text);
 
   // Short inputs stand for the headers of a file of 16 KiB.
   std::vector<std::byte> bytes(4 * nibble::kExpertAlignment);

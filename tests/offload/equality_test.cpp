@@ -1,5 +1,6 @@
-// Tokens don't depend on where experts lie: the demo checkpoint with all, half, a tenth and one
-// slot a layer of its experts in memory, batched and with MTP drafts, against the plain model.
+// Tokens and logits don't depend on where experts lie: the demo checkpoint with all, half, a tenth
+// and one slot a layer of its experts in memory, batched and with MTP drafts, against the plain
+// model.
 #include <gtest/gtest.h>
 
 #include <map>
@@ -19,7 +20,7 @@ constexpr int64_t kDemoExperts = 4 * 16;  // three MoE layers and the MTP layer
 
 class OffloadEquality : public ::testing::TestWithParam<int64_t> {};
 
-TEST_P(OffloadEquality, TokensAreThoseOfTheModelInMemory) {
+TEST_P(OffloadEquality, TokensAndLogitsAreThoseOfTheModelInMemory) {
   const int64_t slots = GetParam();
   for (const int64_t batch : {int64_t{1}, int64_t{4}}) {
     for (const int64_t drafts : {int64_t{0}, int64_t{2}}) {
@@ -82,7 +83,7 @@ TEST(OffloadTiers, ABudgetThatShrinksAndGrowsWhileItRunsChangesNoToken) {
   engine_options.num_blocks = 256;
   engine_options.num_drafts = 2;
   auto engine = Engine::create(tiered.model(), engine_options).value();
-  std::map<uint64_t, std::vector<int32_t>> outputs;
+  std::map<uint64_t, testing::OffloadOutput> outputs;
   for (Request& request : offload_requests()) (void)engine->add(std::move(request)).value();
   const uint64_t record = testing::demo_record_bytes();
   const std::vector<uint64_t> slots = {40, 7, 64, 1, 20};
@@ -92,13 +93,12 @@ TEST(OffloadTiers, ABudgetThatShrinksAndGrowsWhileItRunsChangesNoToken) {
     EXPECT_EQ(tiered.store().stats().num_slots, static_cast<int64_t>(now));
     for (const RequestUpdate& update : engine->step()) {
       EXPECT_FALSE(update.error.has_value());
-      auto& tokens = outputs[update.id];
-      tokens.insert(tokens.end(), update.token_ids.begin(), update.token_ids.end());
+      outputs[update.id].add(update);
     }
   }
-  std::vector<std::vector<int32_t>> all;
+  std::vector<testing::OffloadOutput> all;
   all.reserve(outputs.size());
-  for (auto& [id, tokens] : outputs) all.push_back(std::move(tokens));
+  for (auto& [id, output] : outputs) all.push_back(std::move(output));
   EXPECT_EQ(all, plain_run(2).outputs);
   EXPECT_EQ(tiered.store().set_memory(record - 1).error().code, ErrorCode::kInvalidArgument);
 }

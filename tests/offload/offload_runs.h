@@ -24,14 +24,34 @@ inline std::vector<Request> offload_requests() {
     request.params.seed = i;
     request.params.max_tokens = 16 + i;
     request.params.ignore_eos = true;
+    request.params.logprobs = kMaxLogprobs;
     requests.push_back(std::move(request));
     if (requests.size() == 6) break;
   }
   return requests;
 }
 
+// What a request got: its tokens, and for each the 20 highest log probabilities with theirs. These
+// are doubles from all of the step's logits, so equal ones mean logits of equal bits.
+struct OffloadOutput {
+  std::vector<int32_t> tokens;
+  std::vector<double> logprobs;
+
+  bool operator==(const OffloadOutput&) const = default;
+
+  void add(const RequestUpdate& update) {
+    tokens.insert(tokens.end(), update.token_ids.begin(), update.token_ids.end());
+    for (const PositionLogprobs& position : update.logprobs) {
+      for (const TokenLogprob& entry : position.top) {
+        logprobs.push_back(entry.id);
+        logprobs.push_back(entry.logprob);
+      }
+    }
+  }
+};
+
 struct OffloadRun {
-  std::vector<std::vector<int32_t>> outputs;
+  std::vector<OffloadOutput> outputs;
   EngineStats stats;
 };
 
@@ -47,16 +67,18 @@ inline OffloadRun run_requests(LoadedModel& model, int64_t batch, int64_t drafts
   for (Request& request : offload_requests()) {
     ids.push_back((*engine)->add(std::move(request)).value());
   }
-  std::map<uint64_t, std::vector<int32_t>> outputs;
+  std::map<uint64_t, OffloadOutput> outputs;
   while ((*engine)->has_work()) {
     for (const RequestUpdate& update : (*engine)->step()) {
       EXPECT_FALSE(update.error.has_value()) << update.error->message;
-      auto& tokens = outputs[update.id];
-      tokens.insert(tokens.end(), update.token_ids.begin(), update.token_ids.end());
+      outputs[update.id].add(update);
     }
   }
   OffloadRun run;
-  for (const uint64_t id : ids) run.outputs.push_back(outputs[id]);
+  for (const uint64_t id : ids) {
+    EXPECT_GE(outputs[id].logprobs.size(), outputs[id].tokens.size() * 2 * kMaxLogprobs);
+    run.outputs.push_back(outputs[id]);
+  }
   run.stats = (*engine)->stats();
   return run;
 }
