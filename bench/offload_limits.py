@@ -27,15 +27,16 @@ from pathlib import Path
 PROMPT = "The capital of France is"
 
 
-def fio_test(path, seconds, depth):
-    """Bytes a second of fio's random reads of 1 MB, `depth` under way; 0 without fio."""
+def fio_test(path, seconds, depth, record_bytes=1 << 20, engines=("io_uring",)):
+    """Bytes a second of fio's reads of 1 MB, in turn in records at random places, `depth` under way; 0 without fio."""
     if not shutil.which("fio"):
         return 0
     best = 0
-    for engine in ("io_uring", "libaio"):
-        done = subprocess.run(["fio", "--name=raw", f"--filename={path}", "--readonly", "--rw=randread", "--bs=1M",
+    for engine in engines:
+        done = subprocess.run(["fio", "--name=raw", f"--filename={path}", "--readonly", "--bs=1M",
+                               f"--rw=randread:{max(1, record_bytes >> 20)}", "--randrepeat=0",
                                f"--iodepth={depth}", "--direct=1", f"--ioengine={engine}", "--time_based",
-                               f"--runtime={max(1, round(seconds / 2))}", "--output-format=json"],
+                               f"--runtime={round(1000 * seconds)}ms", "--output-format=json"],
                               capture_output=True, text=True)
         if done.returncode == 0:
             best = max(best, json.loads(done.stdout)["jobs"][0]["read"]["bw_bytes"])
@@ -75,17 +76,21 @@ def read_test(path, record_bytes, seconds, depth=16, piece=1 << 20):
 
 
 def raw_rate(path, record_bytes, seconds, depth):
-    return max(fio_test(path, seconds, depth), read_test(path, record_bytes, seconds / 2, depth))
+    return max(fio_test(path, seconds / 2, depth, record_bytes, ("io_uring", "libaio")),
+               read_test(path, record_bytes, seconds / 2, depth))
 
 
 class MemoryCgroup:
     """A memory limit for one child, by cgroup version 1 or 2; `path` is None where that is not allowed."""
 
+    count = 0
+
     def __init__(self, limit):
         self.path = None
+        MemoryCgroup.count += 1
         for base, name in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
                            (Path("/sys/fs/cgroup"), "memory.max")):
-            path = base / f"nibble_offload_{os.getpid()}"
+            path = base / f"nibble_offload_{os.getpid()}_{MemoryCgroup.count}"
             try:
                 path.mkdir()
                 (path / name).write_text(str(limit))
