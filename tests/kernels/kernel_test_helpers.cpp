@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "nibble/base/check.h"
-#include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/reference/reference_kernels.h"
 #include "nibble/numeric/bf16.h"
 
@@ -232,14 +231,9 @@ std::string format_name(LinearFormat format) {
   return "?";
 }
 
-int tile_planes(const std::string& backend, LinearFormat format, ActivationFormat activation,
-                int64_t tokens) {
+int tile_planes(const std::string& backend, LinearFormat format) {
   const bool tiles = backend == "cpu amx" || backend.ends_with("tiles given");
-  if (!tiles || activation != ActivationFormat::kUnquantized) return 0;
-  if (tokens <= CpuKernels::kUntiledTokens) return 0;
-  if (format == LinearFormat::kBf16) return 2;
-  if (format != LinearFormat::kNvfp4) return 0;
-  return tokens <= CpuKernels::kSplitTokens ? 2 : 1;
+  return tiles && format == LinearFormat::kNvfp4 ? 2 : 0;
 }
 
 TestMatrix rounded_to_planes(TestMatrix& x, int planes) {

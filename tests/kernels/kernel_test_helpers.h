@@ -89,10 +89,9 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b);
 
 std::string format_name(LinearFormat format);
 
-// How many planes of BF16 the backend's products of so many tokens make of their activations: 0
-// where they are not done in tiles. Within one number a token has the same bits in any batch.
-int tile_planes(const std::string& backend, LinearFormat format, ActivationFormat activation,
-                int64_t tokens);
+// How many planes of BF16 the backend's products make of unquantized activations: 0 where they are
+// not done in tiles.
+int tile_planes(const std::string& backend, LinearFormat format);
 
 // x as such products see it: rounded to BF16, or to two BF16 numbers. x for 0 planes.
 TestMatrix rounded_to_planes(TestMatrix& x, int planes);

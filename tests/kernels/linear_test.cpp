@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <thread>
 
 #include "nibble/kernels/cpu/cpu_kernels.h"
@@ -125,21 +126,14 @@ TestMatrix rounded_to_int16(TestMatrix& x) {
   }
   return rounded;
 }
-// How a backend rounds activations that nothing asks it to quantize, and the bound that keeps to.
-struct Rounding {
-  Rounding(const std::string& backend, LinearFormat format, int64_t tokens)
-      : planes(tile_planes(backend, format, kAsIs, tokens)),
-        int16(planes == 0 && format == LinearFormat::kNvfp4 && backend.starts_with("cpu ")) {}
-  TestMatrix apply(TestMatrix& x) const {
-    return int16 ? rounded_to_int16(x) : rounded_to_planes(x, planes);
-  }
-  // Against exact activations: BF16's half unit is 2^-9, two planes' 2^-17 at most.
-  double bound(const std::string& backend) const {
-    return int16 ? 1e-8 : planes == 1 ? 1e-5 : planes == 2 ? 3e-11 : linear_bound(backend);
-  }
-  int planes;
-  bool int16;
-};
+bool rounds_activations(const std::string& backend, LinearFormat format) {
+  return format == LinearFormat::kNvfp4 && backend.starts_with("cpu ");
+}
+// As a cpu backend does for NVFP4 weights.
+TestMatrix rounded_by(const std::string& backend, TestMatrix& x) {
+  const int planes = tile_planes(backend, LinearFormat::kNvfp4);
+  return planes > 0 ? rounded_to_planes(x, planes) : rounded_to_int16(x);
+}
 
 TEST(Linear, EveryBackendAgreesWithTheReference) {
   struct Case {
@@ -158,14 +152,15 @@ TEST(Linear, EveryBackendAgreesWithTheReference) {
         for (const auto& [name, kernels] : backends) {
           SCOPED_TRACE(testing::Message() << name << " " << format_name(format) << " [" << rows
                                           << ", " << cols << "] x " << tokens);
-          const Rounding rounding(name, format, tokens);
-          TestMatrix rounded = rounding.apply(x);
-          const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
           const PackedWeight packed = pack_weight(*kernels, weight);
           poison_scratch(*kernels, tokens + 1, packed.weight);
           const TestMatrix got = linear_of(*kernels, x, packed.weight);
-          EXPECT_LE(nmse(got.values(), want_rounded.values()), linear_bound(name));
-          EXPECT_LE(nmse(got.values(), want.values()), rounding.bound(name));
+          const bool rounds = rounds_activations(name, format);
+          TestMatrix rounded = rounds ? rounded_by(name, x) : x;
+          const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
+          EXPECT_LE(nmse(got.values(), (rounds ? want_rounded : want).values()),
+                    linear_bound(name));
+          EXPECT_LE(nmse(got.values(), want.values()), rounds ? 1e-8 : linear_bound(name));
           EXPECT_TRUE(got.padding_intact());
         }
       }
@@ -189,8 +184,7 @@ TEST(Linear, ColumnsNeedNotBeAMultipleOfSixteen) {
           SCOPED_TRACE(testing::Message() << name << " " << format_name(format) << " " << cols);
           const PackedWeight packed = pack_weight(*kernels, weight);
           poison_scratch(*kernels, tokens, packed.weight);
-          EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()),
-                    Rounding(name, format, tokens).bound(name));
+          EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()), 1e-12);
         }
       }
     }
@@ -203,12 +197,15 @@ TEST(Linear, AgreesForManyTokens) {
   const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 40, 32, 15);
   const PackedWeight plain = pack_weight(reference, weight);
   TestMatrix x = TestMatrix::random(1100, 32, 16);
+  const TestMatrix want = linear_of(reference, x, plain.weight);
   for (const auto& [name, kernels] : available_backends()) {
     SCOPED_TRACE(name);
-    TestMatrix rounded = Rounding(name, LinearFormat::kNvfp4, 1100).apply(x);
-    const TestMatrix want = linear_of(reference, rounded, plain.weight);
+    TestMatrix rounded = rounded_by(name, x);
+    const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
     const PackedWeight packed = pack_weight(*kernels, weight);
-    EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()),
+    const bool rounds = rounds_activations(name, LinearFormat::kNvfp4);
+    EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(),
+                   (rounds ? want_rounded : want).values()),
               linear_bound(name));
   }
 }
@@ -237,6 +234,7 @@ TEST(Linear, Int8ActivationsAreRoundedAndThenExact) {
       const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
       for (const Isa isa : kAllIsas) {
         if (isa > detected_isa()) continue;
+        if (isa == Isa::kAmx) continue;  // TilesTakeBf16WhereEightBitsAreEnough
         CpuKernels kernels(isa, 2, CpuKernels::kMoeScratchFloats, /*int8_activations=*/true);
         SCOPED_TRACE(testing::Message() << kernels.name() << " " << cols << " x " << tokens);
         const PackedWeight packed = pack_weight(kernels, weight);
@@ -247,6 +245,41 @@ TEST(Linear, Int8ActivationsAreRoundedAndThenExact) {
         }
         EXPECT_LE(nmse(got.values(), want_rounded.values()), 1e-12);
         EXPECT_LE(nmse(got.values(), want.values()), 1e-4);
+      }
+    }
+  }
+}
+
+// The 8 bits of tiles are BF16's for NVFP4 weights; BF16 weights meet two BF16 numbers.
+TEST(Linear, TilesTakeBf16WhereEightBitsAreEnough) {
+  ReferenceKernels reference;
+  std::vector<std::unique_ptr<CpuKernels>> backends;
+  backends.push_back(std::make_unique<CpuKernels>(std::min(detected_isa(), Isa::kAvx512Vnni), 2,
+                                                  CpuKernels::kMoeScratchFloats, true,
+                                                  &kTileIsaPortable));
+  if (detected_isa() == Isa::kAmx) {
+    backends.push_back(
+        std::make_unique<CpuKernels>(Isa::kAmx, 2, CpuKernels::kMoeScratchFloats, true));
+  }
+  for (const LinearFormat format : {LinearFormat::kNvfp4, LinearFormat::kBf16}) {
+    for (const int64_t cols : {16, 208, 1040}) {
+      const TestWeight weight = TestWeight::random(format, 300, cols, 11);
+      const PackedWeight plain = pack_weight(reference, weight);
+      for (const int64_t tokens : {1, 8, 16, 33, 70}) {
+        TestMatrix x = TestMatrix::random(tokens, cols, 12);
+        const int planes = format == LinearFormat::kNvfp4 ? 1 : 2;
+        TestMatrix rounded = rounded_to_planes(x, planes);
+        const TestMatrix want = linear_of(reference, x, plain.weight);
+        const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
+        for (const auto& kernels : backends) {
+          SCOPED_TRACE(testing::Message() << kernels->name() << " " << format_name(format) << " "
+                                          << cols << " x " << tokens);
+          const PackedWeight packed = pack_weight(*kernels, weight);
+          poison_scratch(*kernels, tokens + 1, packed.weight);
+          const TestMatrix got = linear_of(*kernels, x, packed.weight);
+          EXPECT_LE(nmse(got.values(), want_rounded.values()), 1e-12);
+          EXPECT_LE(nmse(got.values(), want.values()), planes == 1 ? 1e-5 : 3e-11);
+        }
       }
     }
   }
@@ -376,7 +409,7 @@ TEST(Linear, IntegerActivationsKeepTheirPrecisionAtAnyMagnitude) {
     for (const auto& [name, kernels] : cpu_backends(1)) {
       SCOPED_TRACE(testing::Message() << name << " " << magnitude);
       // Tiles know magnitudes up to 2^64.
-      const bool tiles = tile_planes(name, LinearFormat::kNvfp4, kAsIs, 3) > 0;
+      const bool tiles = tile_planes(name, LinearFormat::kNvfp4) > 0;
       if (tiles && (magnitude > 1e18f || magnitude < 1e-18f)) continue;
       const PackedWeight packed = pack_weight(*kernels, weight);
       EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()), 1e-8);
@@ -437,18 +470,10 @@ TEST(Linear, ARowHasTheSameBitsInAnyBatchAndWithAnyNumberOfThreads) {
           const TestWeight weight = TestWeight::random(format, 150, 304, 21);
           const PackedWeight packed = pack_weight(*kernels, weight, activation);
           TestMatrix x = TestMatrix::random(23, 304, 22);
-          // With tiles, bits are those of a batch with equally many planes: of the first tokens
-          // here.
-          std::vector<std::vector<float>> alone[3];
-          for (const int64_t batch : {1, 6, 17}) {
-            auto& rows = alone[tile_planes(name, format, activation, batch)];
-            for (int64_t t = 0; t < 23 && rows.size() < 23; ++t) {
-              TestMatrix first(batch, 304);
-              for (int64_t i = 0; i < batch; ++i) {
-                for (int64_t c = 0; c < 304; ++c) first.at(i, c) = x.at((t + i) % 23, c);
-              }
-              rows.push_back(linear_of(single, first, packed.weight).row(0));
-            }
+          std::vector<std::vector<float>> alone;
+          for (int64_t t = 0; t < 23; ++t) {
+            TestMatrix one = TestMatrix::of({x.row(t)});
+            alone.push_back(linear_of(single, one, packed.weight).row(0));
           }
           for (const int64_t tokens : {1, 2, 3, 4, 5, 8, 12, 23}) {
             // The last rows, in reverse order: other neighbours, other places in a tile.
@@ -458,8 +483,7 @@ TEST(Linear, ARowHasTheSameBitsInAnyBatchAndWithAnyNumberOfThreads) {
             }
             const TestMatrix out = linear_of(*kernels, batch, packed.weight);
             for (int64_t i = 0; i < tokens; ++i) {
-              const auto& rows = alone[tile_planes(name, format, activation, tokens)];
-              EXPECT_TRUE(same_bits(out.row(i), rows[static_cast<size_t>(22 - i)]))
+              EXPECT_TRUE(same_bits(out.row(i), alone[static_cast<size_t>(22 - i)]))
                   << tokens << " tokens, row " << i;
             }
           }

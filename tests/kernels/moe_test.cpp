@@ -117,11 +117,8 @@ TEST(Moe, EveryBackendAgreesWithTheReference) {
           TestMatrix nan(tokens, 80);
           moe.run(*kernels, nan, packed, with_shared);  // leaves NaN in scratch
           const TestMatrix got = moe.run(*kernels, x, packed, with_shared);
-          // With tiles, experts differ in how many tokens they have; the most decide.
-          const int planes = tile_planes(name, format, kAsIs, tokens);
-          const double bound = format == LinearFormat::kNvfp4 && name != "cuda" ? 1.5e-8 : 1e-11;
           EXPECT_LE(nmse(got.values(), want.values()),
-                    planes == 1 ? 3e-5 : std::max(bound, planes == 2 ? 1e-10 : 0.0));
+                    format == LinearFormat::kNvfp4 && name != "cuda" ? 1.5e-8 : 1e-11);
           EXPECT_TRUE(got.padding_intact());
         }
       }
@@ -145,9 +142,7 @@ TEST(Moe, AllTokensMayChooseTheSameExperts) {
   for (const auto& [name, kernels] : available_backends()) {
     SCOPED_TRACE(name);
     const PackedMoe packed = moe.pack(*kernels);
-    const bool tiles = tile_planes(name, LinearFormat::kNvfp4, kAsIs, 600) > 0;
-    EXPECT_LE(nmse(moe.run(*kernels, x, packed, true).values(), want.values()),
-              tiles ? 3e-5 : 1.5e-8);
+    EXPECT_LE(nmse(moe.run(*kernels, x, packed, true).values(), want.values()), 1.5e-8);
   }
 }
 
@@ -160,27 +155,14 @@ TEST(Moe, ATokensBitsDoNotDependOnTheBatchOrTheThreads) {
       for (const ActivationFormat activation : {kAsIs, kW4A4}) {
         SCOPED_TRACE(testing::Message() << backends[b].name << " " << threads);
         const PackedMoe packed = moe.pack(*single[b].kernels, activation);
-        // With tiles all experts need enough tokens for one plane, and so does what is compared.
-        const bool tiles = tile_planes(backends[b].name, LinearFormat::kNvfp4, activation, 120) > 0;
-        const int64_t tokens = tiles ? 120 : 60;
-        const size_t copies = tiles ? 17 : 1;
-        moe.choose(tokens, 115);
-        for (int32_t e = 0; e < 8 && tiles; ++e) {
-          ASSERT_GT(std::count(moe.ids.begin(), moe.ids.end(), e), CpuKernels::kSplitTokens);
-        }
-        TestMatrix x = TestMatrix::random(tokens, 80, 116);
+        moe.choose(60, 115);
+        TestMatrix x = TestMatrix::random(60, 80, 116);
         const TestMatrix batch = moe.run(*backends[b].kernels, x, packed, true);
-        for (int64_t t = 0; t < tokens; t += 7) {
+        for (int64_t t = 0; t < 60; t += 7) {
           TestMoe one = moe;
-          one.ids.clear();
-          one.weights.clear();
-          for (size_t copy = 0; copy < copies; ++copy) {
-            for (int64_t j = 3 * t; j < 3 * t + 3; ++j) {
-              one.ids.push_back(moe.ids[static_cast<size_t>(j)]);
-              one.weights.push_back(moe.weights[static_cast<size_t>(j)]);
-            }
-          }
-          TestMatrix row = TestMatrix::of(std::vector<std::vector<float>>(copies, x.row(t)));
+          one.ids.assign(moe.ids.begin() + 3 * t, moe.ids.begin() + 3 * t + 3);
+          one.weights.assign(moe.weights.begin() + 3 * t, moe.weights.begin() + 3 * t + 3);
+          TestMatrix row = TestMatrix::of({x.row(t)});
           EXPECT_TRUE(
               same_bits(one.run(*single[b].kernels, row, packed, true).row(0), batch.row(t)))
               << t;
@@ -195,14 +177,12 @@ TEST(Moe, PassesLeaveNoTrace) {
   TestMoe moe(LinearFormat::kNvfp4, 8, 3, 80, 144, 48);
   moe.choose(50, 118);
   TestMatrix x = TestMatrix::random(50, 80, 119);
-  // Without tiles, whose planes are chosen by the tokens of a pass.
-  const Isa isa = std::min(detected_isa(), Isa::kAvx512Vnni);
-  CpuKernels whole(isa, 2);
+  CpuKernels whole(detected_isa(), 2);
   const PackedMoe packed = moe.pack(whole);
   const TestMatrix want = moe.run(whole, x, packed, true);
   for (const int64_t scratch_floats : {1, 5000, 30000}) {
     SCOPED_TRACE(scratch_floats);
-    CpuKernels passes(isa, 2, scratch_floats);
+    CpuKernels passes(detected_isa(), 2, scratch_floats);
     EXPECT_TRUE(same_bits(moe.run(passes, x, packed, true).values(), want.values()));
   }
 }

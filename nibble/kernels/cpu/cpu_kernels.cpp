@@ -123,14 +123,15 @@ int64_t CpuKernels::groups_of_task(RowFormat rows, int64_t groups) const {
   return tiles && groups >= int64_t{4} * pool_.num_threads() ? 2 : 1;
 }
 
-RowFormat CpuKernels::row_format(const LinearWeight& weight, int64_t tokens) const {
-  const bool tiles = tiles_ != nullptr && tokens > kUntiledTokens;
-  if (weight.format == LinearFormat::kBf16 && tiles) return RowFormat::kBf16Split;
-  if (weight.format != LinearFormat::kNvfp4) return RowFormat::kFloat;
-  const bool int8 = int8_activations_ || weight.activation == ActivationFormat::kNvfp4;
-  if (int8) return RowFormat::kInt8;
-  if (tiles) return tokens <= kSplitTokens ? RowFormat::kBf16Split : RowFormat::kBf16;
-  return RowFormat::kInt16;
+RowFormat CpuKernels::row_format(const LinearWeight& weight) const {
+  const bool tiles = tiles_ != nullptr;
+  if (weight.format == LinearFormat::kNvfp4) {
+    if (weight.activation == ActivationFormat::kNvfp4) return RowFormat::kInt8;
+    if (tiles) return int8_activations_ ? RowFormat::kBf16 : RowFormat::kBf16Split;
+    return int8_activations_ ? RowFormat::kInt8 : RowFormat::kInt16;
+  }
+  const bool bf16 = weight.format == LinearFormat::kBf16 && tiles && int8_activations_;
+  return bf16 ? RowFormat::kBf16Split : RowFormat::kFloat;
 }
 
 void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& weight,

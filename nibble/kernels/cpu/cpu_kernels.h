@@ -6,9 +6,7 @@
 // that fits the cache (many). Both ways add in the same order, so an output has the same bits in
 // any batch and with any number of threads; between instruction sets bits may differ.
 //
-// With AMX, products of NVFP4 and BF16 weights with more than a few tokens are done in tiles
-// (tile_isa.h), on activations rounded to BF16 or split into two BF16 numbers. Bits are then the
-// same among batches for which row_format is the same.
+// With AMX, NVFP4 weights meet activations split into two BF16 numbers, in tiles (tile_isa.h).
 #pragma once
 
 #include <memory>
@@ -35,14 +33,10 @@ class CpuKernels final : public Kernels {
   // several passes.
   static constexpr int64_t kMoeScratchFloats = int64_t{128} << 20;
 
-  // Up to so many tokens take the products of the level below AMX, and up to so many more two
-  // planes of tiles where weights are NVFP4.
-  static constexpr int64_t kUntiledTokens = 2;
-  static constexpr int64_t kSplitTokens = 16;
-
   // isa must be one that this machine has, threads >= 1. With int8_activations NVFP4 weights meet
-  // unquantized activations as 8-bit integers: faster, with 0.5 % of noise. `tiles`:
-  // kTileIsaPortable for a test; by default the level's, which only AMX has.
+  // unquantized activations as 8-bit integers: faster, with 0.5 % of noise. With tiles it is BF16,
+  // 0.17 %, and BF16 weights meet two BF16 numbers instead of binary32. `tiles`: kTileIsaPortable
+  // for a test; by default the level's, which only AMX has.
   CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats = kMoeScratchFloats,
              bool int8_activations = false, const TileIsa* tiles = nullptr);
   ~CpuKernels() override;
@@ -82,10 +76,6 @@ class CpuKernels final : public Kernels {
            const RouterShape& shape, const int32_t* expert_ids, const float* weights,
            const MatrixView& out) override;
 
-  // How the rows of a product of `tokens` tokens meet a weight: NVFP4 takes whole numbers, of 16
-  // bits, or of 8 where activations are quantized; the other formats take floats; tiles take BF16.
-  RowFormat row_format(const LinearWeight& weight, int64_t tokens) const;
-
  private:
   // Tokens that take one MLP, and where their rows are. Buffers are sliced, [slices, tokens, 128].
   struct MlpRun {
@@ -106,6 +96,10 @@ class CpuKernels final : public Kernels {
     int32_t num_groups;
   };
 
+  // How rows meet a weight: NVFP4 takes whole numbers, of 16 bits, or of 8 where activations are
+  // quantized; the other formats take floats; tiles take BF16.
+  RowFormat row_format(const LinearWeight& weight) const;
+
   // Groups of panels of a task: two where tiles use what they read of the activations for both and
   // `groups` of them leave every thread enough tasks.
   int64_t groups_of_task(RowFormat rows, int64_t groups) const;
@@ -124,7 +118,7 @@ class CpuKernels final : public Kernels {
   // Scratch for the expanded weights of a product of at most `tokens` tokens.
   int64_t weight_floats(int64_t tokens) const;
 
-  // linear(), which may use tiles.
+  // linear(), which may use tiles for other weights than NVFP4 or not.
   void perform_linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
                       bool tiles);
 

@@ -34,7 +34,9 @@ void CpuKernels::perform_linear(const MatrixView& x, const LinearWeight& weight,
 
   for (int64_t first = 0; first < x.rows; first += chunk) {
     const int64_t tokens = std::min(chunk, x.rows - first);
-    const PanelMatrix matrix = panel_matrix(weight, row_format(weight, tiles ? tokens : 1));
+    const bool floats = !tiles && weight.format != LinearFormat::kNvfp4;
+    const PanelMatrix matrix =
+        panel_matrix(weight, floats ? RowFormat::kFloat : row_format(weight));
     const float alpha = output_scale(weight, matrix.rows);
     rows_.clear();
     for (int64_t t = 0; t < tokens; ++t) rows_.push_back(x.row<float>(first + t));

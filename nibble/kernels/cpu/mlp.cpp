@@ -26,8 +26,8 @@ void CpuKernels::perform_runs() {
   const int64_t scratch_weights = weight_floats(most_tokens);
   reserve_thread_scratch(ScratchCursor::padded(scratch_weights) + 2 * most_tokens * kGroupCols);
 
-  const auto run_matrix = [&](const LinearWeight& weight, const MlpRun& run) {
-    return panel_matrix(weight, row_format(weight, run.tokens));
+  const auto matrix_of = [&](const LinearWeight& weight) {
+    return panel_matrix(weight, row_format(weight));
   };
 
   const auto copy = [&](int64_t begin, int64_t end, int) {
@@ -37,11 +37,11 @@ void CpuKernels::perform_runs() {
       const float* const* const x = rows_.data() + i;
       const int64_t t = i - run.first_row;
       const MlpWeight& weight = *run.weight;
-      copy_to_slices(x, stop - i, weight.gate_proj, row_format(weight.gate_proj, run.tokens), t,
-                     run.tokens, run.gate_input);
+      copy_to_slices(x, stop - i, weight.gate_proj, row_format(weight.gate_proj), t, run.tokens,
+                     run.gate_input);
       if (run.up_input != run.gate_input) {
-        copy_to_slices(x, stop - i, weight.up_proj, row_format(weight.up_proj, run.tokens), t,
-                       run.tokens, run.up_input);
+        copy_to_slices(x, stop - i, weight.up_proj, row_format(weight.up_proj), t, run.tokens,
+                       run.up_input);
       }
     }
   };
@@ -56,8 +56,7 @@ void CpuKernels::perform_runs() {
     for (size_t i = 0; i < runs_.size(); ++i) {
       const LinearWeight& weight = runs_[i].weight->*matrix;
       const int64_t groups = groups_of(weight.rows);
-      const int64_t step =
-          std::min(most_groups, groups_of_task(row_format(weight, runs_[i].tokens), all_groups));
+      const int64_t step = std::min(most_groups, groups_of_task(row_format(weight), all_groups));
       for (int64_t g = 0; g < groups; g += step) {
         tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g),
                           static_cast<int32_t>(std::min(step, groups - g))});
@@ -78,8 +77,8 @@ void CpuKernels::perform_runs() {
       const int64_t intermediate = weight.gate_proj.rows;
       const int64_t first_panel = int64_t{task.group} * kGroupPanels;
       const int64_t panels = std::min<int64_t>(kGroupPanels, panels_of(intermediate) - first_panel);
-      const PanelPart parts[2] = {{run_matrix(weight.gate_proj, run), first_panel, panels, gate},
-                                  {run_matrix(weight.up_proj, run), first_panel, panels, up}};
+      const PanelPart parts[2] = {{matrix_of(weight.gate_proj), first_panel, panels, gate},
+                                  {matrix_of(weight.up_proj), first_panel, panels, up}};
       if (run.up_input == run.gate_input && weight.gate_proj.format == weight.up_proj.format) {
         multiply_parts(parts, run.gate_input, run.tokens, kGroupCols, kPanelRows, weights);
       } else {
@@ -89,7 +88,7 @@ void CpuKernels::perform_runs() {
       const float gate_scale = output_scale(weight.gate_proj, parts[0].matrix.rows);
       const float up_scale = output_scale(weight.up_proj, parts[1].matrix.rows);
       const int64_t cols = std::min(kGroupCols, intermediate - task.group * kGroupCols);
-      const RowFormat down_rows = row_format(weight.down_proj, run.tokens);
+      const RowFormat down_rows = row_format(weight.down_proj);
       const int64_t row_floats = row_slice_floats(down_rows);
       float* const product = run.product + task.group * run.tokens * row_floats;
       for (int64_t t = 0; t < run.tokens; ++t) {
@@ -109,7 +108,7 @@ void CpuKernels::perform_runs() {
       const RunTask task = tasks_[static_cast<size_t>(i)];
       const MlpRun& run = runs_[static_cast<size_t>(task.run)];
       const LinearWeight& weight = run.weight->down_proj;
-      const PanelMatrix matrix = run_matrix(weight, run);
+      const PanelMatrix matrix = matrix_of(weight);
       PanelPart parts[2];
       for (int g = 0; g < task.num_groups; ++g) {
         const int64_t first_panel = int64_t{task.group + g} * kGroupPanels;

@@ -1,5 +1,5 @@
 // The tile products of the cpu backend for AMX.
-#define NIBBLE_TILE_AHEAD 1024
+#define NIBBLE_TILE_AHEAD 2048
 #include "nibble/kernels/cpu/tile_isa.h"
 // After the declarations, in this order.
 #include "nibble/kernels/cpu/nvfp4_units.inl"
