@@ -554,17 +554,6 @@ Status apply_environment(ServeOptions* options) {
   return problems.status();
 }
 
-void Problems::add(const Status& status) {
-  if (status) return;
-  only_unsupported_ = only_unsupported_ && status.error().code == ErrorCode::kUnsupported;
-  text_ += (text_.empty() ? "" : "\n") + status.error().message;
-}
-
-Status Problems::status() const {
-  if (text_.empty()) return {};
-  return only_unsupported_ ? Status(unsupported(text_)) : Status(invalid_argument(text_));
-}
-
 Status check_serve_options(ServeOptions* options) {
   ServeOptions& o = *options;
   o.model_options.backend = NIBBLE_TRY(backend_on_device(o.model_options.backend, o.device));

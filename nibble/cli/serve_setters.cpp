@@ -112,4 +112,15 @@ Setter single(const std::string& instead) {
   };
 }
 
+void Problems::add(const Status& status) {
+  if (status) return;
+  only_unsupported_ = only_unsupported_ && status.error().code == ErrorCode::kUnsupported;
+  text_ += (text_.empty() ? "" : "\n") + status.error().message;
+}
+
+Status Problems::status() const {
+  if (text_.empty()) return {};
+  return only_unsupported_ ? Status(unsupported(text_)) : Status(invalid_argument(text_));
+}
+
 }  // namespace nibble
