@@ -13,6 +13,7 @@ The process is kept inside a memory cgroup of its budget plus what it needs with
 lets one be made; otherwise the script says so and the budget is nibble's own. OPTIONs go to nibble run.
 """
 import argparse
+import itertools
 import json
 import mmap
 import os
@@ -43,29 +44,38 @@ def fio_test(path, seconds, depth, record_bytes=1 << 20, engines=("io_uring",)):
     return best
 
 
-def read_test(path, record_bytes, seconds, depth=16, piece=1 << 20):
-    """Bytes a second of O_DIRECT reads of whole records at random places, `depth` pieces under way."""
+def read_test(path, record_bytes, seconds, depth=16, piece=1 << 20, places=None):
+    """Bytes a second of O_DIRECT reads of whole records, `depth` pieces under way: of those at `places`, offsets in the
+    file, in turn from one of them on, or at random places."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     records = (os.fstat(fd).st_size - (64 << 10)) // record_bytes
-    lock, pieces, total, end = threading.Lock(), [], [0], time.monotonic() + seconds
-    rng = random.Random(5)
+    lock, pieces, total = threading.Lock(), [], [0]
+    rng = random.Random()
+    turn = itertools.count(rng.randrange(len(places)) if places else 0)
 
     def next_piece():
         with lock:
             if not pieces:
-                start = (64 << 10) + rng.randrange(records) * record_bytes
+                start = places[next(turn) % len(places)] if places else (64 << 10) + rng.randrange(records) * record_bytes
                 start -= start % 4096
                 pieces.extend((start + at, min(piece, record_bytes - at)) for at in range(0, record_bytes, piece))
             return pieces.pop(0)
 
-    def work():
-        buffer = mmap.mmap(-1, piece)
+    # Large pages, as nibble's: of small ones a read of 1 MB takes 256 segments, and few such fit in a disk's queue.
+    memory = mmap.mmap(-1, depth * piece, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory.write(bytes(len(memory)))
+
+    def work(number):
+        buffer = memoryview(memory)[number * piece:(number + 1) * piece]
         while time.monotonic() < end:
             offset, count = next_piece()
-            got = os.preadv(fd, [memoryview(buffer)[:count]], offset)
+            got = os.preadv(fd, [buffer[:count]], offset)
             with lock:
                 total[0] += got
-    threads = [threading.Thread(target=work) for _ in range(depth)]
+    end = time.monotonic() + seconds
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(depth)]
     begin = time.monotonic()
     for thread in threads:
         thread.start()

@@ -5,10 +5,10 @@
         [--server "NAME: build/cpu/bin/nibble --io_depth 32"]...
 
 A disk that others use changes its rate from second to second, so a read test before a run says little about the run.
-Here short slices alternate: read test, a request to `nibble serve`, read test, a request, ... The read test reads whole
-records of experts.nibble at random places with O_DIRECT, in pieces of 1 MB of which --depth are under way (fio with
-io_uring where it is installed, or threads with preadv: what is faster in three trials of each). A request
-decodes --tokens from a prompt of its own round, at temperature 0. For each request
+Here short slices alternate: read test, a request to `nibble serve`, read test, a request, ... The read test is threads
+with preadv and O_DIRECT: the records that a traced run used, in its order, in pieces of 1 MB of which --depth are under
+way. (Records at random places are no limit: a virtual disk may remember what is read often.) A request decodes --tokens
+from a prompt of its own, at temperature 0. For each request
 
     bound = tokens / max(time with all experts in memory, bytes that had to come from the file / rate)
 
@@ -26,10 +26,11 @@ import re
 import shlex
 import statistics
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
-from offload_limits import MemoryCgroup, fio_test, read_test
+from offload_limits import MemoryCgroup, read_test
 
 RECORD_ALIGNMENT = 4096
 
@@ -96,6 +97,21 @@ class Server:
             self.group.close()
 
 
+def traced_places(nibble, packed, record, experts):
+    """Offsets in experts.nibble of the records that a run of its own uses, in the order in which it uses them."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.txt"
+        subprocess.run([nibble, "run", str(packed), "-p", "The", "-n", "64", "-t", "1", "--seed", "5", "--ignore-eos",
+                        "--max-seq-len", "512", "--routing-trace", str(trace)], check=True, capture_output=True)
+        head, *lines = trace.read_text().splitlines()
+    of_layer = int(head.split()[-1])
+    begin = (packed / "experts.nibble").stat().st_size - experts * record
+    steps = [line.split() for line in lines]
+    first = min(int(step[0]) for step in steps)
+    return [begin + ((int(step[0]) - first) * of_layer + int(use.split(":")[0])) * record
+            for step in steps for use in step[2:]]
+
+
 def uses(counts, found):
     return counts[f'nibble_expert_uses_total found="{found}"']
 
@@ -134,16 +150,11 @@ def main():
           f"{limit / 1e9:.2f} GB {'by a cgroup' if servers[0].limited else '(no cgroup: of the experts only)'}, "
           f"{size / limit:.1f} times less")
 
-    def by_threads():
-        return read_test(file, record, arguments.seconds, arguments.depth)
+    places = traced_places(command(entries[0])[0], arguments.packed, record, experts)
+    print(f"read test: {len(places)} reads of {len(set(places))} experts")
 
-    def by_fio():
-        return fio_test(file, arguments.seconds, arguments.depth, record)
-
-    trials = [(by_threads(), by_fio()) for _ in range(3)]
-    raw = max((by_threads, by_fio), key=lambda test: statistics.median(t[test is by_fio] for t in trials))
-    print(f"read test: {'fio' if raw is by_fio else 'threads with preadv'}; GB/s of threads and fio in turn: "
-          + ", ".join(f"{a / 1e9:.2f} {b / 1e9:.2f}" for a, b in trials))
+    def raw():
+        return read_test(file, record, arguments.seconds, arguments.depth, places=places)
 
     in_memory, rates, same = [], [], True
     for server in servers:

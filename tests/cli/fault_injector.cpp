@@ -45,14 +45,14 @@ bool is_expert_file(int fd) {
 }  // namespace
 
 extern "C" ssize_t pread(int fd, void* buffer, size_t count, off_t offset) {
-  static const auto next = reinterpret_cast<Pread>(::dlsym(RTLD_NEXT, "pread"));
+  static const auto kNext = reinterpret_cast<Pread>(::dlsym(RTLD_NEXT, "pread"));
   static std::atomic<int> large_reads{0};
   const char* const fault = std::getenv("NIBBLE_FAULT");
   const char* const after = std::getenv("NIBBLE_FAULT_AFTER");
   // Header and index are read in small pieces; records are not.
   const bool large = count >= 65536 && fault != nullptr && is_expert_file(fd);
   if (!large || large_reads.fetch_add(1) < (after == nullptr ? 0 : std::atoi(after))) {
-    return next(fd, buffer, count, offset);
+    return kNext(fd, buffer, count, offset);
   }
   if (std::strcmp(fault, "eio") == 0) {
     errno = EIO;
@@ -60,7 +60,7 @@ extern "C" ssize_t pread(int fd, void* buffer, size_t count, off_t offset) {
   }
   if (std::strcmp(fault, "short") == 0) return 0;
   if (std::strcmp(fault, "stall") == 0) ::usleep(150'000);
-  const ssize_t result = next(fd, buffer, count, offset);
+  const ssize_t result = kNext(fd, buffer, count, offset);
   if (std::strcmp(fault, "flip") == 0 && result > 0) {
     static_cast<unsigned char*>(buffer)[result / 2] ^= 4;
   }
@@ -68,20 +68,20 @@ extern "C" ssize_t pread(int fd, void* buffer, size_t count, off_t offset) {
 }
 
 extern "C" ssize_t pwrite(int fd, const void* buffer, size_t count, off_t offset) {
-  static const auto next = reinterpret_cast<Pwrite>(::dlsym(RTLD_NEXT, "pwrite"));
+  static const auto kNext = reinterpret_cast<Pwrite>(::dlsym(RTLD_NEXT, "pwrite"));
   static std::atomic<int> large_writes{0};
   const char* const after = std::getenv("NIBBLE_FAULT_AFTER");
   if (count < 65536 || !asked_for("full") || !is_expert_file(fd) ||
       large_writes.fetch_add(1) < (after == nullptr ? 0 : std::atoi(after))) {
-    return next(fd, buffer, count, offset);
+    return kNext(fd, buffer, count, offset);
   }
   errno = ENOSPC;
   return -1;
 }
 
 extern "C" int statvfs(const char* path, struct statvfs* out) {
-  static const auto next = reinterpret_cast<Statvfs>(::dlsym(RTLD_NEXT, "statvfs"));
-  const int result = next(path, out);
+  static const auto kNext = reinterpret_cast<Statvfs>(::dlsym(RTLD_NEXT, "statvfs"));
+  const int result = kNext(path, out);
   if (asked_for("small")) out->f_bavail = 10;
   return result;
 }
