@@ -71,8 +71,9 @@ class Communicator {
   // x[i] = sum of all ranks' x[i].
   void all_reduce_sum(float* x, int64_t count);
 
-  // All of SumNorm as one operation, where the implementation has one for this size, which is the
-  // same on all ranks; false: nothing was done.
+  // All of SumNorm as one operation, where the implementation has one for so many rows and columns,
+  // which is the same on all ranks; false: nothing was done. Pointers are aligned to 16 bytes,
+  // strides multiples of 4.
   bool all_reduce_sum_norm(const SumNorm& arguments);
 
   // out = the ranks' inputs one after another; rank r gives bytes[r]. `in` may be its place in out.

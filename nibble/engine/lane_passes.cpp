@@ -7,6 +7,7 @@
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/engine/padded_batch.h"
+#include "nibble/kernels/recorded_context.h"
 
 namespace nibble {
 namespace {
@@ -154,6 +155,7 @@ class LanePasses : public ModelPasses {
     call.message = std::move(message);
     call.rows = batch.num_tokens();
     call.is_generated = is_generated(batch);
+    call.context = recorded_context(batch.attention);
     group_.perform(lane_, call);
     return call.status;
   }
@@ -218,11 +220,14 @@ void LaneGroup::perform(int lane, Call& call) {
   throw PassFailure(*failure_);
 }
 
+// Ranks record and replay alike, as NCCL asks for: the same numbers of tokens, laid out for the
+// same context.
 int64_t LaneGroup::recorded_rows(PassKind kind) const {
   if (kind != PassKind::kForward && kind != PassKind::kForwardMtp) return 0;
   std::vector<int64_t> rows;
   for (const Call* call : calls_) {
     if (call == nullptr || call->kind != kind || !call->is_generated) return 0;
+    if (call->context != calls_.front()->context) return 0;
     rows.push_back(call->rows);
   }
   return recorded_size(rows, local_->graph_sizes());

@@ -46,6 +46,7 @@ class LaneGroup {
     PassKind kind = PassKind::kForward;
     std::vector<std::byte> message;
     int64_t rows = 0;           // tokens of a pass
+    int64_t context = 0;        // recorded_context()
     bool is_generated = false;  // all of them
     int64_t answer_size = 0;    // bytes
     std::vector<std::byte> answer;

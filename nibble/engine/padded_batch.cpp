@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 #include <set>
 
 #include "nibble/base/check.h"
@@ -46,7 +47,12 @@ int64_t recorded_size(std::span<const int64_t> rows, std::span<const int64_t> si
   if (*least == 0) return 0;
   const auto size = std::lower_bound(sizes.begin(), sizes.end(), *most);
   if (size == sizes.end()) return 0;
-  return *least <= kMostFilledUp && *size > kMostFilledUp ? 0 : *size;
+  const int64_t all = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+  const int64_t filled_up = *size * static_cast<int64_t>(rows.size());
+  const bool rounds_otherwise =
+      (*least <= kMostFilledUp && *size > kMostFilledUp) ||
+      (rows.size() > 1 && all <= kMostGatheredFilledUp && filled_up > kMostGatheredFilledUp);
+  return rounds_otherwise || (rows.size() > 1 && filled_up > 2 * all) ? 0 : *size;
 }
 
 PaddedBatch::PaddedBatch(const Batch& batch, int64_t size)

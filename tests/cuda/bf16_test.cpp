@@ -181,25 +181,28 @@ TEST(Bf16Mla, AgreesOverBlocksOfAnySizeAndRunsOfAnyLength) {
     const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
     for (const DType dtype : {DType::kBf16, DType::kF8E4m3}) {
       for (const int64_t block_size : {8, 24, 64}) {
-        const std::vector<int64_t> lengths = {2, 32, 34, 66, 98, 700};
+        const std::vector<int64_t> lengths = {2, 32, 34, 66, 98, 160, 226, 610, 701};
         TestCache cache(dtype, shape.entry_size(), block_size, lengths);
         cache.fill(42);
         const auto tokens = static_cast<int64_t>(lengths.size());
         TestMatrix q = TestMatrix::random(tokens, shape.num_heads * shape.qk_head_dim(), 43);
-        std::vector<AttentionSegment> segments;
-        for (int64_t i = 0; i < tokens; ++i) {
-          const auto at = static_cast<size_t>(i);
-          segments.push_back({i, 1, lengths[at] - 2, cache.block_table(at), MlaForm::kAbsorbed, 1});
+        // The expanded form has one run: up to 22 tiles behind each other.
+        for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
+          std::vector<AttentionSegment> segments;
+          for (int64_t i = 0; i < tokens; ++i) {
+            const auto at = static_cast<size_t>(i);
+            segments.push_back({i, 1, lengths[at] - 2, cache.block_table(at), form, 1});
+          }
+          TestMatrix want(tokens, shape.num_heads * shape.v_head_dim);
+          TestMatrix got(tokens, shape.num_heads * shape.v_head_dim);
+          reference.mla_attention(q.view(), plain.weight, shape, {tokens, segments}, cache.view(),
+                                  want.view());
+          cuda->mla_attention(q.view(), packed.weight, shape, {tokens, segments}, cache.view(),
+                              got.view());
+          EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5)
+              << heads << " heads, blocks of " << block_size << ", " << dtype_name(dtype);
+          EXPECT_TRUE(got.padding_intact());
         }
-        TestMatrix want(tokens, shape.num_heads * shape.v_head_dim);
-        TestMatrix got(tokens, shape.num_heads * shape.v_head_dim);
-        reference.mla_attention(q.view(), plain.weight, shape, {tokens, segments}, cache.view(),
-                                want.view());
-        cuda->mla_attention(q.view(), packed.weight, shape, {tokens, segments}, cache.view(),
-                            got.view());
-        EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5)
-            << heads << " heads, blocks of " << block_size << ", " << dtype_name(dtype);
-        EXPECT_TRUE(got.padding_intact());
       }
     }
   }

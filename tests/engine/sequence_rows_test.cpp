@@ -231,6 +231,9 @@ TEST(PaddedBatch, RanksAreRecordedWithOneSizeOrNotAtAll) {
   EXPECT_EQ(of({128, 200}), 200);
   EXPECT_EQ(of({100, 130}), 0);  // another way of rounding
   EXPECT_EQ(of({1, 201}), 0);
+  EXPECT_EQ(of({64, 40, 40}), 0);       // 144 of all ranks would be 381: another way of rounding
+  EXPECT_EQ(of({5, 1, 1, 1}), 0);       // 8 would be 20
+  EXPECT_EQ(of({128, 128, 128}), 200);  // above anyway
 }
 
 TEST(StepGraphSizes, HoldAFullStepAndWhatIsAskedFor) {

@@ -154,8 +154,15 @@ class CudaCommunicator final : public Communicator {
     return {};
   }
 
+  // Whether all ranks say yes.
+  Result<bool> agreed(bool yes) {
+    const std::vector<char> all = NIBBLE_TRY(gather(host_, static_cast<char>(yes)));
+    return std::all_of(all.begin(), all.end(), [](char of_rank) { return of_rank != 0; });
+  }
+
   Status open_norms(int64_t rows) {
     const bool norms =
+        NIBBLE_TRY(agreed(cuda::one_shot_norm_runs_here())) &&
         NIBBLE_TRY(norm_shared_.open(host_, cuda::NormLayout::kBytes, cuda::kNormBlocks));
     norm_rows_ = norms ? std::min(rows, cuda::kMaxNormRows) : 0;
     return {};
@@ -179,7 +186,8 @@ class CudaCommunicator final : public Communicator {
   }
 
   bool has_sum_norm(const SumNorm& arguments) const override {
-    return arguments.rows <= norm_rows_ && cuda::one_shot_norm_takes(arguments);
+    return arguments.rows <= norm_rows_ &&
+           cuda::one_shot_norm_takes(arguments.rows, arguments.cols);
   }
 
   Status do_all_reduce_sum_norm(const SumNorm& arguments) override {

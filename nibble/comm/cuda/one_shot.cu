@@ -1,5 +1,7 @@
 // Every rank puts its vector where the others can read it, tells them, waits for their word, and
-// adds all vectors up itself. Bound: the latency of two trips over the link.
+// adds all vectors up itself; with rows that are added to a residual stream and normed, it does so,
+// too. Bound: the latency of two trips over the link, and of a cluster's barrier for a norm
+// (docs/parallel.md: 6.9 us for a row on two H200, of which a sum takes 5.3).
 #include "nibble/comm/cuda/one_shot.h"
 
 namespace nibble::cuda {
@@ -209,29 +211,51 @@ __global__ void __launch_bounds__(kNormThreads) one_shot_norm_kernel(const OneSh
 
 }  // namespace
 
-bool one_shot_norm_takes(const SumNorm& work) {
-  const auto is_aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  return work.rows > 0 && work.rows <= kMaxNormRows && work.cols <= kMaxNormCols &&
-         work.cols % 4 == 0 && work.x_stride % 4 == 0 && work.out_stride % 4 == 0 &&
-         is_aligned(work.y) && is_aligned(work.x) && is_aligned(work.weight) &&
-         is_aligned(work.out);
+bool one_shot_norm_takes(int64_t rows, int64_t cols) {
+  return rows > 0 && rows <= kMaxNormRows && cols > 0 && cols <= kMaxNormCols && cols % 4 == 0;
 }
 
-cudaError_t launch_one_shot_norm(const OneShotNormArgs& args, cudaStream_t stream) {
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {kNormClusterBlocks, 1, 1};
+namespace {
+
+// A launch of so many clusters; `attributes` has room for two.
+cudaLaunchConfig_t norm_config(int clusters, cudaStream_t stream,
+                               cudaLaunchAttribute (&attributes)[2]) {
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {kNormClusterBlocks, 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  // Blocks of rows that are not there would only come and go.
-  const auto clusters =
-      static_cast<unsigned>(args.work.rows < kNormClusters ? args.work.rows : kNormClusters);
-  config.gridDim = dim3(clusters * kNormClusterBlocks);
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kNormClusterBlocks));
   config.blockDim = dim3(kNormThreads);
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
+  return config;
+}
+
+}  // namespace
+
+bool one_shot_norm_runs_here() {
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = norm_config(kNormClusters, nullptr, attributes);
+  int clusters = 0;
+  const bool is_known =
+      cudaOccupancyMaxActiveClusters(&clusters, one_shot_norm_kernel, &config) == cudaSuccess;
+  (void)cudaGetLastError();
+  return is_known && clusters > 0;
+}
+
+cudaError_t launch_one_shot_norm(const OneShotNormArgs& args, cudaStream_t stream) {
+  const SumNorm& w = args.work;
+  const auto is_aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  if (!one_shot_norm_takes(w.rows, w.cols) || w.x_stride % 4 != 0 || w.out_stride % 4 != 0 ||
+      !is_aligned(w.y) || !is_aligned(w.x) || !is_aligned(w.weight) || !is_aligned(w.out)) {
+    return cudaErrorInvalidValue;
+  }
+  // Blocks of rows that are not there would only come and go.
+  const int clusters = w.rows < kNormClusters ? static_cast<int>(w.rows) : kNormClusters;
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = norm_config(clusters, stream, attributes);
   return cudaLaunchKernelEx(&config, one_shot_norm_kernel, args);
 }
 

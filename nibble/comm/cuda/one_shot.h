@@ -69,7 +69,11 @@ struct OneShotNormArgs {
   uint32_t* counters = nullptr;           // [kNormBlocks] this rank's, zeros at first
 };
 
-bool one_shot_norm_takes(const SumNorm& work);
+// The same on all ranks. Pointers of `work` are aligned to 16 bytes, strides multiples of 4.
+bool one_shot_norm_takes(int64_t rows, int64_t cols);
+
+// Whether this device runs clusters of such blocks.
+bool one_shot_norm_runs_here();
 
 // As launch_one_shot_sum; the sum's bits are its. The squares are added up in binary64.
 cudaError_t launch_one_shot_norm(const OneShotNormArgs& args, cudaStream_t stream);

@@ -30,7 +30,9 @@ void CpuKernels::perform_linear(const MatrixView& x, const LinearWeight& weight,
   const int64_t chunk = std::min(x.rows, kChunkTokens);
   float* const slices = activations_.reserve(*device_, slices_of(weight.cols) * kSliceCols * chunk);
   constexpr int64_t kGroupCols = int64_t{kGroupPanels} * kPanelRows;
-  reserve_thread_scratch(ScratchCursor::padded(weight_floats(chunk)) + 2 * chunk * kGroupCols);
+  const int64_t most_groups = tiles_ != nullptr ? 2 : 1;  // of a task
+  reserve_thread_scratch(ScratchCursor::padded(weight_floats(chunk)) +
+                         most_groups * chunk * kGroupCols);
 
   for (int64_t first = 0; first < x.rows; first += chunk) {
     const int64_t tokens = std::min(chunk, x.rows - first);
@@ -49,7 +51,7 @@ void CpuKernels::perform_linear(const MatrixView& x, const LinearWeight& weight,
     const auto multiply = [&](int64_t begin, int64_t end, int thread_id) {
       ScratchCursor scratch = thread_scratch(thread_id);
       float* const weights = scratch.take(weight_floats(chunk));
-      float* const c = scratch.take(2 * tokens * kGroupCols);
+      float* const c = scratch.take(most_groups * tokens * kGroupCols);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first_group = task * step;
         const int64_t num_groups = std::min(step, groups - first_group);

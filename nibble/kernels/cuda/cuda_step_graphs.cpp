@@ -3,13 +3,13 @@
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <map>
 #include <tuple>
 
 #include "nibble/base/log.h"
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/recorded_context.h"
 
 namespace nibble::cuda {
 namespace {
@@ -18,18 +18,6 @@ struct ExecDeleter {
   void operator()(cudaGraphExec_t exec) const { (void)cudaGraphExecDestroy(exec); }
 };
 using Exec = std::unique_ptr<CUgraphExec_st, ExecDeleter>;
-
-// Launches are laid out for the longest context of a batch, so each graph serves contexts up to a
-// bound: 1024, 4096, 16384, ...
-int64_t context_bound(const AttentionBatch& attention) {
-  int64_t longest = 1;
-  for (const AttentionSegment& segment : attention.segments) {
-    longest = std::max(longest, segment.first_position + segment.num_tokens);
-  }
-  int64_t bound = 1024;
-  while (bound < longest) bound *= 4;
-  return bound;
-}
 
 class CudaStepGraphs final : public StepGraphs {
  public:
@@ -42,7 +30,7 @@ class CudaStepGraphs final : public StepGraphs {
 
   void run(int kind, std::span<const int32_t> token_ids, const AttentionBatch& attention,
            const KvCacheView& cache, const std::function<void()>& work) override {
-    const int64_t bound = context_bound(attention);
+    const int64_t bound = recorded_context(attention);
     Entry& entry = entries_[{kind, attention.num_tokens, bound}];
     kernels_->set_context_bound(bound);
     // From here on every operation finds its inputs in place, so that none is sent from inside.

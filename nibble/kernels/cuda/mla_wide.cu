@@ -3,7 +3,7 @@
 //
 // Three warpgroups: one computes scores and the running softmax; two multiply the weights with the
 // left and the right half of the latents, 64 x 256 sums each in registers, and bring the next cache
-// entries to where they have just read. Tiles are passed on through mbarriers, so that the scores
+// entries (mla_wide_loader.cuh). Tiles are passed on through mbarriers, so that the scores
 // of one tile and the values of the one before are computed at the same time. Keys and values are
 // the same bytes in shared memory: nine blocks of 64 columns, 128 swizzled bytes a row.
 //
