@@ -174,19 +174,19 @@ TEST(Bf16Mla, AgreesWithTheReferenceForAll128Heads) {
 TEST(Bf16Mla, AgreesOverBlocksOfAnySizeAndRunsOfAnyLength) {
   ReferenceKernels reference;
   const auto cuda = make_host_side_cuda(1);
-  for (const int heads : {16, 32, 72}) {
+  for (const int heads : {16, 40}) {
     const MlaShape shape = real_mla_shape(heads);
     const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 41);
     const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
     const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
     for (const DType dtype : {DType::kBf16, DType::kF8E4m3}) {
       for (const int64_t block_size : {8, 24, 64}) {
-        const std::vector<int64_t> lengths = {2, 32, 34, 66, 98, 160, 226, 610, 701};
+        const std::vector<int64_t> lengths = {2, 32, 34, 66, 98, 160, 322};
         TestCache cache(dtype, shape.entry_size(), block_size, lengths);
         cache.fill(42);
         const auto tokens = static_cast<int64_t>(lengths.size());
         TestMatrix q = TestMatrix::random(tokens, shape.num_heads * shape.qk_head_dim(), 43);
-        // The expanded form has one run: up to 22 tiles behind each other.
+        // The expanded form has one run: up to 11 tiles behind each other.
         for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
           std::vector<AttentionSegment> segments;
           for (int64_t i = 0; i < tokens; ++i) {

@@ -237,7 +237,8 @@ cudaLaunchConfig_t norm_config(int clusters, cudaStream_t stream,
 
 bool one_shot_norm_runs_here() {
   cudaLaunchAttribute attributes[2] = {};
-  const cudaLaunchConfig_t config = norm_config(kNormClusters, nullptr, attributes);
+  cudaLaunchConfig_t config = norm_config(kNormClusters, nullptr, attributes);
+  config.numAttrs = 1;  // the cluster
   int clusters = 0;
   const bool is_known =
       cudaOccupancyMaxActiveClusters(&clusters, one_shot_norm_kernel, &config) == cudaSuccess;
