@@ -4,8 +4,8 @@
 // A block takes one token, 16 or 64 of its heads and a run of its positions. 64 positions at a time
 // come to shared memory (two buffers, the next one on its way) and serve twice: all 576 values as
 // keys, the first 512 as values. Scores, running maximum and weights in binary32; weights go to the
-// second product as BF16. Runs of one token are merged by a second kernel, always in one order. How a token's
-// positions fall into runs depends on their number and max_runs alone.
+// second product as BF16. Runs of one token are merged by a second kernel, always in one order. How
+// a token's positions fall into runs depends on their number and max_runs alone.
 //
 // Bound: with 16 heads, the bytes of the cache; with 128, shared memory's bandwidth: each fragment
 // is read by mma.sync's ldmatrix, 0.6 MB for 64 x 64. On Hopper mla_wide.cu takes more than 16

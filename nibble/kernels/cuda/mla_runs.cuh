@@ -14,7 +14,7 @@ constexpr int kRank = 512;
 constexpr int kRope = 64;
 constexpr int kEntry = kRank + kRope;
 constexpr int kRowBytes = 2 * kEntry;
-constexpr int kRunTile = 64;        // runs are multiples of it
+constexpr int kRunTile = 64;       // runs are multiples of it
 constexpr int kRunPositions = 64;  // at least, where there are several runs
 constexpr float kLog2E = 1.4426950408889634f;
 
