@@ -109,13 +109,15 @@ void add_server_settings(std::vector<ServeSetting>& s) {
                "Write prompts and outputs to the log",
                "",
                boolean([](Options& o, bool v) { o.service.log_prompts = v; })});
-  s.push_back({"dry_run",
-               {},
-               {},
-               kServer,
-               "Print the effective configuration and the memory plan; 0 if it fits, 1 if not",
-               "",
-               boolean([](Options& o, bool v) { o.dry_run = v; })});
+  s.push_back(
+      {"dry_run",
+       {},
+       {},
+       kServer,
+       "Print the effective configuration and the memory plan; 0 if it fits, 1 if not, 2 for a "
+       "split that the model does not allow",
+       "",
+       boolean([](Options& o, bool v) { o.dry_run = v; })});
 }
 
 void add_model_settings(std::vector<ServeSetting>& s) {
@@ -567,6 +569,11 @@ Status check_serve_options(ServeOptions* options) {
   if (o.engine.num_drafts == 0 && !o.speculative_decoding_type.empty()) o.engine.num_drafts = 1;
   if (o.engine.num_drafts > 0) NIBBLE_TRY(validate(o.engine.draft, o.engine.num_drafts));
   const auto& recorded = o.engine.cuda_graph_batch_sizes;
+  if (o.cuda_graph_max_batch_size && recorded.empty()) {
+    o.notes.push_back(
+        "cuda_graph_config.max_batch_size has no effect without batch_sizes: sizes are recorded as "
+        "they come, up to max_batch_size");
+  }
   if (o.cuda_graph_max_batch_size && !recorded.empty() &&
       *std::max_element(recorded.begin(), recorded.end()) != *o.cuda_graph_max_batch_size) {
     return invalid_argument(fmt::format(

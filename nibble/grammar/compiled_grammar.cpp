@@ -17,7 +17,10 @@ constexpr size_t kMaxStates = 100000;
 // more are kept next time.
 constexpr int64_t kMinMasksInEpoch = 20000;
 constexpr size_t kMaxMasks = 1024;
-constexpr size_t kMaxPlaces = 100000;  // of one state; what is more ambiguous is dead
+// Places where an ambiguous text may be: of one state, and of all, each of which takes some 50
+// bytes. What is more ambiguous is dead; from half of them on states are forgotten between masks.
+constexpr size_t kMaxPlaces = 10000;
+constexpr size_t kMaxAllPlaces = 4'000'000;
 
 constexpr size_t kWideByteSet = 64;  // a character of a string, not of a key or number
 constexpr int64_t kMinTokensSaved = 4096;
@@ -57,6 +60,7 @@ void CompiledGrammar::find_byte_classes() {
 void CompiledGrammar::reset() {
   ++epoch_;
   masks_in_epoch_ = 0;
+  num_places_ = 0;
   states_.clear();
   state_ids_.clear();
   frames_.clear();
@@ -99,8 +103,9 @@ bool CompiledGrammar::fill_mask(State state, TokenMask* mask) {
   *mask = mask_of(state.id);
   // Only between two operations, so that no walk loses its states.
   ++masks_in_epoch_;
-  if (states_.size() > max_states_) {
-    if (masks_in_epoch_ < kMinMasksInEpoch) max_states_ *= 2;
+  const bool is_ambiguous = num_places_ > kMaxAllPlaces / 2;
+  if (states_.size() > max_states_ || is_ambiguous) {
+    if (!is_ambiguous && masks_in_epoch_ < kMinMasksInEpoch) max_states_ *= 2;
     reset();
     ++statistics_.times_forgotten;
   }
@@ -146,7 +151,7 @@ int32_t CompiledGrammar::close_and_intern(std::vector<Place> work) {
     const uint64_t key =
         uint64_t{static_cast<uint32_t>(place.node)} << 32 | static_cast<uint32_t>(place.stack);
     if (!seen.insert(key).second) continue;
-    if (seen.size() > kMaxPlaces) return kDead;
+    if (seen.size() > kMaxPlaces || num_places_ > kMaxAllPlaces) return kDead;
     switch (node.kind) {
       case Kind::kFail:
         break;
@@ -195,7 +200,10 @@ int32_t CompiledGrammar::intern(StateData state) {
   }
   const auto [found, is_new] =
       state_ids_.try_emplace(std::move(key), static_cast<int32_t>(states_.size()));
-  if (is_new) states_.push_back(std::move(state));
+  if (is_new) {
+    num_places_ += state.places.size();
+    states_.push_back(std::move(state));
+  }
   return found->second;
 }
 

@@ -128,6 +128,7 @@ class CompiledGrammar {
   int64_t epoch_ = 0;
   size_t max_states_;
   int64_t masks_in_epoch_ = 0;
+  size_t num_places_ = 0;  // of all states
   std::vector<StateData> states_;
   std::unordered_map<std::vector<int64_t>, int32_t, PlacesHash> state_ids_;
   std::vector<Frame> frames_;

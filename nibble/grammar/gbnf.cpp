@@ -185,8 +185,16 @@ class GbnfParser {
           fmt::format("grammar: line {}: matching whole tokens is not supported", line()));
     }
     const std::string_view called = name();
-    if (called.empty()) return malformed(fmt::format("'{}' is not expected here", peek()));
-    out->push_back({.kind = GbnfNode::Kind::kRule, .rule = rule_id(called)});
+    if (called.empty()) {
+      if (done()) return malformed("the text ends where an item is expected");
+      const auto byte = static_cast<uint8_t>(peek());
+      return malformed(byte > 0x20 && byte < 0x7F
+                           ? fmt::format("'{}' is not expected here", peek())
+                           : fmt::format("byte 0x{:02x} is not expected here", byte));
+    }
+    const int32_t rule = rule_id(called);
+    if (rules_.size() > kMaxRules) return malformed("there are more than 4096 rules");
+    out->push_back({.kind = GbnfNode::Kind::kRule, .rule = rule});
     return {};
   }
 
@@ -248,7 +256,7 @@ class GbnfParser {
 
   Result<CodePointSet> bracket() {
     const bool negated = take("^");
-    CodePointSet set;
+    std::vector<std::pair<uint32_t, uint32_t>> ranges;
     while (!take("]")) {
       if (done()) return malformed("'[' without ']'");
       const uint32_t first = NIBBLE_TRY(character());
@@ -258,8 +266,9 @@ class GbnfParser {
         last = NIBBLE_TRY(character());
       }
       if (last < first) return malformed("a range with its ends swapped");
-      set.add(first, last);
+      ranges.emplace_back(first, last);
     }
+    CodePointSet set(std::move(ranges));
     return negated ? set.complement() : set;
   }
 

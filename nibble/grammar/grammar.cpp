@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <span>
 
 #include "nibble/base/check.h"
@@ -125,15 +126,23 @@ bool explore(const Grammar& grammar, const std::vector<bool>& nullable, int32_t 
   return ends;
 }
 
-Beginnings beginnings(const Grammar& grammar) {
+// Rules that match nothing at all, and what each can begin with. Rules are looked at forwards and
+// backwards in turn, so that a chain of them takes two passes in either order. None where too many
+// passes would be needed.
+std::optional<Beginnings> beginnings(const Grammar& grammar) {
+  constexpr size_t kMostVisits = 200'000'000;  // of nodes, a second or two
   Beginnings result;
   result.nullable.resize(grammar.rules.size());
   std::vector<int32_t> seen(grammar.nodes.size(), -1);
   int32_t mark = 0;
+  const size_t num_rules = grammar.rules.size();
+  size_t passes = 0;
   for (bool changed = true; changed;) {
     changed = false;
-    result.first_rules.assign(grammar.rules.size(), {});
-    for (size_t rule = 0; rule < grammar.rules.size(); ++rule) {
+    result.first_rules.assign(num_rules, {});
+    if (++passes > 4 && passes * grammar.nodes.size() > kMostVisits) return std::nullopt;
+    for (size_t i = 0; i < num_rules; ++i) {
+      const size_t rule = passes % 2 == 1 ? i : num_rules - 1 - i;
       const bool ends = explore(grammar, result.nullable, grammar.rules[rule],
                                 result.first_rules[rule], seen, mark++);
       if (ends && !result.nullable[rule]) {
@@ -294,12 +303,15 @@ Result<Grammar> GrammarBuilder::build() && {
     }
     if (!good[i]) node = {Kind::kFail, 0, 0};
   }
-  const Beginnings found = beginnings(grammar_);
-  if (has_left_recursion(found)) {
+  const std::optional<Beginnings> found = beginnings(grammar_);
+  if (!found) {
+    return invalid_argument("the structure has too many rules that may be empty");
+  }
+  if (has_left_recursion(*found)) {
     return invalid_argument("the structure refers to itself with nothing in between");
   }
   for (const GrammarRepeat& repeat : grammar_.repeats) {
-    NIBBLE_CHECK(!found.nullable[at(repeat.rule)]);
+    NIBBLE_CHECK(!found->nullable[at(repeat.rule)]);
   }
   return std::move(grammar_);
 }

@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+
 #include "nibble/grammar/compile_guided.h"
 #include "nibble/grammar/json_grammar.h"
 #include "nibble/grammar/structured_output.h"
@@ -194,6 +196,59 @@ TEST(Guided, BadGbnfIsRefusedWithItsLine) {
       gbnf_of("root ::= " + std::string(100, '(') + "\"a\"" + std::string(100, ')')));
   ASSERT_FALSE(deep.has_value());
   EXPECT_THAT(deep.error().message, HasSubstr("nested deeper"));
+}
+
+// What a request may bring must not take the engine's time.
+TEST(Guided, LargeGbnfIsReadInTimeOfItsSize) {
+  const auto begin = std::chrono::steady_clock::now();
+  std::string points;  // every second one
+  for (uint32_t point = 0x4E00; point < 0x9E00; point += 2) {
+    points += static_cast<char>(0xE0 | point >> 12);
+    points += static_cast<char>(0x80 | (point >> 6 & 0x3F));
+    points += static_cast<char>(0x80 | (point & 0x3F));
+  }
+  EXPECT_TRUE(guided_grammar(gbnf_of("root ::= [" + points + "]")).has_value());
+
+  std::string names = "root ::=";
+  for (int i = 0; i < 30000; ++i) names += " r" + std::to_string(i);
+  const auto many = guided_grammar(gbnf_of(names));
+  ASSERT_FALSE(many.has_value());
+  EXPECT_THAT(many.error().message, HasSubstr("more than 4096 rules"));
+
+  // Every rule may be empty because the next one may, with a long one to look through each time.
+  for (const bool forwards : {true, false}) {
+    std::string chain = "root ::= r0 \"x\"\nbig ::= ((e?){300}){300}\ne ::= \"\"\n";
+    for (int i = 0; i < 4000; ++i) {
+      const int rule = forwards ? i : 3999 - i;
+      chain += "r" + std::to_string(rule) +
+               " ::= " + (rule == 3999 ? "big" : "r" + std::to_string(rule + 1)) + "\n";
+    }
+    const auto grammar = guided_grammar(gbnf_of(chain));
+    EXPECT_TRUE(grammar.has_value()) << grammar.error().message;
+  }
+  // Not a measurement: seconds to minutes where these were not looked after.
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));
+}
+
+// A text of n letters stands in 2^n places here.
+TEST(Guided, AnAmbiguousGrammarComesToAnEnd) {
+  std::string text = "root ::= \"\"";
+  for (char c = 'a'; c <= 'z'; ++c) {
+    text += std::string(" | \"") + c + "\" root \"b\" | \"" + c + "\" root \"c\"";
+  }
+  const auto grammar = compiled(gbnf_of(text), byte_trie());
+  std::string read;
+  TokenMask mask(byte_trie()->vocab_size());
+  bool is_dead = false;
+  while (read.size() < 40 && !is_dead) {
+    read += 'a';
+    const auto walk = grammar->advance(grammar->start(), read);
+    ASSERT_FALSE(walk.is_stale);
+    is_dead = walk.state.id == CompiledGrammar::kDead;
+    ASSERT_TRUE(grammar->fill_mask(walk.state, &mask));
+  }
+  EXPECT_TRUE(is_dead);  // too ambiguous to go on with
+  EXPECT_LT(read.size(), 20U);
 }
 
 TEST(GuidedCache, KeepsTheLatestAndTellsRequestsApart) {
