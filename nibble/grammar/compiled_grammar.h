@@ -77,7 +77,8 @@ class CompiledGrammar {
   struct Place {
     int32_t node = 0;  // of kind kBytes
     int32_t stack = 0;
-    friend auto operator<=>(const Place&, const Place&) = default;
+    friend auto operator<=>(const Place&, const Place&) =
+        default;  // NOLINT(modernize-use-nullptr): of the spaceship itself
   };
   struct StateData {
     std::vector<Place> places;
