@@ -26,6 +26,7 @@ namespace nibble::bench {
 namespace {
 
 constexpr int kSamples = 9;
+constexpr int kRepeats = 20;  // of a collective in a graph
 constexpr int64_t kBlockSize = 64;
 constexpr int64_t kHidden = 7168;
 
@@ -105,6 +106,8 @@ class Rank {
     std::fflush(stdout);
   }
   double time(const std::function<void()>& work, bool as_graph);
+  // Of one of kRepeats in a graph.
+  double repeat(const std::function<void()>& work);
   void decode(const ModelConfig& config, const R1Model& model, int64_t batch, int64_t context,
               int64_t query_tokens);
   void prefill(const ModelConfig& config, const R1Model& model, int64_t tokens);
@@ -172,9 +175,15 @@ double Rank::time(const std::function<void()>& work, bool as_graph) {
   return team_.slowest(rank_, times[times.size() / 2]);
 }
 
+double Rank::repeat(const std::function<void()>& work) {
+  const auto all = [&] {
+    for (int i = 0; i < kRepeats; ++i) work();
+  };
+  return time(all, true) / kRepeats;
+}
+
 // Sums of rows of 7168 binary32 values, checked first; 20 of them in a graph.
 void Rank::collectives() {
-  constexpr int kRepeats = 20;
   const Buffer x = or_exit(device().allocate(size_t{2048} * kHidden * sizeof(float)));
   const Buffer y = or_exit(device().allocate(size_t{2048} * kHidden * sizeof(float)));
   print("\ncollectives of {} GPUs, rows of 7168 binary32 values, us each in a graph of {}\n",
@@ -191,14 +200,6 @@ void Rank::collectives() {
         if (value != expected) fail(fmt::format("a sum is {}, not {}", value, expected));
       }
     }
-    const auto repeat = [&](const std::function<void()>& work) {
-      return time(
-                 [&] {
-                   for (int i = 0; i < kRepeats; ++i) work();
-                 },
-                 true) /
-             kRepeats;
-    };
     const double ours = repeat([&] { comm_->all_reduce_sum(x.as<float>(), count); });
     const double nccl = repeat([&] { nccl_->all_reduce_sum(x.as<float>(), count); });
     const std::vector<size_t> bytes(static_cast<size_t>(team_.size),
@@ -218,7 +219,6 @@ void Rank::collectives() {
 // A sublayer's parts added up, added to the residual stream and normed: in one kernel, and as a sum
 // and a norm. The stream must get the same bits, the norm may differ in the last one.
 void Rank::sums_with_norms() {
-  constexpr int kRepeats = 20;
   constexpr int64_t kMostRows = 32;
   constexpr int64_t kCount = kMostRows * kHidden;
   std::vector<float> stream(kCount);
@@ -279,14 +279,6 @@ void Rank::sums_with_norms() {
           std::max(largest, std::abs(static_cast<double>(one[i]) - static_cast<double>(two[i])));
     }
     if (!(largest < 4e-6)) fail(fmt::format("norms differ by {}", largest));
-    const auto repeat = [&](const std::function<void()>& work) {
-      return time(
-                 [&] {
-                   for (int i = 0; i < kRepeats; ++i) work();
-                 },
-                 true) /
-             kRepeats;
-    };
     print("{:>5} rows {:>9} bytes: one kernel {:8.1f}, a sum and a norm {:8.1f}\n", rows,
           rows * kHidden * 4, repeat(as_one), repeat(as_two));
   }

@@ -11,30 +11,67 @@
 #include "nibble/checkpoint/open_source.h"
 #include "nibble/checkpoint/quant_config.h"
 #include "nibble/engine/draft_policy.h"
+#include "nibble/engine/expert_options.h"
 #include "nibble/engine/kv_cache.h"
 #include "nibble/kernels/registry.h"
 #include "nibble/model/shard.h"
+#include "nibble/offload/expert_file.h"
+#include "nibble/offload/expert_preset.h"
+#include "nibble/offload/tuner.h"
 
 namespace nibble {
 namespace {
 
-// Of this rank, or of the host. Routed experts in tiers count with the memory that they may take.
-uint64_t weight_bytes(const CheckpointSource& source, const ModelConfig& config,
-                      const ModelOptions& options, bool on_host) {
-  const std::string mtp = fmt::format("model.layers.{}.", config.num_hidden_layers);
-  uint64_t experts = 0;
+// Of this rank, or of the host.
+struct WeightBytes {
+  uint64_t experts = 0;  // routed
   uint64_t others = 0;
+};
+
+// A packed folder has its experts in a file of their own.
+Result<WeightBytes> stored_weights(const std::filesystem::path& directory,
+                                   const CheckpointSource& source, const ModelConfig& config,
+                                   const ModelOptions& options) {
+  WeightBytes bytes;
+  const std::string mtp = fmt::format("model.layers.{}.", config.num_hidden_layers);
   for (const TensorInfo& tensor : source.tensors()) {
     if (!options.load_mtp && tensor.name.starts_with(mtp)) continue;
     const bool is_expert = tensor.name.find(".mlp.experts.") != std::string::npos;
-    (is_expert ? experts : others) +=
+    (is_expert ? bytes.experts : bytes.others) +=
         static_cast<uint64_t>(tensor.shape.num_elements()) * dtype_size(tensor.dtype);
   }
+  if (has_packed_experts(directory)) {
+    const ExpertFile file = NIBBLE_TRY(ExpertFile::open(directory / kExpertFileName));
+    for (const ExpertIndexEntry& entry : file.index()) {
+      if (options.load_mtp || entry.layer != config.num_hidden_layers) bytes.experts += entry.bytes;
+    }
+  }
+  return bytes;
+}
+
+// Routed experts in tiers count with the memory that they may take (expert_options.cpp).
+Result<uint64_t> weight_bytes(const std::filesystem::path& directory,
+                              const CheckpointSource& source, const ModelConfig& config,
+                              const ModelOptions& options, bool on_host,
+                              const DeviceMemory& memory) {
+  const WeightBytes stored = NIBBLE_TRY(stored_weights(directory, source, config, options));
   const auto ranks = static_cast<uint64_t>(on_host ? 1 : std::max(1, options.shard.tp_size));
-  experts /= ranks;
-  const std::optional<uint64_t> limit =
-      on_host ? options.experts.memory_bytes : options.experts.gpu_memory_bytes;
-  return std::min(experts, limit.value_or(experts)) + others / ranks;
+  const uint64_t experts = stored.experts / ranks;
+  const uint64_t others = stored.others / ranks;
+  OffloadTuning tuning;
+  if (has_packed_experts(directory)) tuning = NIBBLE_TRY(load_tuning(directory));
+  uint64_t limit = experts;
+  if (on_host) {
+    limit = options.experts.memory_bytes.value_or(tuning.expert_memory.value_or(experts));
+  } else if (wants_tiers(directory, options.experts)) {
+    const ExpertPreset preset =
+        options.experts.preset.value_or(tuning.preset.value_or(ExpertPreset::kBalanced));
+    const double free =
+        static_cast<double>(memory.free_bytes - std::min(memory.free_bytes, others));
+    limit = options.experts.gpu_memory_bytes.value_or(
+        static_cast<uint64_t>(preset_values(preset).share_of_free * free));
+  }
+  return std::min(experts, limit) + others;
 }
 
 Status too_little(const ServeMemoryPlan& plan, const ServeOptions& options) {
@@ -82,7 +119,8 @@ Result<ServeMemoryPlan> plan_serve_memory(const std::filesystem::path& directory
   plan.device = device.name();
   plan.total_bytes = memory.total_bytes;
   plan.available_bytes = memory.free_bytes;
-  plan.weight_bytes = weight_bytes(source, config, model, device.is_host());
+  plan.weight_bytes =
+      NIBBLE_TRY(weight_bytes(directory, source, config, model, device.is_host(), memory));
   const EngineOptions& engine = options.engine;
   const DType dtype = engine.kv_cache_dtype.value_or(
       quantization.kv_cache_quant_algo == "FP8" ? DType::kF8E4m3 : DType::kBf16);

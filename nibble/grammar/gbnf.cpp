@@ -11,6 +11,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/text.h"
 #include "nibble/grammar/code_points.h"
+#include "nibble/grammar/tree_emitter.h"
 
 namespace nibble {
 namespace {
@@ -19,7 +20,6 @@ constexpr size_t kMaxBytes = 256 << 10;
 constexpr size_t kMaxRules = 4096;
 constexpr int kMaxDepth = 64;
 constexpr int64_t kMaxCount = 1000;
-constexpr int64_t kMaxEmitted = 1'000'000;
 
 struct GbnfNode {
   enum class Kind { kSet, kRule, kConcat, kAlternatives, kRepeat };
@@ -335,51 +335,28 @@ class GbnfEmitter {
   explicit GbnfEmitter(GrammarBuilder& builder) : builder_(builder) {}
 
   Result<int32_t> emit(const GbnfNode& node, int32_t next) {
-    // Nested repetitions multiply, also those of nothing, which add no nodes.
     if (builder_.too_large() || ++num_emitted_ > kMaxEmitted) {
       return invalid_argument("grammar: its repetitions are too large");
     }
+    const auto emit_child = [this](const GbnfNode& child, int32_t behind) {
+      return emit(child, behind);
+    };
     switch (node.kind) {
       case GbnfNode::Kind::kSet:
         return utf8_node(builder_, node.set, next);
       case GbnfNode::Kind::kRule:
         return builder_.call(node.rule, next);
       case GbnfNode::Kind::kConcat:
-        for (size_t i = node.children.size(); i > 0; --i) {
-          next = NIBBLE_TRY(emit(node.children[i - 1], next));
-        }
-        return next;
-      case GbnfNode::Kind::kAlternatives: {
-        std::vector<int32_t> firsts;
-        for (const GbnfNode& child : node.children) {
-          firsts.push_back(NIBBLE_TRY(emit(child, next)));
-        }
-        return builder_.any_of(firsts);
-      }
+        return emit_concat(node, next, emit_child);
+      case GbnfNode::Kind::kAlternatives:
+        return emit_alternatives(builder_, node, next, emit_child);
       case GbnfNode::Kind::kRepeat:
-        return repeat(node, next);
+        return emit_repeat(builder_, node, next, emit_child);
     }
     return next;
   }
 
  private:
-  Result<int32_t> repeat(const GbnfNode& node, int32_t next) {
-    const GbnfNode& child = node.children.front();
-    int32_t first = next;
-    if (node.max == kUnbounded) {
-      first = builder_.loop();
-      const int32_t body = NIBBLE_TRY(emit(child, first));
-      builder_.close_loop(first, body, next);
-    } else {
-      for (int64_t i = node.min; i < node.max; ++i) {
-        const int32_t body = NIBBLE_TRY(emit(child, first));
-        first = builder_.split(body, next);
-      }
-    }
-    for (int64_t i = 0; i < node.min; ++i) first = NIBBLE_TRY(emit(child, first));
-    return first;
-  }
-
   GrammarBuilder& builder_;
   int64_t num_emitted_ = 0;
 };

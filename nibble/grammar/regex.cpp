@@ -8,6 +8,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/text.h"
 #include "nibble/grammar/code_points.h"
+#include "nibble/grammar/tree_emitter.h"
 
 namespace nibble {
 namespace {
@@ -236,7 +237,7 @@ class RegexParser {
   // Behind '['.
   Result<CodePointSet> bracket() {
     const bool negated = take("^");
-    CodePointSet set;
+    std::vector<std::pair<uint32_t, uint32_t>> ranges;
     for (;;) {
       if (done()) return malformed("'[' without ']'");
       if (take("]")) break;
@@ -244,7 +245,7 @@ class RegexParser {
       const CodePointSet first = NIBBLE_TRY(bracket_item());
       const bool is_range = peek_is("-") && at_ + 1 < pattern_.size() && pattern_[at_ + 1] != ']';
       if (!is_range) {
-        set.add(first);
+        ranges.insert(ranges.end(), first.ranges().begin(), first.ranges().end());
         continue;
       }
       ++at_;
@@ -252,8 +253,9 @@ class RegexParser {
       const auto from = single_of(first);
       const auto to = single_of(last);
       if (!from || !to || *from > *to) return malformed("a range that isn't one");
-      set.add(*from, *to);
+      ranges.emplace_back(*from, *to);
     }
+    CodePointSet set(std::move(ranges));
     return negated ? set.complement() : set;
   }
 
@@ -281,29 +283,22 @@ class RegexEmitter {
 
   // Errors: kUnsupported for an anchor that is left.
   Result<int32_t> emit(const RegexNode& node, int32_t next) {
-    // Nested repetitions multiply, also those of nothing, which add no nodes.
     if (builder_.too_large() || ++num_emitted_ > kMaxEmitted) {
       return invalid_argument("regex: its repetitions are too large");
     }
+    const auto emit_child = [this](const RegexNode& child, int32_t behind) {
+      return emit(child, behind);
+    };
     switch (node.kind) {
       case RegexNode::Kind::kSet:
         return target_ == RegexTarget::kText ? utf8_node(builder_, node.set, next)
                                              : json_char_node(builder_, node.set, next);
-      case RegexNode::Kind::kConcat: {
-        for (size_t i = node.children.size(); i > 0; --i) {
-          next = NIBBLE_TRY(emit(node.children[i - 1], next));
-        }
-        return next;
-      }
-      case RegexNode::Kind::kAlternatives: {
-        std::vector<int32_t> firsts;
-        for (const RegexNode& child : node.children) {
-          firsts.push_back(NIBBLE_TRY(emit(child, next)));
-        }
-        return builder_.any_of(firsts);
-      }
+      case RegexNode::Kind::kConcat:
+        return emit_concat(node, next, emit_child);
+      case RegexNode::Kind::kAlternatives:
+        return emit_alternatives(builder_, node, next, emit_child);
       case RegexNode::Kind::kRepeat:
-        return repeat(node, next);
+        return emit_repeat(builder_, node, next, emit_child);
       case RegexNode::Kind::kBegin:
       case RegexNode::Kind::kEnd:
         return unsupported(
@@ -319,25 +314,6 @@ class RegexEmitter {
   }
 
  private:
-  Result<int32_t> repeat(const RegexNode& node, int32_t next) {
-    const RegexNode& child = node.children.front();
-    int32_t first = next;
-    if (node.max == kUnbounded) {
-      first = builder_.loop();
-      const int32_t body = NIBBLE_TRY(emit(child, first));
-      builder_.close_loop(first, body, next);
-    } else {
-      for (int64_t i = node.min; i < node.max; ++i) {
-        const int32_t body = NIBBLE_TRY(emit(child, first));
-        first = builder_.split(body, next);
-      }
-    }
-    for (int64_t i = 0; i < node.min; ++i) first = NIBBLE_TRY(emit(child, first));
-    return first;
-  }
-
-  static constexpr int64_t kMaxEmitted = 1'000'000;
-
   GrammarBuilder& builder_;
   RegexTarget target_;
   int64_t num_emitted_ = 0;

@@ -54,6 +54,23 @@ const std::string& right_answer() {
   return text;
 }
 
+// Its experts are in a file of their own.
+TEST(PackCommand, TheServersMemoryPlanCountsPackedExperts) {
+  const auto weights = [](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"serve", packed_demo_folder().model(), "--dry_run"});
+    const ProgramRun run = run_nibble(arguments);
+    const auto json = nlohmann::json::parse(run.out, nullptr, false);
+    return json["memory_plan"]["weight_bytes"].get<int64_t>();
+  };
+  const int64_t all = weights({});
+  const int64_t few = weights({"--expert_memory", "1000000"});
+  EXPECT_GT(all, 25'000'000);  // as the folder it was made from: about 27 MB
+  EXPECT_LT(all, 36'000'000);
+  const int64_t more = weights({"--expert_memory", "3000000"});
+  EXPECT_EQ(more - few, 2'000'000);
+  EXPECT_LT(more, all);
+}
+
 TEST(PackCommand, MakesAFolderThatRunsLikeTheModel) {
   const PackedDemo& demo = packed_demo_folder();
   ASSERT_EQ(demo.packed.exit_code, 0) << demo.packed.err;

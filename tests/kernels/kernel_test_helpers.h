@@ -10,6 +10,8 @@
 
 namespace nibble {
 
+inline constexpr LinearFormat kAllFormats[] = {LinearFormat::kF32, LinearFormat::kBf16,
+                                               LinearFormat::kFp8Block, LinearFormat::kNvfp4};
 inline constexpr ActivationFormat kAsIs = ActivationFormat::kUnquantized;
 inline constexpr ActivationFormat kW4A4 = ActivationFormat::kNvfp4;
 
