@@ -1,4 +1,6 @@
 // What two GPUs of one host do together. Skipped where there is one.
+#include "tests/cuda/two_gpus.h"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -12,13 +14,6 @@
 
 namespace nibble {
 namespace {
-
-class TwoGpus : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (num_cuda_devices() < 2) GTEST_SKIP() << "needs two GPUs";
-  }
-};
 
 // A sum, a residual add and a norm of one size.
 struct SumNormCase {
@@ -101,6 +96,7 @@ void check_sum_norm(Device& device, Communicator& comm, const SumNormCase& c, un
 TEST_F(TwoGpus, ASumWithANormIsThatOfTheHost) {
   auto hosts = thread_communicators(2);
   std::vector<std::thread> ranks;
+  ranks.reserve(hosts.size());
   for (int r = 0; r < 2; ++r) {
     ranks.emplace_back([&, r] {
       Communicator& host = *hosts[static_cast<size_t>(r)];
@@ -129,8 +125,9 @@ TEST_F(TwoGpus, ASumWithANormIsThatOfTheHost) {
   for (std::thread& rank : ranks) rank.join();
 }
 
-// More requests on one rank than on the other, so that recorded passes are filled up.
-TEST_F(TwoGpus, RecordedAttentionDataParallelGivesTheGreedyTexts) {
+// Steps of decoding are recorded. With attention data parallel one rank has more requests than the
+// other at times, so that its passes are filled up.
+TEST_F(TwoGpus, GreedyTextsAreTheReferences) {
   std::vector<Request> requests;
   std::vector<std::vector<int32_t>> want;
   const auto prompts = testing::reference_prompts();
@@ -143,18 +140,23 @@ TEST_F(TwoGpus, RecordedAttentionDataParallelGivesTheGreedyTexts) {
     requests.push_back(std::move(request));
     want.push_back(prompt.greedy);
   }
-  for (const int64_t drafts : {0, 3}) {
-    ModelOptions model_options;
-    model_options.backend = "cuda";
-    model_options.shard = {0, 2, 2, true};
-    RankThreads ranks(testing::demo_checkpoint(), model_options);
-    const auto model = LoadedModel::load(testing::demo_checkpoint(), ranks.model_options()).value();
-    EngineOptions options;
-    options.num_drafts = drafts;
-    const auto engine = Engine::create(*model, options).value();
-    const testing::ParallelRun run = testing::run_requests(*engine, requests);
-    EXPECT_EQ(run.token_ids, want) << drafts << " drafts";
-    EXPECT_GT(run.stats.graphs.num_replayed, 0) << drafts << " drafts";
+  for (const Shard& shard : {Shard{0, 2, 1, false}, {0, 2, 2, false}, {0, 2, 2, true}}) {
+    for (const int64_t drafts : {0, 1, 3}) {
+      SCOPED_TRACE(::testing::Message() << "ep " << shard.ep_size << " dp "
+                                        << shard.enable_attention_dp << " drafts " << drafts);
+      ModelOptions model_options;
+      model_options.backend = "cuda";
+      model_options.shard = shard;
+      RankThreads ranks(testing::demo_checkpoint(), model_options);
+      const auto model =
+          LoadedModel::load(testing::demo_checkpoint(), ranks.model_options()).value();
+      EngineOptions options;
+      options.num_drafts = drafts;
+      const auto engine = Engine::create(*model, options).value();
+      const testing::ParallelRun run = testing::run_requests(*engine, requests);
+      EXPECT_EQ(run.token_ids, want);
+      EXPECT_GT(run.stats.graphs.num_replayed, 0);
+    }
   }
 }
 
