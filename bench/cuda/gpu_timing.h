@@ -76,7 +76,8 @@ struct RanksOptions {
   bool enable_attention_dp = false;
   int dense_layers = 3;
   int moe_layers = 58;
-  bool alone = false;  // rank 0 without the others, on one GPU
+  bool alone = false;     // rank 0 without the others, on one GPU
+  bool dispatch = false;  // nothing but both ways of tokens to the experts of other ranks
 };
 void bench_ranks(const RanksOptions& options);
 

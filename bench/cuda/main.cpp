@@ -4,6 +4,9 @@
 // bench_cuda ranks:TP:EP:DP:DENSE:MOE ...: R1 on TP GPUs with EP expert groups, with (DP 1) or
 // without (0) attention data parallel, DENSE and MOE layers of it; ranks:4:1:0:3:58 is all of R1.
 //
+// bench_cuda dispatch:TP:EP:MOE: passes over prompts with attention data parallel through MOE
+// layers, tokens gathered and sent to their experts alone (--all2all-backend), by number of tokens.
+//
 // bench_cuda engine:TP:EP:DP:DENSE:MOE:DRAFTS:LENGTH:IN:OUT:BATCH,BATCH,...: the same through the
 // whole engine, 2 x BATCH requests of IN + OUT tokens a row; with DRAFTS an acceptance of LENGTH
 // tokens is forced. engine:4:1:0:3:58:3:2.8:1024:128:1,8,32 is all of R1. Run it in the repository:
@@ -73,6 +76,11 @@ int main(int argc, char** argv) {
                     &attention_dp, &ranks.dense_layers, &ranks.moe_layers) == 6) {
       ranks.alone = std::string_view(kind) == "alone";
       ranks.enable_attention_dp = attention_dp != 0;
+      nibble::bench::bench_ranks(ranks);
+    } else if (std::sscanf(part.c_str(), "dispatch:%d:%d:%d", &ranks.tp_size, &ranks.ep_size,
+                           &ranks.moe_layers) == 3) {
+      ranks.dense_layers = 0;
+      ranks.enable_attention_dp = ranks.dispatch = true;
       nibble::bench::bench_ranks(ranks);
     } else if (const auto engine = engine_options(part)) {
       nibble::bench::bench_engine(*engine);

@@ -111,6 +111,7 @@ class Rank {
   void decode(const ModelConfig& config, const R1Model& model, int64_t batch, int64_t context,
               int64_t query_tokens);
   void prefill(const ModelConfig& config, const R1Model& model, int64_t tokens);
+  void dispatches(const ModelConfig& config, R1Model& model);
   std::vector<int64_t> tokens_of_ranks(int64_t sequences, int64_t each) const;
 
   Team& team_;
@@ -424,6 +425,43 @@ void Rank::prefill(const ModelConfig& config, const R1Model& model, int64_t toke
         dp ? " on each rank" : "", kChunk, us / 1000, static_cast<double>(all) * 1e6 / us);
 }
 
+// Passes over prompts of many lengths, as many tokens on each rank: all tokens gathered, and each
+// one sent to the ranks that hold one of its experts.
+void Rank::dispatches(const ModelConfig& config, R1Model& model) {
+  constexpr int64_t kMostTokens = 4096;
+  Shard& shard = model.weights().shard;
+  Workspace workspace = or_exit(Workspace::create(config, *kernels_, kMostTokens, shard));
+  std::vector<int32_t> table(kMostTokens / kBlockSize);
+  std::iota(table.begin(), table.end(), 0);
+  std::mt19937 rng(7 + static_cast<unsigned>(rank_));
+  std::vector<int32_t> ids(kMostTokens);
+  for (int32_t& id : ids) id = static_cast<int32_t>(rng() % 129280);
+  print("tokens of each rank: us a MoE layer gathered, sent, difference (passes launched)\n");
+  for (int64_t tokens = kMostTokens; tokens >= 16; tokens /= 2) {
+    const std::vector<int64_t> of_ranks(static_cast<size_t>(team_.size), tokens);
+    const std::vector<AttentionSegment> segments = {
+        {0, tokens, 0, table.data(), MlaForm::kExpanded}};
+    Batch batch{std::span<const int32_t>(ids).first(static_cast<size_t>(tokens)),
+                AttentionBatch{tokens, segments}};
+    batch.tokens_of_ranks = of_ranks;
+    double of_layer[2] = {};
+    for (const All2AllBackend way :
+         {All2AllBackend::kAllgatherReducescatter, All2AllBackend::kAlltoall}) {
+      shard.all2all_backend = way;
+      of_layer[way == All2AllBackend::kAlltoall ? 1 : 0] =
+          time(
+              [&] {
+                or_exit(forward(config, model.weights(), batch, caches_, *kernels_, workspace,
+                                workspace.normed.slice_rows(0, tokens)));
+              },
+              false) /
+          options_.moe_layers;
+    }
+    print("{:>5}: {:9.1f} {:9.1f} {:+9.1f}\n", tokens, of_layer[0], of_layer[1],
+          of_layer[1] - of_layer[0]);
+  }
+}
+
 void Rank::steps() {
   R1Options options;
   options.dense_layers = options_.dense_layers;
@@ -432,7 +470,7 @@ void Rank::steps() {
   options.comm = options_.tp_size > 1 ? comm_.get() : nullptr;
   const ModelConfig config = r1_config(options);
   const auto start = std::chrono::steady_clock::now();
-  const R1Model model(*kernels_, options);
+  R1Model model(*kernels_, options);
   or_exit(device().synchronize());
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -473,6 +511,7 @@ void Rank::steps() {
     }
     team_.barrier.arrive_and_wait();
   }
+  if (options_.dispatch) return dispatches(config, model);
   if (options_.alone) {
     // For a profiler that is told to wait for the program's start (ncu --profile-from-start off).
     for (const int64_t batch : {1, 8, 32, 128}) decode(config, model, batch, 4096, 1);
@@ -499,7 +538,7 @@ void bench_ranks(const RanksOptions& options) {
   for (int r = 0; r < size; ++r) {
     threads.emplace_back([&, r] {
       Rank rank(team, *hosts[static_cast<size_t>(r)], options);
-      if (size > 1) {
+      if (size > 1 && !options.dispatch) {
         rank.collectives();
         rank.sums_with_norms();
       }

@@ -25,6 +25,12 @@ void add_parallel_options(CLI::App& command, ParallelOptions* options, const std
                 "Each rank has its own requests; experts are split over all")
       ->group(group);
   command
+      .add_option("--all2all-backend", options->all2all_backend,
+                  "How tokens reach other ranks' experts with attention DP: auto, "
+                  "allgather_reducescatter or alltoall [auto]")
+      ->type_name("NAME")
+      ->group(group);
+  command
       .add_option("--communicator", options->communicator,
                   "auto, threads or mpi [auto: mpi under mpirun]")
       ->type_name("NAME")
@@ -60,6 +66,7 @@ Result<RankOptions> apply(const ParallelOptions& options, ModelOptions* model) {
   model->shard.tp_size = static_cast<int>(options.tp_size);
   model->shard.ep_size = static_cast<int>(options.ep_size);
   model->shard.enable_attention_dp = options.enable_attention_dp;
+  model->shard.all2all_backend = NIBBLE_TRY(parse_all2all_backend(options.all2all_backend));
   model->expert_placement = options.expert_placement;
   RankOptions ranks;
   ranks.transport = NIBBLE_TRY(parse_rank_transport(options.communicator));

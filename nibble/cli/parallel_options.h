@@ -17,6 +17,7 @@ struct ParallelOptions {
   int64_t tp_size = 0;  // 0: one, or as many ranks as the MPI job has
   int64_t ep_size = 0;  // 0: 1, with attention data parallel tp_size
   bool enable_attention_dp = false;
+  std::string all2all_backend = "auto";
   std::string communicator = "auto";
   double rank_timeout = 120;
   std::string rank_interfaces;

@@ -114,6 +114,15 @@ void add_compatible_settings(std::vector<ServeSetting>& s) {
        "LIST",
        text([](ServeOptions& o, const std::string& v) { o.parallel.rank_interfaces = v; })});
   s.push_back(
+      {"all2all_backend",
+       {},
+       {},
+       kCompat,
+       "How tokens reach other ranks' experts with attention DP: auto, allgather_reducescatter or "
+       "alltoall [auto]",
+       "NAME",
+       text([](ServeOptions& o, const std::string& v) { o.parallel.all2all_backend = v; })});
+  s.push_back(
       {"expert_placement",
        {},
        {},

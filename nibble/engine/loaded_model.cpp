@@ -90,10 +90,6 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   }
   std::optional<ExpertPlacement> placement;
   if (!options.expert_placement.empty()) {
-    if (!kernels->device().is_host()) {
-      return unsupported(
-          "an expert placement is for backends in host memory; leave it out on the cuda backend");
-    }
     placement = NIBBLE_TRY(load_expert_placement(options.expert_placement));
     weights_options.expert_placement = &*placement;
   }

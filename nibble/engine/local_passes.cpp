@@ -97,6 +97,7 @@ int64_t LocalPasses::size_of(const Batch& batch) const {
 Batch LocalPasses::with_ranks(const PaddedBatch& padded) {
   Batch batch = padded.batch();
   const Shard& shard = model_->weights.shard;
+  batch.is_recorded = true;
   if (shard.enable_attention_dp) {
     tokens_of_ranks_.assign(static_cast<size_t>(shard.tp_size), batch.num_tokens());
     batch.tokens_of_ranks = tokens_of_ranks_;

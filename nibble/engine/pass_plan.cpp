@@ -65,6 +65,14 @@ Result<SetUpPasses> set_up_alone(LoadedModel& model, const PassPlan& plan) {
   KvCacheOptions cache = plan.cache;
   cache.num_blocks = made.num_blocks;
   made.passes = NIBBLE_TRY(LocalPasses::create(model, cache, plan.max_rows, plan.options));
+  // What operations keep grows now, on all ranks alike: with all-to-all dispatch they get unlike
+  // numbers of tokens later, and growing makes recorded passes void.
+  const Shard& shard = model.weights.shard;
+  if (plan.cache.num_blocks != 0 && !model.kernels->device().is_host() &&
+      shard.enable_attention_dp &&
+      shard.all2all_backend != All2AllBackend::kAllgatherReducescatter) {
+    NIBBLE_TRY(made.passes->warm_up(plan.max_generated, model.max_seq_len));
+  }
   if (plan.record_all) NIBBLE_TRY(made.passes->record_all());
   return made;
 }

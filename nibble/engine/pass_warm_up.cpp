@@ -27,7 +27,10 @@ Status LocalPasses::warm_up(int64_t max_generated, int64_t max_seq_len) {
     Batch batch = builder.batch();
     const std::vector<int64_t> of_ranks(static_cast<size_t>(model_->weights.shard.tp_size),
                                         batch.num_tokens());
-    if (model_->weights.shard.enable_attention_dp) batch.tokens_of_ranks = of_ranks;
+    if (model_->weights.shard.enable_attention_dp) {
+      batch.tokens_of_ranks = of_ranks;
+      batch.is_recorded = true;  // tokens of all ranks in every MoE layer: the most there can be
+    }
     std::vector<HiddenRow> rows(static_cast<size_t>(batch.num_tokens()));
     for (size_t i = 0; i < rows.size(); ++i) rows[i].index = static_cast<int64_t>(i);
     NIBBLE_TRY(forward(batch));

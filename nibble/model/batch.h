@@ -16,6 +16,9 @@ struct Batch {
   // With attention data parallel: how many tokens each rank has in this pass, num_tokens() for this
   // one. A rank may have none and takes part in the MoE layers all the same. Otherwise empty.
   std::span<const int64_t> tokens_of_ranks = {};
+  // Then what is launched may not depend on what the router chooses: while a pass is recorded, or
+  // measured.
+  bool is_recorded = false;
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
 };

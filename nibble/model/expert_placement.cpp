@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <bit>
 #include <charconv>
 #include <numeric>
 #include <optional>
@@ -13,6 +12,7 @@
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/base/mapped_file.h"
+#include "nibble/kernels/expert_dispatch.h"
 
 namespace nibble {
 namespace {
@@ -106,12 +106,7 @@ std::vector<int32_t> ExpertPlacement::slots_of(int layer) const {
 }
 
 void ExpertSlots::place(int64_t count, const float* weights, int32_t* expert_ids) const {
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t* const of_expert = begin.data() + expert_ids[i];
-    const auto copies = static_cast<uint32_t>(of_expert[1] - of_expert[0]);
-    const uint32_t hash = (std::bit_cast<uint32_t>(weights[i]) * 2654435761U) >> 16;
-    expert_ids[i] = slots[static_cast<uint32_t>(of_expert[0]) + hash % copies];
-  }
+  place_experts(count, weights, {begin.data(), slots.data()}, expert_ids);
 }
 
 ExpertSlots ExpertPlacement::index_of(int layer) const {

@@ -19,18 +19,13 @@
 
 namespace nibble {
 
-// Which slots of a layer hold an expert: slots[begin[e]], ..., slots[begin[e + 1] - 1], ascending.
-// Empty: expert e is in slot e.
+// Which slots of a layer hold an expert: ExpertSlotsView, the slots of an expert ascending. Empty:
+// expert e is in slot e.
 struct ExpertSlots {
   std::vector<int32_t> begin;  // [num_experts + 1]
   std::vector<int32_t> slots;  // [num_slots]
 
-  // expert_ids[i] = slots[begin[e] + h % (begin[e + 1] - begin[e])], e = expert_ids[i], h = the
-  // bits of weights[i] as an integer, times 2654435761 (Knuth's multiplicative hash) modulo 2^32,
-  // shifted right by 16. So which copy of an expert a token takes follows from the token alone,
-  // whatever else is in the batch.
-  //
-  //   weights, expert_ids  [count], of Kernels::route(), in host memory
+  // ExpertDispatch::place(), in host memory.
   void place(int64_t count, const float* weights, int32_t* expert_ids) const;
 };
 

@@ -7,6 +7,7 @@
 #include "nibble/base/check.h"
 #include "nibble/model/expert_moe.h"
 #include "nibble/model/expert_store.h"
+#include "nibble/model/moe_alltoall.h"
 #include "nibble/model/staged_expert_moe.h"
 
 namespace nibble {
@@ -97,24 +98,10 @@ void attention(const Pass& pass, const AttentionWeights& w, const KvCacheView& c
   k.linear(heads, w.o_proj, out);  // [tokens, hidden_size]
 }
 
-// Which experts each token of x goes to, into the workspace; the shape by which moe() finds them.
-RouterShape route(const Pass& pass, const MoeWeights& w, const MatrixView& x) {
-  RouterShape shape = pass.weights.router_shape;
-  int32_t* const expert_ids = pass.workspace.expert_ids;
-  float* const expert_weights = pass.workspace.expert_weights;
-  pass.kernels.route(x, w.gate, w.e_score_correction_bias, shape, expert_ids, expert_weights);
-  // From here on a slot is what is called an expert.
-  if (!w.slots.slots.empty()) {
-    w.slots.place(x.rows * shape.num_experts_per_tok, expert_weights, expert_ids);
-    shape.n_routed_experts = static_cast<int>(w.slots.slots.size());
-  }
-  return shape;
-}
-
 // x [tokens, hidden_size] -> out: num_experts_per_tok routed experts and the shared one; this
 // rank's part of their sum.
 Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const MatrixView& out) {
-  const RouterShape shape = route(pass, w, x);
+  const RouterShape shape = choose_experts(pass.weights, w, pass.kernels, x, 0, pass.workspace);
   pass.observe(ActivationSite::kMlpInput, x);
   std::span<const MlpWeight> experts = w.experts;
   if (pass.weights.expert_store != nullptr) {
@@ -132,14 +119,11 @@ Status moe(const Pass& pass, const MoeWeights& w, const MatrixView& x, const Mat
   return {};
 }
 
-// The same with attention data parallel: the tokens of all ranks are brought to all, each adds what
-// its experts say, and the sums go back to where the tokens came from. The shared expert, which
-// every rank has whole, runs over its own tokens.
+// The routed experts with attention data parallel: the tokens of all ranks are brought to all, each
+// adds what its experts say, and the sums go back to where the tokens came from.
 void moe_of_all_ranks(const Pass& pass, const MoeWeights& w, const MatrixView& x,
                       const MatrixView& out) {
   Communicator& comm = *pass.weights.comm;
-  NIBBLE_CHECK(x.dtype == DType::kF32 && x.stride == x.cols && out.stride == out.cols);
-  NIBBLE_CHECK(static_cast<int>(pass.batch.tokens_of_ranks.size()) == comm.size());
   int64_t num_tokens = 0;
   std::vector<size_t> bytes;
   std::vector<int64_t> elements;
@@ -151,15 +135,34 @@ void moe_of_all_ranks(const Pass& pass, const MoeWeights& w, const MatrixView& x
   const MatrixView all = pass.workspace.all_tokens.slice_rows(0, num_tokens);
   const MatrixView outputs = pass.workspace.all_outputs.slice_rows(0, num_tokens);
   comm.all_gather(x.data, bytes, all.data);
-  const RouterShape shape = route(pass, w, all);
+  const RouterShape shape = choose_experts(pass.weights, w, pass.kernels, all, 0, pass.workspace);
   pass.kernels.moe(all, w.experts, nullptr, shape, pass.workspace.expert_ids,
                    pass.workspace.expert_weights, outputs);
   comm.reduce_scatter_sum(outputs.row<float>(0), elements, out.row<float>(0));
+}
+
+// x [tokens, hidden_size] -> out: the routed experts, on all ranks, and the shared one, which every
+// rank has whole.
+Status moe_data_parallel(const Pass& pass, const MoeWeights& w, const MatrixView& x,
+                         const MatrixView& out) {
+  const Weights& weights = pass.weights;
+  const std::span<const int64_t> tokens_of_ranks = pass.batch.tokens_of_ranks;
+  NIBBLE_CHECK(x.dtype == DType::kF32 && x.stride == x.cols && out.stride == out.cols);
+  NIBBLE_CHECK(static_cast<int>(tokens_of_ranks.size()) == weights.comm->size());
+  const auto row_bytes = x.cols * static_cast<int64_t>(sizeof(float));
+  if (!pass.batch.is_recorded &&
+      takes_alltoall(weights.shard, weights.router_shape, tokens_of_ranks, row_bytes,
+                     pass.kernels.device().is_host())) {
+    NIBBLE_TRY(moe_alltoall(weights, w, tokens_of_ranks, pass.kernels, x, pass.workspace, out));
+  } else {
+    moe_of_all_ranks(pass, w, x, out);
+  }
   if (w.shared_experts && x.rows > 0) {
-    const MatrixView shared = all.slice_rows(0, x.rows);  // free again
+    const MatrixView shared = pass.workspace.all_tokens.slice_rows(0, x.rows);  // free again
     pass.kernels.mlp(x, *w.shared_experts, shared);
     pass.kernels.add(out, shared);
   }
+  return {};
 }
 
 // One decoder layer, in place on the residual stream x. On entry `normed` holds x under the layer's
@@ -172,13 +175,12 @@ Status decoder_layer(const Pass& pass, const LayerWeights& layer, const KvCacheV
 
   // Without tokens of its own a rank only lends its experts to the others.
   if (x.rows == 0) {
-    if (layer.moe) moe_of_all_ranks(pass, *layer.moe, normed, sublayer);
-    return {};
+    return layer.moe ? moe_data_parallel(pass, *layer.moe, normed, sublayer) : Status();
   }
   attention(pass, layer.self_attn, cache, normed, sublayer);
   pass.add_up_and_norm(sublayer, x, layer.post_attention_layernorm, normed);
   if (layer.moe && pass.weights.shard.enable_attention_dp) {
-    moe_of_all_ranks(pass, *layer.moe, normed, sublayer);
+    NIBBLE_TRY(moe_data_parallel(pass, *layer.moe, normed, sublayer));
   } else if (layer.moe) {
     NIBBLE_TRY(moe(pass, *layer.moe, normed, sublayer));
   } else {

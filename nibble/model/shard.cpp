@@ -9,6 +9,28 @@
 #include "nibble/checkpoint/linear_tensors.h"
 
 namespace nibble {
+
+Result<All2AllBackend> parse_all2all_backend(std::string_view name) {
+  for (const All2AllBackend backend :
+       {All2AllBackend::kAuto, All2AllBackend::kAllgatherReducescatter,
+        All2AllBackend::kAlltoall}) {
+    if (name == all2all_backend_name(backend)) return backend;
+  }
+  return invalid_argument(fmt::format(
+      "unknown all2all_backend '{}', expected auto, allgather_reducescatter or alltoall", name));
+}
+
+std::string_view all2all_backend_name(All2AllBackend backend) {
+  switch (backend) {
+    case All2AllBackend::kAllgatherReducescatter:
+      return "allgather_reducescatter";
+    case All2AllBackend::kAlltoall:
+      return "alltoall";
+    default:
+      return "auto";
+  }
+}
+
 namespace {
 
 // Something that is cut into equal parts: `units` must be a multiple of their number.

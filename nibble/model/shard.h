@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "nibble/base/result.h"
@@ -23,6 +24,18 @@ struct Part {
   friend bool operator==(const Part&, const Part&) = default;
 };
 
+// How tokens come to the experts of other ranks with attention data parallel, and their outputs
+// back. The option and the first name are vLLM's.
+enum class All2AllBackend : uint8_t {
+  kAuto,                    // by the pass: takes_alltoall() of moe_alltoall.h
+  kAllgatherReducescatter,  // all tokens to all ranks
+  kAlltoall,  // each token to the ranks that hold one of its experts, but in recorded passes
+};
+
+// "auto", "allgather_reducescatter", "alltoall". Errors: kInvalidArgument naming them.
+Result<All2AllBackend> parse_all2all_backend(std::string_view name);
+std::string_view all2all_backend_name(All2AllBackend backend);
+
 // How tp_size ranks share a model, and which of them this is. Names are TensorRT-LLM's.
 //
 //   attention heads (q_b_proj, kv_b_proj, o_proj), dense MLP, shared expert, embedding, head:
@@ -40,6 +53,7 @@ struct Shard {
   int tp_size = 1;
   int ep_size = 1;  // divides tp_size
   bool enable_attention_dp = false;
+  All2AllBackend all2all_backend = All2AllBackend::kAuto;  // with attention data parallel
 
   bool is_whole() const { return tp_size == 1; }
   int moe_tp_size() const { return tp_size / ep_size; }

@@ -68,6 +68,8 @@ class Loader {
   }
   void layer(int index, bool is_moe, LayerWeights* out);
   Status rope();
+  // Brings a layer's ExpertSlots to the device.
+  Status slots(MoeWeights* moe);
   // Loads everything that was asked for: from the weight cache where there is one.
   Status run();
 
@@ -140,7 +142,6 @@ void Loader::layer(int index, bool is_moe, LayerWeights* out) {
   std::vector<int32_t> slots;
   if (options_.expert_placement != nullptr) {
     slots = options_.expert_placement->slots_of(index);
-    moe.slots = options_.expert_placement->index_of(index);
   }
   for (int e = 0; e < experts; ++e) {
     const int slot = router.first_local_expert + e;
@@ -264,6 +265,19 @@ Status Loader::rope() {
   NIBBLE_TRY(kernels_.device().copy_to_device(sin, std::as_bytes(std::span(values.sin))));
   weights_.rope = RopeTable{static_cast<const float*>(cos), static_cast<const float*>(sin),
                             positions, config_.qk_rope_head_dim / 2};
+  return {};
+}
+
+Status Loader::slots(MoeWeights* moe) {
+  const ExpertSlots index = options_.expert_placement->index_of(moe->layer);
+  const auto there = [&](std::span<const int32_t> values) -> Result<const int32_t*> {
+    void* const memory = NIBBLE_TRY(allocate(values.size_bytes()));
+    NIBBLE_TRY(kernels_.device().copy_to_device(memory, std::as_bytes(values)));
+    return static_cast<const int32_t*>(memory);
+  };
+  moe->slots.begin = NIBBLE_TRY(there(index.begin));
+  moe->slots.slots = NIBBLE_TRY(there(index.slots));
+  moe->num_slots = static_cast<int>(index.slots.size());
   return {};
 }
 
@@ -490,6 +504,14 @@ Result<Weights> load_weights(const CheckpointSource& source, const ModelConfig& 
     loader.linear(prefix + ".eh_proj", config.hidden_size, 2 * config.hidden_size, &mtp.eh_proj);
     loader.layer(index, config.is_moe_layer(index), &mtp.layer);
     loader.vector(prefix + ".shared_head.norm.weight", config.hidden_size, &mtp.shared_head_norm);
+  }
+  if (options.expert_placement != nullptr) {
+    for (LayerWeights& layer : weights.layers) {
+      if (layer.moe) NIBBLE_TRY(loader.slots(&*layer.moe));
+    }
+    if (weights.mtp && weights.mtp->layer.moe) {
+      NIBBLE_TRY(loader.slots(&*weights.mtp->layer.moe));
+    }
   }
   const auto start = std::chrono::steady_clock::now();
   NIBBLE_TRY(loader.run());

@@ -15,6 +15,7 @@
 #include "nibble/checkpoint/source.h"
 #include "nibble/comm/communicator.h"
 #include "nibble/device/device.h"
+#include "nibble/kernels/expert_dispatch.h"
 #include "nibble/kernels/kernels.h"
 #include "nibble/model/expert_placement.h"
 #include "nibble/model/shard.h"
@@ -38,7 +39,9 @@ struct MoeWeights {
   int layer = 0;  // its number in the model; num_hidden_layers for the MTP layer
   LinearWeight gate;
   const float* e_score_correction_bias = nullptr;
-  ExpertSlots slots;  // where experts are, with WeightsOptions::expert_placement
+  // Where experts are, with WeightsOptions::expert_placement: num_slots > 0, in device memory.
+  ExpertSlotsView slots;
+  int num_slots = 0;
   // Those of this rank, from RouterShape::first_local_expert on (a slot, where there are slots);
   // empty where Weights::expert_store has them.
   std::vector<MlpWeight> experts;

@@ -30,7 +30,8 @@ Result<Workspace> Workspace::create(const ModelConfig& config, Kernels& kernels,
   const int64_t choices =
       aligned(std::max(max_tokens, all_tokens) * config.num_experts_per_tok * int64_t{4});
   const int64_t all_bytes = aligned(all_tokens * config.hidden_size * dtype_size(dtype));
-  int64_t total = 2 * choices + 2 * all_bytes;
+  const int64_t received = aligned(all_tokens * config.num_experts_per_tok * int64_t{4});
+  int64_t total = 2 * choices + 2 * received + 2 * all_bytes;
   for (const auto& [matrix, cols] : matrices)
     total += aligned(max_tokens * cols * dtype_size(dtype));
 
@@ -46,6 +47,9 @@ Result<Workspace> Workspace::create(const ModelConfig& config, Kernels& kernels,
   }
   workspace.expert_ids = reinterpret_cast<int32_t*>(next);
   workspace.expert_weights = reinterpret_cast<float*>(next + choices);
+  workspace.received_ids = reinterpret_cast<int32_t*>(next + 2 * choices);
+  workspace.received_weights = reinterpret_cast<float*>(next + 2 * choices + received);
+  workspace.dispatch_ = NIBBLE_TRY(make_expert_dispatch(kernels.device(), all_tokens));
   return workspace;
 }
 

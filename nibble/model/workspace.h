@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "nibble/base/result.h"
 #include "nibble/checkpoint/config.h"
 #include "nibble/device/device.h"
+#include "nibble/kernels/expert_dispatch.h"
 #include "nibble/kernels/kernels.h"
 #include "nibble/model/expert_store.h"
 #include "nibble/model/shard.h"
@@ -50,13 +52,19 @@ class Workspace {
 
   // With attention data parallel, where a MoE layer runs over the tokens of all ranks: those two
   // have room for them, too.
-  MatrixView all_tokens;   // [tokens of all ranks, hidden_size]  normed, rank after rank
-  MatrixView all_outputs;  // the same shape: what this rank's experts add
+  MatrixView all_tokens;              // [tokens of all ranks, hidden_size]  normed, rank after rank
+  MatrixView all_outputs;             // the same shape: what this rank's experts add
+  int32_t* received_ids = nullptr;    // [tokens of all ranks, num_experts_per_tok], of those that
+  float* received_weights = nullptr;  // came to this rank's experts alone
+  std::vector<int32_t> host_ids;      // of the tokens of all ranks
+
+  ExpertDispatch& dispatch() const { return *dispatch_; }
 
  private:
   Workspace() = default;
   int64_t max_tokens_ = 0;
   Buffer buffer_;
+  std::unique_ptr<ExpertDispatch> dispatch_;
 };
 
 }  // namespace nibble

@@ -98,6 +98,24 @@ TEST_F(ModelInParts, AttentionDataParallelGivesEachRankItsOwn) {
   EXPECT_LT(testing::relative_error(parts[1], whole(2)), kBound);
 }
 
+// Each token only to the ranks that hold one of its experts: the parts are added up in the order of
+// the ranks, so that not a bit differs from gathering all tokens.
+TEST_F(ModelInParts, AllToAllDispatchGivesTheBitsOfGathering) {
+  const std::vector<std::vector<int32_t>> two = {prompt(1), prompt(2)};
+  const std::vector<std::vector<int32_t>> four = {prompt(1), {}, prompt(4), prompt(3)};
+  for (const int ranks : {2, 4}) {
+    for (const int ep_size : {1, 2, 4}) {
+      if (ranks % ep_size != 0 || ranks / ep_size > 2) continue;  // what FP8 blocks can be cut into
+      Shard shard{0, ranks, ep_size, true};
+      const auto& prompts = ranks == 2 ? two : four;
+      shard.all2all_backend = All2AllBackend::kAllgatherReducescatter;
+      const auto gathered = hidden_on_ranks(shard, prompts);
+      shard.all2all_backend = All2AllBackend::kAlltoall;
+      EXPECT_EQ(hidden_on_ranks(shard, prompts), gathered) << ranks << " ranks, ep " << ep_size;
+    }
+  }
+}
+
 TEST_F(ModelInParts, ARankWithoutTokensLendsItsExperts) {
   const auto parts = hidden_on_ranks({0, 2, 2, true}, {{}, prompt(2)});
   EXPECT_TRUE(parts[0].empty());

@@ -68,20 +68,23 @@ struct TokensCase {
   int ep_size;
   bool mtp;
   bool attention_dp = false;
+  All2AllBackend all2all_backend = All2AllBackend::kAuto;
 };
 
 std::string case_name(const ::testing::TestParamInfo<TokensCase>& info) {
   const TokensCase& c = info.param;
   return format_name(c.format) + "Tp" + std::to_string(c.tp_size) + "Ep" +
-         std::to_string(c.ep_size) + (c.attention_dp ? "AttentionDp" : "") + (c.mtp ? "Mtp" : "");
+         std::to_string(c.ep_size) + (c.attention_dp ? "AttentionDp" : "") +
+         (c.all2all_backend == All2AllBackend::kAlltoall ? "Alltoall" : "") + (c.mtp ? "Mtp" : "");
 }
 
 class ParallelTokens : public ::testing::TestWithParam<TokensCase> {};
 
 TEST_P(ParallelTokens, AreThoseOfOneRank) {
   const TokensCase& c = GetParam();
-  const ParallelRun run = testing::run_on_ranks(c.format, {0, c.tp_size, c.ep_size, c.attention_dp},
-                                                engine_options(c.mtp), greedy_requests());
+  const ParallelRun run =
+      testing::run_on_ranks(c.format, {0, c.tp_size, c.ep_size, c.attention_dp, c.all2all_backend},
+                            engine_options(c.mtp), greedy_requests());
   EXPECT_EQ(run.token_ids, on_one_rank(c.format).token_ids);
   EXPECT_EQ(run.stats.num_used_blocks, 0);
   EXPECT_GT(run.stats.num_cached_tokens, 0) << "no prefix was found";
@@ -105,18 +108,31 @@ INSTANTIATE_TEST_SUITE_P(Shards, ParallelTokens,
                                            TokensCase{ParallelFormat::kW4A16, 4, 4, true, true},
                                            TokensCase{ParallelFormat::kW4A4, 4, 2, true, true}),
                          case_name);
+INSTANTIATE_TEST_SUITE_P(
+    AlltoallDispatch, ParallelTokens,
+    ::testing::Values(
+        TokensCase{ParallelFormat::kFp8, 2, 2, true, true, All2AllBackend::kAlltoall},
+        TokensCase{ParallelFormat::kW4A16, 2, 1, false, true, All2AllBackend::kAlltoall},
+        TokensCase{ParallelFormat::kW4A16, 4, 4, true, true, All2AllBackend::kAlltoall},
+        TokensCase{ParallelFormat::kW4A4, 4, 2, true, true, All2AllBackend::kAlltoall}),
+    case_name);
 
 // Sums have one order, so that not a bit differs between runs: log-probabilities of everything.
 TEST(ParallelRuns, RepeatBitForBit) {
-  const Shard shard{0, 4, 2, false};
-  const auto run = [&] {
+  const auto run = [&](const Shard& shard) {
     return testing::run_on_ranks(ParallelFormat::kW4A16, shard, engine_options(false),
                                  greedy_requests());
   };
-  const ParallelRun first = run();
-  const ParallelRun second = run();
+  const Shard cut{0, 4, 2, false};
+  const ParallelRun first = run(cut);
   EXPECT_GT(first.logprobs.size(), 100U);
-  EXPECT_EQ(first.logprobs, second.logprobs);
+  EXPECT_EQ(first.logprobs, run(cut).logprobs);
+  // Nor between the ways of a token to its experts.
+  const Shard gathered{0, 4, 4, true, All2AllBackend::kAllgatherReducescatter};
+  const Shard sent{0, 4, 4, true, All2AllBackend::kAlltoall};
+  const ParallelRun dispatched = run(sent);
+  EXPECT_EQ(dispatched.logprobs, run(sent).logprobs);
+  EXPECT_EQ(dispatched.logprobs, run(gathered).logprobs);
 }
 
 TEST(ParallelRuns, AnFp8CacheGivesTheTokensOfOneRankToo) {
@@ -179,9 +195,11 @@ TEST(ExpertPlacement, GivesTheTokensOfOneRank) {
     int replicas;
     bool mtp;
   };
-  for (const Case& c : {Case{ParallelFormat::kFp8, {0, 2, 2, false}, 0, true},
-                        Case{ParallelFormat::kW4A16, {0, 4, 2, false}, 4, true},
-                        Case{ParallelFormat::kW4A16, {0, 4, 4, true}, 4, false}}) {
+  for (const Case& c :
+       {Case{ParallelFormat::kFp8, {0, 2, 2, false}, 0, true},
+        Case{ParallelFormat::kW4A16, {0, 4, 2, false}, 4, true},
+        Case{ParallelFormat::kW4A16, {0, 4, 4, true}, 4, false},
+        Case{ParallelFormat::kW4A16, {0, 4, 4, true, All2AllBackend::kAlltoall}, 4, false}}) {
     SCOPED_TRACE(c.replicas);
     const auto placement =
         balance_experts(load, config.n_routed_experts, c.shard.ep_size, c.replicas).value();
