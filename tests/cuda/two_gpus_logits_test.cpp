@@ -116,9 +116,14 @@ TEST_F(TwoGpus, LogitsAreThoseOfOneGpu) {
   const auto oracle =
       SafetensorsSource::open(testing::golden("demo/reference.safetensors")).value();
   const std::vector<SequenceLogits> one = on_one_gpu(prompts);
-  for (const Shard& shard : {Shard{0, 2, 1, false}, {0, 2, 2, false}, {0, 2, 2, true}}) {
-    const std::string name = "ep " + std::to_string(shard.ep_size) +
-                             (shard.enable_attention_dp ? ", attention data parallel" : "");
+  for (const Shard& shard : {Shard{0, 2, 1, false},
+                             {0, 2, 2, false},
+                             {0, 2, 2, true},
+                             {0, 2, 2, true, All2AllBackend::kAlltoall}}) {
+    const std::string name =
+        "ep " + std::to_string(shard.ep_size) +
+        (shard.enable_attention_dp ? ", attention data parallel" : "") +
+        (shard.all2all_backend == All2AllBackend::kAlltoall ? ", alltoall" : "");
     SCOPED_TRACE(name);
     const std::vector<SequenceLogits> two = on_two_gpus(shard, prompts);
     double worst_prompt = 0;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
 #include <random>
 #include <thread>
 
@@ -140,13 +141,36 @@ TEST_F(TwoGpus, GreedyTextsAreTheReferences) {
     requests.push_back(std::move(request));
     want.push_back(prompt.greedy);
   }
-  for (const Shard& shard : {Shard{0, 2, 1, false}, {0, 2, 2, false}, {0, 2, 2, true}}) {
+  // Experts in another order, four of them twice.
+  const ModelConfig config = load_config(testing::demo_checkpoint()).value();
+  ExpertLoad load;
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (!config.is_moe_layer(layer)) continue;
+    for (int e = 0; e < config.n_routed_experts; ++e) {
+      load[layer].push_back(static_cast<double>((e * 7 + layer) % config.n_routed_experts));
+    }
+  }
+  const testing::TemporaryFolder folder;
+  const std::filesystem::path placement = folder / "placed.txt";
+  std::ofstream(placement) << to_text(balance_experts(load, config.n_routed_experts, 2, 4).value());
+  struct Case {
+    Shard shard;
+    bool is_placed = false;
+  };
+  const Shard alltoall{0, 2, 2, true, All2AllBackend::kAlltoall};
+  for (const Case& c :
+       {Case{{0, 2, 1, false}}, Case{{0, 2, 2, false}}, Case{{0, 2, 2, true}}, Case{alltoall},
+        Case{{0, 2, 2, false}, true}, Case{{0, 2, 2, true}, true}, Case{alltoall, true}}) {
     for (const int64_t drafts : {0, 1, 3}) {
-      SCOPED_TRACE(::testing::Message() << "ep " << shard.ep_size << " dp "
-                                        << shard.enable_attention_dp << " drafts " << drafts);
+      if (c.is_placed && drafts == 1) continue;
+      SCOPED_TRACE(::testing::Message()
+                   << "ep " << c.shard.ep_size << " dp " << c.shard.enable_attention_dp << " "
+                   << all2all_backend_name(c.shard.all2all_backend) << " placed " << c.is_placed
+                   << " drafts " << drafts);
       ModelOptions model_options;
       model_options.backend = "cuda";
-      model_options.shard = shard;
+      model_options.shard = c.shard;
+      if (c.is_placed) model_options.expert_placement = placement;
       RankThreads ranks(testing::demo_checkpoint(), model_options);
       const auto model =
           LoadedModel::load(testing::demo_checkpoint(), ranks.model_options()).value();

@@ -24,6 +24,7 @@ std::vector<std::vector<float>> hidden_on_ranks(const Shard& shape,
   auto comms = thread_communicators(size);
   std::vector<std::vector<float>> hidden(static_cast<size_t>(size));
   std::vector<int64_t> tokens_of_ranks;
+  tokens_of_ranks.reserve(prompts.size());
   for (const auto& ids : prompts) tokens_of_ranks.push_back(static_cast<int64_t>(ids.size()));
   const auto live = [&](size_t r) {
     const std::vector<int32_t>& ids = prompts[shape.enable_attention_dp ? r : 0];

@@ -164,6 +164,8 @@ TEST(AttentionDataParallel, ARequestGoesToTheRankThatHasItsPrefix) {
     std::vector<int64_t> cached;
     std::map<uint64_t, int64_t> of_id;
     std::vector<uint64_t> ids;
+    cached.reserve(requests.size());
+    ids.reserve(requests.size());
     for (const Request& r : requests) ids.push_back(engine->add(r).value());
     while (engine->has_work()) {
       for (const RequestUpdate& update : engine->step())
