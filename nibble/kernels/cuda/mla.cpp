@@ -42,6 +42,7 @@ bool CudaKernels::upload_views(const AttentionBatch& batch, const KvCacheView& c
   std::vector<TokenView> views(static_cast<size_t>(batch.num_tokens));
   std::vector<int32_t> tables;
   attend.max_visible = context_bound_;
+  attend.batch_invariant = batch_invariant_;
   for (const AttentionSegment& segment : batch.segments) {
     const int64_t last = segment.first_position + segment.num_tokens;
     const int64_t blocks = segment.slot(last - 1) / cache.block_size + 1;

@@ -31,6 +31,7 @@ struct AttendArgs {
   int64_t max_visible = 0;
   float* out = nullptr;          // [tokens, heads, rank]: sum_p softmax_p latent_p
   uint16_t* out_bf16 = nullptr;  // instead of out, rounded; launch_mla_decode alone
+  bool batch_invariant = false;  // the kernel may not depend on the number of tokens
 };
 
 // For any widths. One block for each token and head: every cached entry is read once for each head.
@@ -39,7 +40,7 @@ cudaError_t launch_mla_attend(const AttendArgs& args, cudaStream_t stream);
 // The same on tensor cores (mla_decode.cu), for R1's widths and a cache of BF16 or FP8.
 bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache);
 
-// Whether wgmma serves them (mla_wide.cu).
+// Whether wgmma serves them (mla_wide.cu, mla_narrow.cu).
 bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache);
 
 // For `tokens` tokens from first_token on. A token's positions fall into up to max_runs runs of at

@@ -356,35 +356,40 @@ __global__ __launch_bounds__(kThreads, 1) void mla_decode_kernel(const DecodeArg
   }
 }
 
-// 128 columns of a token and head a block, 4 a lane. A warp adds up every eighth run, all of which
-// it asks for at once; the warps' sums are added in their order.
-constexpr int kMergeWarps = 8;
+// 128 columns of a token and head, 4 a lane, by kWarps warps. A warp adds up every kWarps-th run,
+// up to kEach of them, all of which it asks for at once; the warps' sums are added in their order.
 constexpr int kMergeCols = 128;
-__global__ __launch_bounds__(32 * kMergeWarps) void mla_merge_kernel(const DecodeArgs a) {
-  __shared__ float4 sums[kMergeWarps][32];
-  const int64_t heads = a.attend.shape.num_heads;
+constexpr int kMergeWarps = 8;  // of a block
+constexpr int kFewRuns = 8;
+template <int kWarps, int kEach>
+__global__ __launch_bounds__(32 * kMergeWarps) void mla_merge_kernel(
+    const __grid_constant__ DecodeArgs a, int64_t pieces) {
+  __shared__ float4 sums[kWarps][32];
   constexpr int kPieces = kRank / kMergeCols;
-  const int64_t local = blockIdx.x / kPieces / heads;
-  const int64_t head = blockIdx.x / kPieces % heads;
-  const int64_t token = a.first_token + local;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32 % kWarps;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int col = static_cast<int>(blockIdx.x) % kPieces * kMergeCols + 4 * lane;
+  const int64_t piece =
+      int64_t{blockIdx.x} * (kMergeWarps / kWarps) + static_cast<int>(threadIdx.x) / 32 / kWarps;
   let_next_start();
+  if (kWarps == 1 && piece >= pieces) return;
+  const int64_t heads = a.attend.shape.num_heads;
+  const int64_t local = piece / kPieces / heads;
+  const int64_t head = piece / kPieces % heads;
+  const int64_t token = a.first_token + local;
+  const int col = static_cast<int>(piece % kPieces) * kMergeCols + 4 * lane;
   const int64_t visible = a.attend.views[token].visible;  // older than the launch in front
   const int64_t length = run_length(visible, a.max_runs);
   const int runs = static_cast<int>((visible + length - 1) / length);
   wait_for_previous();
-  constexpr int kEach = kMaxMlaRuns / kMergeWarps;
   float4 parts[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const int run = warp + i * kMergeWarps;
+    const int run = warp + i * kWarps;
     parts[i] = run < runs ? *reinterpret_cast<const float4*>(
                                 a.partial + ((local * a.runs + run) * heads + head) * kRank + col)
                           : make_float4(0, 0, 0, 0);
   }
-  constexpr int kStats = kMaxMlaRuns / 32;  // a lane's
+  constexpr int kStats = (kWarps * kEach + 31) / 32;  // a lane's
   float2 stats[kStats];
   float peak = -INFINITY;
 #pragma unroll
@@ -414,19 +419,29 @@ __global__ __launch_bounds__(32 * kMergeWarps) void mla_merge_kernel(const Decod
   };
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    constexpr int kEachStat = 32 / kMergeWarps;
-    const float factor =
-        __shfl_sync(~0u, factors[i / kEachStat], warp + i % kEachStat * kMergeWarps);
-    add(factor, parts[i]);
+    const int run = i * kWarps;  // and `warp` behind
+    add(__shfl_sync(~0u, factors[run / 32], run % 32 + warp), parts[i]);
   }
-  sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp > 0) return;
-  sum = make_float4(0, 0, 0, 0);
+  if constexpr (kWarps > 1) {
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0) return;
+    sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-  for (int w = 0; w < kMergeWarps; ++w) add(1, sums[w][lane]);
+    for (int w = 0; w < kWarps; ++w) add(1, sums[w][lane]);
+  }
   store_latents(a.attend, token, head, col, sum.x, sum.y, 1 / total);
   store_latents(a.attend, token, head, col + 2, sum.z, sum.w, 1 / total);
+}
+
+cudaError_t launch_merge(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
+  const int64_t pieces = tokens * args.attend.shape.num_heads * (kRank / kMergeCols);
+  const bool few = args.runs <= kFewRuns;
+  const int64_t blocks = few ? (pieces + kMergeWarps - 1) / kMergeWarps : pieces;
+  return launch_overlapped(few ? mla_merge_kernel<1, kFewRuns>
+                               : mla_merge_kernel<kMergeWarps, kMaxMlaRuns / kMergeWarps>,
+                           dim3(static_cast<unsigned>(blocks)), dim3(32 * kMergeWarps), 0, stream,
+                           args, pieces);
 }
 
 template <typename T, int kWarpsM, int kTilesM>
@@ -442,8 +457,21 @@ cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t st
   return launch_overlapped(kernel, grid, dim3(kThreads), kShared, stream, args);
 }
 
-cudaError_t launch_runs(const DecodeArgs& args, bool wide, int64_t tokens, cudaStream_t stream) {
-  if (wide) return launch_mla_wide(args, tokens, stream);
+// Few heads and FP8 entries: mla_narrow.cu. A few tokens of more than 16 heads are sooner done by
+// mla_wide.cu, whose blocks begin and end faster (measured: docs/cuda.md).
+constexpr int64_t kFewTokens = 12;
+bool goes_narrow(const MlaShape& shape, const KvCacheView& cache, int64_t tokens) {
+  return shape.num_heads <= kNarrowHeads && cache.dtype == DType::kF8E4m3 &&
+         (shape.num_heads <= kNarrowHeads / 2 || tokens >= kFewTokens) && mla_wide_runs_here();
+}
+
+cudaError_t launch_runs(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
+  const MlaShape& shape = args.attend.shape;
+  const int64_t as_of = args.attend.batch_invariant ? kFewTokens : tokens;
+  if (goes_narrow(shape, args.attend.cache, as_of)) {
+    return launch_mla_narrow(args, tokens, stream);
+  }
+  if (mla_goes_wide(shape, args.attend.cache)) return launch_mla_wide(args, tokens, stream);
   const bool few = args.attend.shape.num_heads <= 16;
   if (args.attend.cache.dtype == DType::kBf16) {
     return few ? launch_typed<uint16_t, 1, 1>(args, tokens, stream)
@@ -473,8 +501,12 @@ bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache) {
 
 int mla_runs(int64_t tokens, const MlaShape& shape, const KvCacheView& cache, int64_t max_visible) {
   static const int num_sms = multiprocessors();
-  const int64_t heads_each = mla_goes_wide(shape, cache) || shape.num_heads > 16 ? kWideHeads : 16;
+  const bool narrow = goes_narrow(shape, cache, tokens);
+  const int64_t heads_each = narrow                                                ? kNarrowHeads
+                             : mla_goes_wide(shape, cache) || shape.num_heads > 16 ? kWideHeads
+                                                                                   : 16;
   const int64_t blocks = tokens * ((shape.num_heads + heads_each - 1) / heads_each);
+  const int64_t places = narrow ? 2 * num_sms : num_sms;  // of blocks on the GPU
   // In positions: what a block needs besides, and the merging of runs.
   constexpr int64_t kBlockCost = 192;
   constexpr int64_t kMergeCost = 128;
@@ -482,7 +514,7 @@ int mla_runs(int64_t tokens, const MlaShape& shape, const KvCacheView& cache, in
   int64_t least = INT64_MAX;
   for (int runs = 1; runs <= kMaxMlaRuns; ++runs) {
     const int64_t length = std::max<int64_t>(kRunPositions, (max_visible + runs - 1) / runs);
-    const int64_t waves = (blocks * runs + num_sms - 1) / num_sms;
+    const int64_t waves = (blocks * runs + places - 1) / places;
     const int64_t cost = waves * (length + kBlockCost) + (runs > 1 ? kMergeCost + runs : 0);
     if (cost < least) {
       least = cost;
@@ -504,12 +536,9 @@ cudaError_t launch_mla_decode(const AttendArgs& attend, int64_t first_token, int
   args.partial = scratch;
   args.stats =
       reinterpret_cast<float2*>(scratch + tokens * args.runs * attend.shape.num_heads * kRank);
-  const bool wide = mla_goes_wide(attend.shape, attend.cache);
-  const cudaError_t code = launch_runs(args, wide, tokens, stream);
+  const cudaError_t code = launch_runs(args, tokens, stream);
   if (code != cudaSuccess || !args.split) return code;
-  const int64_t blocks = tokens * attend.shape.num_heads * (kRank / kMergeCols);
-  return launch_overlapped(mla_merge_kernel, dim3(static_cast<unsigned>(blocks)),
-                           dim3(32 * kMergeWarps), 0, stream, args);
+  return launch_merge(args, tokens, stream);
 }
 
 }  // namespace nibble::cuda

@@ -1,4 +1,5 @@
-// What the two kernels of absorbed attention share: mla_decode.cu (mma.sync), mla_wide.cu (wgmma).
+// What the kernels of absorbed attention share: mla_decode.cu (mma.sync), mla_wide.cu and
+// mla_narrow.cu (wgmma).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -63,9 +64,44 @@ __device__ inline void store_latents(const AttendArgs& a, int64_t token, int64_t
   }
 }
 
+// The positions of a block's run, as they lie in the cache.
+template <typename T>
+struct RunEntries {
+  const DecodeArgs& a;
+  const TokenView& view;
+  int begin;
+  int end;
+
+  // Entries that lie together from `position` on, in its block.
+  __device__ int entries_from(int position) const {
+    const auto slot = static_cast<uint32_t>(position + view.slot_offset);
+    const auto block_size = static_cast<uint32_t>(a.attend.cache.block_size);
+    return static_cast<int>(block_size - slot % block_size);
+  }
+
+  __device__ const int32_t* table_entry(int position) const {
+    const auto slot = static_cast<uint32_t>(position + view.slot_offset);
+    return a.attend.tables + view.table + slot / static_cast<uint32_t>(a.attend.cache.block_size);
+  }
+
+  __device__ const T* entry(int position) const {
+    const KvCacheView& cache = a.attend.cache;
+    const auto* const data = static_cast<const T*>(cache.data);
+    if (position >= end) return data;
+    const auto slot = static_cast<uint32_t>(position + view.slot_offset);
+    const auto block_size = static_cast<uint32_t>(cache.block_size);
+    const int64_t block = __ldg(table_entry(position));
+    return data + (block * block_size + slot % block_size) * kEntry;
+  }
+};
+
 // On wgmma (mla_wide.cu), 64 heads a block; partial results as mla_decode.cu leaves them.
 constexpr int kWideHeads = 64;
 cudaError_t launch_mla_wide(const DecodeArgs& args, int64_t tokens, cudaStream_t stream);
 bool mla_wide_runs_here();
+
+// On wgmma (mla_narrow.cu), of FP8 entries, 16 or 32 heads a block; runs where mla_wide.cu does.
+constexpr int kNarrowHeads = 32;
+cudaError_t launch_mla_narrow(const DecodeArgs& args, int64_t tokens, cudaStream_t stream);
 
 }  // namespace nibble::cuda

@@ -329,7 +329,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
     sync_warps(2, kThreads);
   } else {
     const int half = thread / 128;
-    const WideRun<T> positions{a, view, begin, end};
+    const RunEntries<T> positions{a, view, begin, end};
     WideLoader<T> loader(positions, half, tiles, barriers);
     wait_for_previous();
     __syncthreads();  // the barriers are there

@@ -49,37 +49,6 @@ struct Turn {
   }
 };
 
-// The positions of a block's run, as they lie in the cache.
-template <typename T>
-struct WideRun {
-  const DecodeArgs& a;
-  const TokenView& view;
-  int begin;
-  int end;
-
-  // Entries that lie together from `position` on, in its block.
-  __device__ int entries_from(int position) const {
-    const auto slot = static_cast<uint32_t>(position + view.slot_offset);
-    const auto block_size = static_cast<uint32_t>(a.attend.cache.block_size);
-    return static_cast<int>(block_size - slot % block_size);
-  }
-
-  __device__ const int32_t* table_entry(int position) const {
-    const auto slot = static_cast<uint32_t>(position + view.slot_offset);
-    return a.attend.tables + view.table + slot / static_cast<uint32_t>(a.attend.cache.block_size);
-  }
-
-  __device__ const T* entry(int position) const {
-    const KvCacheView& cache = a.attend.cache;
-    const auto* const data = static_cast<const T*>(cache.data);
-    if (position >= end) return data;
-    const auto slot = static_cast<uint32_t>(position + view.slot_offset);
-    const auto block_size = static_cast<uint32_t>(cache.block_size);
-    const int64_t block = __ldg(table_entry(position));
-    return data + (block * block_size + slot % block_size) * kEntry;
-  }
-};
-
 // Brings a warpgroup's share of the run's tiles, one after the other.
 template <typename T>
 class WideLoader;
@@ -87,7 +56,7 @@ class WideLoader;
 template <>
 class WideLoader<uint16_t> {
  public:
-  __device__ WideLoader(const WideRun<uint16_t>& run, int half, uint8_t* tiles,
+  __device__ WideLoader(const RunEntries<uint16_t>& run, int half, uint8_t* tiles,
                         WideBarriers& barriers)
       : run_(run), next_(run.begin), half_(half), tiles_(tiles), barriers_(barriers) {}
 
@@ -139,7 +108,7 @@ class WideLoader<uint16_t> {
   }
 
  private:
-  const WideRun<uint16_t>& run_;
+  const RunEntries<uint16_t>& run_;
   int next_;  // the first position of the tile to be brought
   int half_;
   uint8_t* tiles_;
@@ -158,7 +127,7 @@ __device__ inline uint32_t entry_pair(uint32_t word, int upper) {
 template <>
 class WideLoader<uint8_t> {
  public:
-  __device__ WideLoader(const WideRun<uint8_t>& run, int half, uint8_t* tiles,
+  __device__ WideLoader(const RunEntries<uint8_t>& run, int half, uint8_t* tiles,
                         WideBarriers& barriers)
       : run_(run),
         half_(half),
@@ -256,7 +225,7 @@ class WideLoader<uint8_t> {
     }
   }
 
-  const WideRun<uint8_t>& run_;
+  const RunEntries<uint8_t>& run_;
   int half_;
   uint8_t* tiles_;
   uint8_t* raw_;  // [kWideRawTiles][rows][entry], both warpgroups'

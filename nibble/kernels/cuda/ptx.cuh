@@ -120,4 +120,13 @@ __device__ inline void bulk_copy_kept(void* destination, const void* source, int
       : "memory");
 }
 
+// Contiguous bytes, a multiple of 16, from shared to global memory; waits until they are there.
+// What other threads wrote needs fence.proxy.async in front.
+__device__ inline void bulk_store(void* destination, const void* source, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(destination),
+               "r"(shared_address(source)), "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 }  // namespace nibble::cuda
