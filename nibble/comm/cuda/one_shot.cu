@@ -10,6 +10,26 @@ namespace {
 constexpr int kThreads = 64;  // of float4: 256 values at a time
 constexpr uint64_t kPatienceNs = 60'000'000'000;
 
+// Programmatic dependent launch, which came with compute capability 9.0.
+__device__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Whether the kernel's code was made for compute capability 9.0 or later.
+template <typename Kernel>
+bool is_hopper_code(Kernel kernel) {
+  cudaFuncAttributes attributes = {};
+  const bool found = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+  (void)cudaGetLastError();
+  return found && attributes.ptxVersion >= 90;
+}
+
 __device__ void store_release(uint32_t* address, uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
@@ -67,8 +87,8 @@ __device__ void add(float4& sum, const float4& v) {
 __global__ void __launch_bounds__(kThreads) one_shot_sum_kernel(const OneShotArgs a) {
   // Launched while what is in front of it still runs (programmatic dependent launch), as what
   // follows is.
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  let_next_start();
+  wait_for_previous();
   const uint32_t turn = a.counters[blockIdx.x] + 1;
   const auto half = [&](int rank) {
     return reinterpret_cast<float*>(a.shared[rank] + OneShotLayout::kFlagBytes) +
@@ -102,6 +122,7 @@ __global__ void __launch_bounds__(kThreads) one_shot_sum_kernel(const OneShotArg
   if (threadIdx.x == 0) a.counters[blockIdx.x] = turn;
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 // A value of this block's shared memory in that of another of the cluster.
 __device__ double value_of(const double* mine, int block) {
   uint32_t address;
@@ -119,11 +140,13 @@ __device__ void sync_cluster() {
       "barrier.cluster.wait.acquire;" ::
           : "memory");
 }
+#endif
 
 __global__ void __launch_bounds__(kNormThreads) one_shot_norm_kernel(const OneShotNormArgs a) {
   __shared__ double warp_squares[kNormRowsOfCluster][kNormThreads / 32];
   __shared__ double squares[kNormRowsOfCluster];
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#if __CUDA_ARCH__ >= 900
+  let_next_start();
   const SumNorm& w = a.work;
   const int cluster = static_cast<int>(blockIdx.x) / kNormClusterBlocks;
   const int thread = static_cast<int>(threadIdx.x);
@@ -135,7 +158,7 @@ __global__ void __launch_bounds__(kNormThreads) one_shot_norm_kernel(const OneSh
   const float4 weight =
       has_any ? reinterpret_cast<const float4*>(w.weight)[quad] : make_float4(0, 0, 0, 0);
   const auto row_of = [&](int j) { return int64_t{cluster} + int64_t{j} * kNormClusters; };
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  wait_for_previous();
   // Rows without work: of the whole cluster, on all ranks. Its blocks take no turn.
   if (cluster >= w.rows) return;
   const uint32_t turn = a.counters[blockIdx.x] + 1;
@@ -207,6 +230,7 @@ __global__ void __launch_bounds__(kNormThreads) one_shot_norm_kernel(const OneSh
   }
   if (thread == 0) a.counters[blockIdx.x] = turn;
   sync_cluster();  // the others have read this block's squares
+#endif
 }
 
 }  // namespace
@@ -236,6 +260,7 @@ cudaLaunchConfig_t norm_config(int clusters, cudaStream_t stream,
 }  // namespace
 
 bool one_shot_norm_runs_here() {
+  if (!is_hopper_code(one_shot_norm_kernel)) return false;  // an empty kernel
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = norm_config(kNormClusters, nullptr, attributes);
   config.numAttrs = 1;  // the cluster
@@ -269,8 +294,9 @@ cudaError_t launch_one_shot_sum(const OneShotArgs& args, cudaStream_t stream) {
   config.gridDim = dim3(kOneShotBlocks);
   config.blockDim = dim3(kThreads);
   config.stream = stream;
+  static const bool overlaps = is_hopper_code(one_shot_sum_kernel);
   config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.numAttrs = overlaps ? 1 : 0;
   return cudaLaunchKernelEx(&config, one_shot_sum_kernel, args);
 }
 

@@ -18,6 +18,10 @@ struct CublasLt::Functions {
   decltype(&cublasLtMatmulDescSetAttribute) desc_set = nullptr;
   decltype(&cublasLtMatrixLayoutCreate) layout_create = nullptr;
   decltype(&cublasLtMatrixLayoutDestroy) layout_destroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create = nullptr;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set = nullptr;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic = nullptr;
 };
 
 namespace {
@@ -46,7 +50,11 @@ std::unique_ptr<CublasLt> CublasLt::find() {
       !load(library, "cublasLtMatmulDescDestroy", f.desc_destroy) ||
       !load(library, "cublasLtMatmulDescSetAttribute", f.desc_set) ||
       !load(library, "cublasLtMatrixLayoutCreate", f.layout_create) ||
-      !load(library, "cublasLtMatrixLayoutDestroy", f.layout_destroy)) {
+      !load(library, "cublasLtMatrixLayoutDestroy", f.layout_destroy) ||
+      !load(library, "cublasLtMatmulPreferenceCreate", f.preference_create) ||
+      !load(library, "cublasLtMatmulPreferenceDestroy", f.preference_destroy) ||
+      !load(library, "cublasLtMatmulPreferenceSetAttribute", f.preference_set) ||
+      !load(library, "cublasLtMatmulAlgoGetHeuristic", f.heuristic)) {
     return nullptr;
   }
   cublasLtHandle_t handle = nullptr;
@@ -91,6 +99,66 @@ bool CublasLt::multiply(const uint16_t* w, int64_t rows, const uint16_t* x, int6
     if (layout != nullptr) f.layout_destroy(layout);
   }
   return done;
+}
+
+CublasLt::Fp4Result CublasLt::multiply_fp4(const Fp4Matrix& w, const Fp4Matrix& x, float alpha,
+                                           float* out, int64_t out_stride, void* workspace,
+                                           cudaStream_t stream) const {
+  const Functions& f = *functions_;
+  const auto handle = static_cast<cublasLtHandle_t>(handle_);
+  const auto ok = [](cublasStatus_t status) { return status == CUBLAS_STATUS_SUCCESS; };
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  const cublasLtMatmulMatrixScale_t block_scales = CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3;
+  const void* const w_scales = w.scales;
+  const void* const x_scales = x.scales;
+  const uint64_t workspace_bytes = kFp4Workspace;
+  const float beta = 0;
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t w_layout = nullptr;
+  cublasLtMatrixLayout_t x_layout = nullptr;
+  cublasLtMatrixLayout_t out_layout = nullptr;
+  cublasLtMatmulPreference_t preference = nullptr;
+  const auto set = [&](cublasLtMatmulDescAttributes_t name, const auto& value) {
+    return ok(f.desc_set(desc, name, &value, sizeof(value)));
+  };
+  const auto layout = [&](cublasLtMatrixLayout_t& to, cudaDataType_t type, int64_t rows,
+                          int64_t cols, int64_t stride) {
+    return ok(f.layout_create(&to, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols),
+                              stride));
+  };
+  // As in multiply(): the only form that block scales have.
+  const bool described = ok(f.desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
+                         set(CUBLASLT_MATMUL_DESC_TRANSA, transposed) &&
+                         set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, block_scales) &&
+                         set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, block_scales) &&
+                         set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, w_scales) &&
+                         set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x_scales) &&
+                         layout(w_layout, CUDA_R_4F_E2M1, w.cols, w.rows, w.cols) &&
+                         layout(x_layout, CUDA_R_4F_E2M1, x.cols, x.rows, x.cols) &&
+                         layout(out_layout, CUDA_R_32F, w.rows, x.rows, out_stride) &&
+                         ok(f.preference_create(&preference)) &&
+                         ok(f.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                             &workspace_bytes, sizeof(workspace_bytes)));
+  cublasLtMatmulHeuristicResult_t found = {};
+  int count = 0;
+  Fp4Result result = Fp4Result::kRefused;
+  if (described &&
+      ok(f.heuristic(handle, desc, w_layout, x_layout, out_layout, out_layout, preference, 1,
+                     &found, &count)) &&
+      count > 0) {
+    const cublasStatus_t status =
+        f.matmul(handle, desc, &alpha, w.codes, w_layout, x.codes, x_layout, &beta, out, out_layout,
+                 out, out_layout, &found.algo, workspace, workspace_bytes, stream);
+    result = ok(status)                              ? Fp4Result::kDone
+             : status == CUBLAS_STATUS_NOT_SUPPORTED ? Fp4Result::kRefused
+                                                     : Fp4Result::kFailed;
+  }
+  if (preference != nullptr) f.preference_destroy(preference);
+  if (desc != nullptr) f.desc_destroy(desc);
+  for (cublasLtMatrixLayout_t made : {w_layout, x_layout, out_layout}) {
+    if (made != nullptr) f.layout_destroy(made);
+  }
+  return result;
 }
 
 }  // namespace nibble::cuda

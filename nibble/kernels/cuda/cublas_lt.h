@@ -1,4 +1,5 @@
-// The one product that is left to cuBLASLt: BF16 by BF16 for many tokens. The library is looked for
+// The products that are left to cuBLASLt: BF16 by BF16 for many tokens, and on Blackwell NVFP4 by
+// NVFP4. The library is looked for
 // at run time: a build needs its headers alone, and a machine without it takes the slower way.
 #pragma once
 
@@ -6,6 +7,8 @@
 
 #include <cstdint>
 #include <memory>
+
+#include "nibble/kernels/cuda/fp4_operands.h"
 
 namespace nibble::cuda {
 
@@ -21,6 +24,13 @@ class CublasLt {
   // rows of out_stride. False when the library refuses.
   bool multiply(const uint16_t* w, int64_t rows, const uint16_t* x, int64_t tokens, int64_t cols,
                 float alpha, float* out, int64_t out_stride, cudaStream_t stream) const;
+
+  // The same of two sides in NVFP4 (fp4_operands.h), alpha the product of their global scales.
+  // `workspace` is kFp4Workspace bytes of device memory. NEVER RUN: only Blackwell has it.
+  enum class Fp4Result { kDone, kRefused, kFailed };  // kRefused: no algorithm for it here
+  static constexpr int64_t kFp4Workspace = int64_t{32} << 20;
+  Fp4Result multiply_fp4(const Fp4Matrix& w, const Fp4Matrix& x, float alpha, float* out,
+                         int64_t out_stride, void* workspace, cudaStream_t stream) const;
 
  private:
   CublasLt() = default;

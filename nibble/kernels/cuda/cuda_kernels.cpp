@@ -13,6 +13,7 @@
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/copy_rows.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/cuda_level.h"
 #include "nibble/kernels/cuda/cuda_sampler.h"
 #include "nibble/kernels/cuda/cuda_step_graphs.h"
 #include "nibble/kernels/cuda/expand.h"
@@ -27,6 +28,23 @@ namespace {
 
 constexpr int64_t kExpandedValues = int64_t{144} << 20;  // at a time
 
+// All but the activations.
+StreamArgs stream_args(const LinearWeight& weight, int64_t tokens, const MatrixView& out) {
+  const PackedShape shape = packed_shape(weight.format, weight.rows, weight.cols);
+  StreamArgs args;
+  args.format = weight.format;
+  args.group.a = static_cast<const uint8_t*>(weight.data);
+  args.group.scale_a = weight.global_scale;
+  args.rows = static_cast<int>(weight.rows);
+  args.tiles = static_cast<int>(shape.tiles);
+  args.units = static_cast<int>(shape.units);
+  args.x_units = static_cast<int>(shape.x_units);
+  args.num_tokens = static_cast<int>(tokens);
+  args.out = out.row<float>(0);
+  args.out_row_stride = out.stride;
+  return args;
+}
+
 }  // namespace
 
 CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& options)
@@ -36,7 +54,7 @@ CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& opti
       parts_(options.activation_parts),
       batch_invariant_(options.batch_invariant),
       fixed_expert_order_(options.batch_invariant || options.fixed_expert_order),
-      gemm_runs_(gemm_nvfp4_runs_here()),
+      gemm_runs_(cuda_level() / 10 == 9 && gemm_nvfp4_runs_here()),
       cublas_lt_(CublasLt::find()),
       pack_pool_(std::make_unique<PackPool>(*device_)),
       x_scratch_(*device_),
@@ -165,6 +183,7 @@ void CudaKernels::linear(const MatrixView& x, const LinearWeight& weight, const 
   NIBBLE_CHECK(x.cols == weight.cols && out.cols == weight.rows && x.rows == out.rows);
   if (weight.activation == ActivationFormat::kNvfp4) {
     NIBBLE_CHECK(weight.format == LinearFormat::kNvfp4);
+    if (w4a4_on_tensor_cores()) return linear_w4a4_tensor(x, weight, out);
     linear_w4a4(x, weight, out);
   } else {
     linear_parts(x, weight, out, parts_);
@@ -193,23 +212,12 @@ void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
     if (rows.data == nullptr) return;
     if (parts == 1 && takes_many(weight, x.rows)) return linear_many(rows, x.rows, weight, out);
   }
-  const PackedShape shape = packed_shape(weight.format, weight.rows, weight.cols);
-  StreamArgs args;
-  args.format = weight.format;
-  args.group.a = static_cast<const uint8_t*>(weight.data);
-  args.group.scale_a = weight.global_scale;
-  args.rows = static_cast<int>(weight.rows);
-  args.tiles = static_cast<int>(shape.tiles);
-  args.units = static_cast<int>(shape.units);
-  args.x_units = static_cast<int>(shape.x_units);
-  args.num_tokens = static_cast<int>(x.rows);
+  StreamArgs args = stream_args(weight, x.rows, out);
   args.x = rows.data;
   if (floats) args.x_float = x.row<const float>(0);
   args.x_parts = parts;
   args.x_part_stride = rows.part_stride;
   args.x_row_stride = floats ? x.stride : rows.row_stride;
-  args.out = out.row<float>(0);
-  args.out_row_stride = out.stride;
   if (second != nullptr) {
     args.second.a = static_cast<const uint8_t*>(second->data);
     args.second.scale_a = second->global_scale;
@@ -220,6 +228,15 @@ void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
     args.second_out_row_stride = second_out.stride;
   }
   keep(launch_linear_stream(args, stream_work_tokens(parts, x.rows), stream_), "linear");
+}
+
+void CudaKernels::linear_rows(const Bf16Rows& rows, int64_t tokens, const LinearWeight& weight,
+                              const MatrixView& out) {
+  StreamArgs args = stream_args(weight, tokens, out);
+  args.x = rows.data;
+  args.x_part_stride = rows.part_stride;
+  args.x_row_stride = rows.row_stride;
+  keep(launch_linear_stream(args, stream_work_tokens(1, tokens), stream_), "linear");
 }
 
 bool CudaKernels::takes_many(const LinearWeight& weight, int64_t tokens) const {
@@ -322,11 +339,11 @@ Result<std::unique_ptr<Kernels>> make_cuda_kernels(const CudaOptions& options) {
           cudaSuccess) {
     return unavailable("the GPU does not say its compute capability");
   }
-  if (!cuda::stream_kernels_run_here()) {
+  if (!cuda::has_code_for_gpu()) {
     return unsupported(fmt::format(
         "{} has compute capability {}.{}, and this build has no code for it; configure with "
-        "-DCMAKE_CUDA_ARCHITECTURES={}{}-real (9.0, the H100 and H200, is what has been run), or "
-        "use --backend cpu",
+        "-DCMAKE_CUDA_ARCHITECTURES={}{}-real (8.0 and later; 9.0, the H100 and H200, is what has "
+        "been run and is fast), or use --backend cpu",
         device->name(), major, minor, major, minor));
   }
   return std::make_unique<cuda::CudaKernels>(std::move(device), options);

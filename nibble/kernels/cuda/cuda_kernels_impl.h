@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -104,7 +105,8 @@ class CudaKernels final : public Kernels {
   struct ExpertTable {
     const StreamGroup* gate_up = nullptr;  // [experts + shared]
     const StreamGroup* down = nullptr;
-    const W4a4Weight* w4a4[3] = {};  // gate, up, down
+    const StreamGroup* up = nullptr;  // W4A4's alone
+    const W4a4Weight* w4a4[3] = {};   // gate, up, down
     const uint8_t* classes = nullptr;
     std::vector<std::pair<int, MlpWeight>> present;  // the classes there are, and an MLP of each
     bool shared_joins = false;
@@ -135,7 +137,22 @@ class CudaKernels final : public Kernels {
   bool takes_many(const LinearWeight& weight, int64_t tokens) const;
   void linear_many(const Bf16Rows& x, int64_t tokens, const LinearWeight& weight,
                    const MatrixView& out);
+  // The product of rows that are BF16 already.
+  void linear_rows(const Bf16Rows& rows, int64_t tokens, const LinearWeight& weight,
+                   const MatrixView& out);
   void linear_w4a4(const MatrixView& x, const LinearWeight& weight, const MatrixView& out);
+  // The same on tensor cores (w4a4_tensor.cpp): of NVFP4 where cuBLASLt has them, of BF16
+  // otherwise.
+  bool w4a4_on_tensor_cores() const;
+  void linear_w4a4_tensor(const MatrixView& x, const LinearWeight& weight, const MatrixView& out);
+  void moe_w4a4_tensor(const MatrixView& x, const ExpertTable& table, int cls,
+                       const MlpWeight& like, const RouterShape& shape, const int32_t* expert_ids,
+                       float* expert_rows, bool fixed_order);
+  bool linear_fp4(const MatrixView& x, const LinearWeight& weight, const MatrixView& out);
+  const Fp4Matrix* fp4_weight(const LinearWeight& weight);
+  // x rounded to NVFP4, without input_scale.
+  Bf16Rows round_nvfp4(const float* x, int64_t rows, int64_t cols, int64_t stride,
+                       float input_scale, Scratch& scratch);
   W4a4Activations quantize(const float* x, int64_t rows, int64_t cols, int64_t stride,
                            float input_scale);
   const ExpertTable* expert_table(std::span<const MlpWeight> experts, const MlpWeight* shared);
@@ -146,6 +163,15 @@ class CudaKernels final : public Kernels {
   void moe_rows(const MatrixView& x, const ExpertTable& table, const MlpWeight* shared,
                 const RouterShape& shape, const int32_t* expert_ids, float* expert_rows,
                 bool fixed_order);
+  // Which rows of which experts of class `cls` run, in pieces for launch_linear_stream().
+  struct StreamedPlan {
+    StreamArgs args;  // work, slots and what says which row of x a slot has
+    int work_tokens = 8;
+    int64_t all_slots = 0;
+  };
+  // False: the error is kept.
+  bool plan_streamed(int64_t tokens, const ExpertTable& table, int cls, const RouterShape& shape,
+                     const int32_t* expert_ids, StreamedPlan& plan);
   void moe_streamed(const MatrixView& x, const ExpertTable& table, int cls, const MlpWeight& like,
                     const RouterShape& shape, const int32_t* expert_ids, float* expert_rows,
                     bool fixed_order);
@@ -185,6 +211,15 @@ class CudaKernels final : public Kernels {
   Scratch merge_scratch_;
   Scratch expand_scratch_;
   Buffer arrivals_;  // RouteFewArgs::arrivals
+  // Weights as cuBLASLt takes NVFP4, beside the packed ones, by these' address.
+  struct KeptFp4 {
+    Buffer buffer;
+    Fp4Matrix matrix;
+  };
+  mutable std::mutex fp4_mutex_;  // pack() may run on any thread
+  mutable std::unordered_map<const void*, KeptFp4> fp4_weights_;
+  mutable std::unordered_set<const void*> fp4_refused_;  // cuBLASLt has no product for them
+  bool told_of_refusal_ = false;
   Upload token_ids_;
   Upload positions_;
   Upload entries_;

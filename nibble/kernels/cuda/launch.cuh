@@ -3,7 +3,7 @@
 //
 // A kernel launched so calls wait_for_previous() before it touches anything that earlier work wrote
 // or still reads; nothing else may come before but fetching weights. As every kernel of a chain
-// waits for the one in front of it, it waits for all.
+// waits for the one in front of it, it waits for all. Before level 90 launches do not overlap.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,11 +12,19 @@
 #include <cstdint>
 #include <utility>
 
+#include "nibble/kernels/cuda/cuda_level.h"
+
 namespace nibble::cuda {
 
-__device__ inline void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 __device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // Of the current device; 1 where it can't be asked.
@@ -61,7 +69,7 @@ cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 2 : 1;
+  config.numAttrs = cluster > 1 ? 2 : has_hopper_kernels() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel,
                             static_cast<Parameters>(std::forward<Arguments>(arguments))...);
 }

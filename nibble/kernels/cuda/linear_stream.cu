@@ -1,3 +1,5 @@
+#include "nibble/kernels/cuda/cuda_level.h"
+#include "nibble/kernels/cuda/linear_portable.h"
 #include "nibble/kernels/cuda/linear_stream.h"
 #include "nibble/kernels/cuda/packed_layout.h"
 
@@ -13,6 +15,7 @@ bool stream_takes_floats(int64_t cols, int x_parts, int64_t tokens, const float*
 }
 
 cudaError_t launch_linear_stream(const StreamArgs& args, int work_tokens, cudaStream_t stream) {
+  if (!has_hopper_kernels()) return launch_linear_portable(args, work_tokens, stream);
   switch (args.format) {
     case LinearFormat::kNvfp4:
       return launch_linear_stream_nvfp4(args, work_tokens, stream);
@@ -23,17 +26,6 @@ cudaError_t launch_linear_stream(const StreamArgs& args, int work_tokens, cudaSt
       return launch_linear_stream_bf16(args, work_tokens, stream);
   }
   return cudaErrorInvalidValue;
-}
-
-namespace {
-__global__ void probe_kernel() {}
-}  // namespace
-
-bool stream_kernels_run_here() {
-  cudaFuncAttributes attributes = {};
-  const bool found = cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess;
-  (void)cudaGetLastError();
-  return found;
 }
 
 }  // namespace nibble::cuda

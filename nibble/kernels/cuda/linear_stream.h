@@ -100,9 +100,6 @@ bool stream_takes_floats(int64_t cols, int x_parts, int64_t tokens, const float*
 // `work_tokens` as stream_work_tokens() gave it.
 cudaError_t launch_linear_stream(const StreamArgs& args, int work_tokens, cudaStream_t stream);
 
-// Whether this build holds machine code for the current device.
-bool stream_kernels_run_here();
-
 // One for each format, in files of their own; called by launch_linear_stream.
 cudaError_t launch_linear_stream_nvfp4(const StreamArgs& args, int work_tokens,
                                        cudaStream_t stream);

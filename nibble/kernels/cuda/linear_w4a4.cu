@@ -1,8 +1,7 @@
 // A warp for each tile of 16 rows and each token; sums in int64, so that their order is free.
 // Bound: integer arithmetic.
-#include <cuda_fp8.h>
-
 #include "nibble/kernels/cuda/linear_w4a4.h"
+#include "nibble/kernels/cuda/nvfp4_activation.cuh"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/units.cuh"
 
@@ -10,22 +9,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlock = 16;
-
-__device__ int e4m3_times_512(uint8_t code) {
-  const int exponent = code >> 3 & 15;
-  const int fraction = code & 7;
-  return exponent == 0 ? fraction : (8 + fraction) << (exponent - 1);
-}
-
-// Twice the E2M1 value nearest to v; midpoints go to the even code.
-__device__ int doubled_e2m1_of(float v) {
-  const float a = fabsf(v);
-  const int code = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) +
-                   (a >= 3.5f) + (a > 5.0f);
-  const int doubled = code < 5 ? code : code == 5 ? 6 : code == 6 ? 8 : 12;
-  return v < 0 ? -doubled : doubled;
-}
+constexpr int kBlock = kFp4Block;
 
 // One thread for each block of 16; x is read with zeros behind the last column.
 __global__ void w4a4_quantize_kernel(const float* x, int64_t rows, int64_t cols, int64_t stride,
@@ -35,24 +19,16 @@ __global__ void w4a4_quantize_kernel(const float* x, int64_t rows, int64_t cols,
   if (index >= rows * blocks) return;
   const int64_t row = index / blocks;
   const int64_t first = index % blocks * kBlock;
-  float v[kBlock];
-  float amax = 0;
-  bool finite = true;
+  ActivationBlock block;
+  block.load(x + row * stride, first, cols, input_scale);
+  if (!block.finite) atomicAnd(out.finite + row, 0);
   for (int i = 0; i < kBlock; ++i) {
-    v[i] = first + i < cols ? x[row * stride + first + i] : 0;
-    finite = finite && isfinite(v[i]);
-    amax = fmaxf(amax, fabsf(v[i]));
+    const int code = block.code(i);
+    const int doubled = doubled_e2m1(code & 7);
+    out.codes[row * out.padded_cols + first + i] =
+        static_cast<int8_t>((code & 8) != 0 ? -doubled : doubled);
   }
-  if (!finite) atomicAnd(out.finite + row, 0);
-  const float ratio = __fdiv_rn(amax, __fmul_rn(6.0f, input_scale));
-  const uint8_t code = __nv_cvt_float_to_fp8(fminf(ratio, 448.0f), __NV_SATFINITE, __NV_E4M3);
-  const int scale = finite ? e4m3_times_512(code) : 0;
-  const float divisor = __fmul_rn(ldexpf(static_cast<float>(scale), -9), input_scale);
-  for (int i = 0; i < kBlock; ++i) {
-    const int q = divisor == 0 ? 0 : doubled_e2m1_of(__fdiv_rn(v[i], divisor));
-    out.codes[row * out.padded_cols + first + i] = static_cast<int8_t>(q);
-  }
-  out.scales[index] = scale;
+  out.scales[index] = e4m3_times_512(block.scale);
 }
 
 // The sum over a block in words x and y, times nothing: 4 times the sum of products.
@@ -64,7 +40,7 @@ __device__ int block_dot(uint2 words, const int8_t* codes) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int magnitude = static_cast<int>(pair >> (16 * h + 6) & 7);
-      const int doubled = magnitude < 5 ? magnitude : magnitude == 5 ? 6 : magnitude == 6 ? 8 : 12;
+      const int doubled = doubled_e2m1(magnitude);
       const int code = codes[2 * i + h];
       sum += (pair >> (16 * h) & 0x8000) != 0 ? -doubled * code : doubled * code;
     }

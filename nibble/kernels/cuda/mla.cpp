@@ -5,6 +5,7 @@
 
 #include "nibble/base/check.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
+#include "nibble/kernels/cuda/cuda_level.h"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/row_kernels.h"
 
@@ -12,6 +13,13 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int64_t kMergeFloats = int64_t{1} << 28;  // 1 GiB for partial results
+
+// mla_decode.cu's larger kernel; GPUs with less shared memory take mla_attend.cu.
+constexpr int kMlaDecodeShared = 225 << 10;
+
+bool on_tensor_cores(int parts, const MlaShape& shape, const KvCacheView& cache) {
+  return parts == 1 && mla_decode_fits(shape, cache) && most_shared_bytes() >= kMlaDecodeShared;
+}
 
 }  // namespace
 
@@ -111,7 +119,7 @@ void CudaKernels::mla_prepare(const MatrixView& q, const MatrixView& kv_a,
 // tokens are few and their positions are spread over the GPU; a prompt's tokens fill it by their
 // number.
 void CudaKernels::attend_latents(const AttendArgs& attend, const AttentionBatch& batch) {
-  if (parts_ > 1 || !mla_decode_fits(attend.shape, attend.cache)) {
+  if (!on_tensor_cores(parts_, attend.shape, attend.cache)) {
     keep(launch_mla_attend(attend, stream_), "mla_attention");
     return;
   }
@@ -211,7 +219,7 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   attend.cache = cache;
   attend.out = latent;
   // Where the next product would round them anyway, latents are left in BF16; x is free again.
-  const bool rounded = parts_ == 1 && mla_decode_fits(shape, cache);
+  const bool rounded = on_tensor_cores(parts_, shape, cache);
   if (rounded) {
     NIBBLE_CHECK(rank_cols == rank);
     attend.out_bf16 = x;

@@ -75,12 +75,17 @@ void set_shape(StreamArgs& args, const LinearWeight& weight) {
   args.x_units = static_cast<int>(shape.x_units);
 }
 
-// Where the parts of a table's bytes lie: groups of gate and up, groups of down, the three matrices
-// for W4A4, classes.
+// What the sums of products are multiplied with.
+float scale_of(const LinearWeight& weight) {
+  return is_w4a4(weight) ? weight.input_scale * weight.global_scale : weight.global_scale;
+}
+
+// Where the parts of a table's bytes lie: groups of gate and up, groups of down, groups of up, the
+// three matrices for W4A4, classes.
 struct TableLayout {
   size_t count;  // experts + shared
 
-  size_t w4a4() const { return 2 * count * sizeof(StreamGroup); }
+  size_t w4a4() const { return 3 * count * sizeof(StreamGroup); }
   size_t classes() const { return w4a4() + 3 * count * sizeof(W4a4Weight); }
   size_t bytes() const { return classes() + count; }
 };
@@ -167,10 +172,12 @@ bool CudaKernels::describe_experts(std::span<const MlpWeight> experts,
     if (std::none_of(table.present.begin(), table.present.end(), known)) {
       table.present.emplace_back(cls, mlp);
     }
-    groups[e] = {bytes_of(mlp.gate_proj), bytes_of(mlp.up_proj), mlp.gate_proj.global_scale,
-                 mlp.up_proj.global_scale};
+    groups[e] = {bytes_of(mlp.gate_proj), bytes_of(mlp.up_proj), scale_of(mlp.gate_proj),
+                 scale_of(mlp.up_proj)};
     groups[count + e].a = bytes_of(mlp.down_proj);
-    groups[count + e].scale_a = mlp.down_proj.global_scale;
+    groups[count + e].scale_a = scale_of(mlp.down_proj);
+    groups[2 * count + e].a = bytes_of(mlp.up_proj);
+    groups[2 * count + e].scale_a = scale_of(mlp.up_proj);
     w4a4[e] = w4a4_of(mlp.gate_proj);
     w4a4[count + e] = w4a4_of(mlp.up_proj);
     w4a4[2 * count + e] = w4a4_of(mlp.down_proj);
@@ -204,6 +211,7 @@ void CudaKernels::ExpertTable::point_to(const std::byte* bytes, size_t count) {
   const TableLayout layout{count};
   gate_up = reinterpret_cast<const StreamGroup*>(bytes);
   down = gate_up + count;
+  up = down + count;
   for (size_t i = 0; i < 3; ++i) {
     w4a4[i] = reinterpret_cast<const W4a4Weight*>(bytes + layout.w4a4()) + i * count;
   }
@@ -243,53 +251,65 @@ const CudaKernels::ExpertTable* CudaKernels::expert_table(std::span<const MlpWei
   return &kept.table;
 }
 
+bool CudaKernels::plan_streamed(int64_t tokens, const ExpertTable& table, int cls,
+                                const RouterShape& shape, const int32_t* expert_ids,
+                                StreamedPlan& plan) {
+  const int64_t slots = tokens * shape.num_experts_per_tok;
+  plan.all_slots = slots + (table.shared_joins ? tokens : 0);
+  // The mean number of rows of an expert decides the width; most have fewer at decode sizes.
+  plan.work_tokens = stream_work_tokens(parts_, ceil_div(2 * slots, shape.n_routed_experts));
+  MoePlanArgs args;
+  args.expert_ids = expert_ids;
+  args.num_slots = static_cast<int>(slots);
+  args.num_tokens = static_cast<int>(tokens);
+  args.num_experts = shape.local_experts();
+  args.shared = table.shared_joins;
+  args.work_tokens = plan.work_tokens;
+  args.classes = table.present.size() > 1 || !table.is_whole ? table.classes : nullptr;
+  args.wanted = static_cast<uint8_t>(cls);
+  const int64_t max_work = max_moe_work(slots, tokens, shape.local_experts(), plan.work_tokens);
+  const int64_t ints = ceil_div(plan.all_slots, 4) * 4 + 4;
+  auto* const memory = plan_scratch_.get<int32_t>(ints + max_work * 3);
+  if (memory == nullptr) return false;
+  args.num_work = memory;
+  args.slots = memory + 4;
+  args.work = reinterpret_cast<StreamWork*>(memory + ints);
+  keep(launch_moe_plan(args, stream_), "moe: plan");
+  plan.args.work = args.work;
+  plan.args.num_work = args.num_work;
+  plan.args.max_work = static_cast<int>(max_work);
+  plan.args.max_slots = plan.all_slots;
+  plan.args.slots = args.slots;
+  plan.args.x_divisor = shape.num_experts_per_tok;
+  plan.args.x_routed = static_cast<int>(slots);
+  return true;
+}
+
 void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, int cls,
                                const MlpWeight& like, const RouterShape& shape,
                                const int32_t* expert_ids, float* expert_rows, bool fixed_order) {
-  const int64_t slots = x.rows * shape.num_experts_per_tok;
-  const int64_t all_slots = slots + (table.shared_joins ? x.rows : 0);
-  // The mean number of rows of an expert decides the width; most have fewer at decode sizes.
-  const int work_tokens = stream_work_tokens(parts_, ceil_div(2 * slots, shape.n_routed_experts));
-  MoePlanArgs plan;
-  plan.expert_ids = expert_ids;
-  plan.num_slots = static_cast<int>(slots);
-  plan.num_tokens = static_cast<int>(x.rows);
-  plan.num_experts = shape.local_experts();
-  plan.shared = table.shared_joins;
-  plan.work_tokens = work_tokens;
-  plan.classes = table.present.size() > 1 || !table.is_whole ? table.classes : nullptr;
-  plan.wanted = static_cast<uint8_t>(cls);
-  const int64_t max_work = max_moe_work(slots, x.rows, shape.local_experts(), work_tokens);
-  const int64_t ints = ceil_div(all_slots, 4) * 4 + 4;
-  auto* const memory = plan_scratch_.get<int32_t>(ints + max_work * 3);
   const int64_t intermediate = like.gate_proj.rows;
   const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
+  const int64_t all_slots = x.rows * (shape.num_experts_per_tok + (table.shared_joins ? 1 : 0));
   auto* const act = act_scratch_.get<uint16_t>(parts_ * all_slots * act_cols);
   const bool floats =
       stream_takes_floats(like.gate_proj.cols, parts_, x.rows, x.row<const float>(0), x.stride);
   const Bf16Rows rows = floats ? Bf16Rows() : convert(x, parts_, x_scratch_);
-  if (memory == nullptr || act == nullptr || (rows.data == nullptr && !floats)) return;
-  plan.num_work = memory;
-  plan.slots = memory + 4;
-  plan.work = reinterpret_cast<StreamWork*>(memory + ints);
-  keep(launch_moe_plan(plan, stream_), "moe: plan");
+  StreamedPlan plan;
+  if (act == nullptr || (rows.data == nullptr && !floats) ||
+      !plan_streamed(x.rows, table, cls, shape, expert_ids, plan)) {
+    return;
+  }
   if (act_cols != intermediate) {
     keep(cudaMemsetAsync(act, 0, static_cast<size_t>(parts_ * all_slots * act_cols) * 2, stream_),
          "moe");
   }
 
-  StreamArgs args;
+  StreamArgs args = plan.args;
   set_shape(args, like.gate_proj);
   args.groups = table.gate_up;
   args.gate_up = true;
-  args.work = plan.work;
-  args.num_work = plan.num_work;
-  args.max_work = static_cast<int>(max_work);
-  args.max_slots = all_slots;
   args.fixed_order = fixed_order;
-  args.slots = plan.slots;
-  args.x_divisor = shape.num_experts_per_tok;
-  args.x_routed = static_cast<int>(slots);
   args.x = rows.data;
   if (floats) args.x_float = x.row<const float>(0);
   args.x_parts = parts_;
@@ -299,7 +319,7 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   args.act_parts = parts_;
   args.act_part_stride = all_slots * act_cols;
   args.act_row_stride = act_cols;
-  keep(launch_linear_stream(args, work_tokens, stream_), "moe: gate and up");
+  keep(launch_linear_stream(args, plan.work_tokens, stream_), "moe: gate and up");
 
   StreamArgs down = args;
   set_shape(down, like.down_proj);
@@ -313,7 +333,7 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   down.out = expert_rows;
   down.out_row_stride = x.cols;
   down.work_is_older = ring_takes(args);
-  keep(launch_linear_stream(down, work_tokens, stream_), "moe: down");
+  keep(launch_linear_stream(down, plan.work_tokens, stream_), "moe: down");
 }
 
 bool CudaKernels::takes_many_experts(const MlpWeight& like, int64_t tokens) const {
@@ -439,7 +459,9 @@ void CudaKernels::moe_rows(const MatrixView& x, const ExpertTable& table, const 
                            const RouterShape& shape, const int32_t* expert_ids, float* expert_rows,
                            bool fixed_order) {
   for (const auto& [cls, like] : table.present) {
-    if (cls == kW4a4Class) {
+    if (cls == kW4a4Class && w4a4_on_tensor_cores()) {
+      moe_w4a4_tensor(x, table, cls, like, shape, expert_ids, expert_rows, fixed_order);
+    } else if (cls == kW4a4Class) {
       moe_w4a4(x, table, like, shape, expert_ids, expert_rows);
     } else if (takes_many_experts(like, x.rows)) {
       moe_multiplied(x, table, cls, like, shape, expert_ids, expert_rows);

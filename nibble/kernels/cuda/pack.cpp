@@ -180,6 +180,11 @@ Result<LinearWeight> CudaKernels::pack(const HostLinear& source, ActivationForma
                                        void* destination) const {
   NIBBLE_CHECK(source.format != LinearFormat::kNvfp4 || source.cols % kNvfp4Block == 0);
   NIBBLE_TRY(check_source_codes(source));
+  {
+    const std::lock_guard lock(fp4_mutex_);
+    fp4_weights_.erase(destination);  // other weights had this address
+    fp4_refused_.erase(destination);
+  }
   NIBBLE_TRY(pack_pool_->run(source, [&](const LinearWeight& weight, cudaStream_t stream) {
     launch_pack(weight, destination, stream);
   }));

@@ -13,10 +13,15 @@ __device__ inline uint32_t word(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-// Two BF16 products, subnormals kept.
+// Two BF16 products, subnormals kept. Before level 90 there is but the fused form; to add -0
+// changes nothing.
 __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t d;
+#if __CUDA_ARCH__ >= 900
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+#else
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u));
+#endif
   return d;
 }
 
@@ -87,9 +92,11 @@ __device__ inline void prefetch_near(const void* pointer) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(pointer));
 }
 
-// Contiguous bytes, a multiple of 16, come to L2 by themselves.
+// Contiguous bytes, a multiple of 16, come to L2 by themselves; nothing before level 90.
 __device__ inline void prefetch_far(const void* pointer, int bytes) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(pointer), "r"(bytes));
+#endif
 }
 
 // What is read once is the first to leave the cache.
