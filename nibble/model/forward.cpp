@@ -149,9 +149,8 @@ Status moe_data_parallel(const Pass& pass, const MoeWeights& w, const MatrixView
   const std::span<const int64_t> tokens_of_ranks = pass.batch.tokens_of_ranks;
   NIBBLE_CHECK(x.dtype == DType::kF32 && x.stride == x.cols && out.stride == out.cols);
   NIBBLE_CHECK(static_cast<int>(tokens_of_ranks.size()) == weights.comm->size());
-  const auto row_bytes = x.cols * static_cast<int64_t>(sizeof(float));
   if (!pass.batch.is_recorded &&
-      takes_alltoall(weights.shard, weights.router_shape, tokens_of_ranks, row_bytes,
+      takes_alltoall(weights.shard, weights.router_shape, tokens_of_ranks, x.cols,
                      pass.kernels.device().is_host())) {
     NIBBLE_TRY(moe_alltoall(weights, w, tokens_of_ranks, pass.kernels, x, pass.workspace, out));
   } else {

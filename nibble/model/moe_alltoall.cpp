@@ -9,9 +9,12 @@
 namespace nibble {
 namespace {
 
-// Bytes that the exchange has to save a rank and layer before it pays, in either memory. GPUs: what
-// the host waits for the router and the kernels that pack, times what NVLink carries meanwhile.
-constexpr double kBytesWorthOnGpus = 16e6;
+// On GPUs, by bench_cuda dispatch:2:2:4 on two H200 (docs/parallel.md): what an exchange costs
+// beside gathering, the host's wait included; what the router costs for each of its weights and
+// tokens; and what NVLink carries.
+constexpr double kExchangeSeconds = 75e-6;
+constexpr double kSecondsOfRouterWeight = 0.2e-6 / (256 * 7168);
+constexpr double kLinkBytesPerSecond = 300e9;
 // Threads of one machine: about 256 tokens of the demo on each of four ranks, measured.
 constexpr double kBytesWorthOnHosts = 1e6;
 
@@ -123,17 +126,21 @@ double mean_groups_of_token(const RouterShape& shape, int ep_size) {
 }
 
 bool takes_alltoall(const Shard& shard, const RouterShape& shape,
-                    std::span<const int64_t> tokens_of_ranks, int64_t hidden_bytes, bool on_host) {
+                    std::span<const int64_t> tokens_of_ranks, int64_t hidden_size, bool on_host) {
   if (shard.all2all_backend != All2AllBackend::kAuto) {
     return shard.all2all_backend == All2AllBackend::kAlltoall;
   }
-  const auto tokens = static_cast<double>(
-      std::accumulate(tokens_of_ranks.begin(), tokens_of_ranks.end(), int64_t{0}));
-  // Of the other ranks' tokens a rank gets this share instead of all, and sends as much back.
+  const int64_t tokens =
+      std::accumulate(tokens_of_ranks.begin(), tokens_of_ranks.end(), int64_t{0});
+  // The rank with the most tokens saves least: what it gets of the others, and sends back.
+  const auto of_others = static_cast<double>(
+      tokens - *std::max_element(tokens_of_ranks.begin(), tokens_of_ranks.end()));
   const double share = mean_groups_of_token(shape, shard.ep_size) / shard.ep_size;
-  const double of_others = tokens * (shard.tp_size - 1) / shard.tp_size;
-  const double saved = 2 * of_others * (1 - share) * static_cast<double>(hidden_bytes);
-  return saved > (on_host ? kBytesWorthOnHosts : kBytesWorthOnGpus);
+  const double bytes = 2 * of_others * (1 - share) * static_cast<double>(hidden_size) * 4;
+  if (on_host) return bytes > kBytesWorthOnHosts;
+  const double routing = of_others * static_cast<double>(hidden_size) * shape.n_routed_experts *
+                         kSecondsOfRouterWeight;
+  return routing + bytes / kLinkBytesPerSecond > kExchangeSeconds;
 }
 
 RouterShape choose_experts(const Weights& weights, const MoeWeights& w, Kernels& kernels,

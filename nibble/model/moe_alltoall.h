@@ -33,11 +33,11 @@ ExpertExchange plan_exchange(std::span<const int32_t> expert_ids, int num_expert
 // experts in those that are chosen are equally likely: sums of hypergeometric probabilities.
 double mean_groups_of_token(const RouterShape& shape, int ep_size);
 
-// Whether a pass takes the exchange: as shard.all2all_backend says; auto: where the bytes saved
-// outweigh what waiting for the router costs (docs/parallel.md has the measurements). Equal on all
-// ranks. hidden_bytes: of one token. on_host: ranks are processors.
+// Whether a pass takes the exchange: as shard.all2all_backend says; auto: where what is saved
+// (other ranks' tokens are not routed, and not all of them come) outweighs what the exchange costs;
+// docs/parallel.md has the measurements. Equal on all ranks. on_host: ranks are processors.
 bool takes_alltoall(const Shard& shard, const RouterShape& shape,
-                    std::span<const int64_t> tokens_of_ranks, int64_t hidden_bytes, bool on_host);
+                    std::span<const int64_t> tokens_of_ranks, int64_t hidden_size, bool on_host);
 
 // Runs the router over x [tokens, hidden_size] into rows first_row, ... of workspace.expert_ids and
 // expert_weights; the shape by which Kernels::moe() finds the experts: with an expert placement a
