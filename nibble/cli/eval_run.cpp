@@ -13,7 +13,6 @@
 #include "nibble/cli/eval_command.h"
 #include "nibble/cli/eval_progress.h"
 #include "nibble/cli/parallel_options.h"
-#include "nibble/comm/mpi_communicator.h"
 #include "nibble/eval/report.h"
 #include "nibble/eval/run.h"
 
@@ -276,19 +275,20 @@ Result<int> score_and_print(const ScoringOptions& o) {
   return failed > o.max_failed ? kExitFailedSamples : 0;
 }
 
-Result<std::unique_ptr<CompletionTarget>> open_target(const EvalRunOptions& o,
+Result<std::unique_ptr<CompletionTarget>> open_server(const EvalRunOptions& o,
                                                       int64_t concurrency) {
-  if (!o.base_url.empty()) {
-    HttpTargetOptions options;
-    options.base_url = o.base_url;
-    options.served_model = o.served_model;
-    options.concurrency = concurrency;
-    options.request_timeout = o.request_timeout;
-    options.retries = o.retries;
-    options.extra_body = o.extra_body;
-    options.api_key = NIBBLE_TRY(api_key(o.api_key_env));
-    return make_http_target(options);
-  }
+  HttpTargetOptions options;
+  options.base_url = o.base_url;
+  options.served_model = o.served_model;
+  options.concurrency = concurrency;
+  options.request_timeout = o.request_timeout;
+  options.retries = o.retries;
+  options.extra_body = o.extra_body;
+  options.api_key = NIBBLE_TRY(api_key(o.api_key_env));
+  return make_http_target(options);
+}
+
+Result<EngineTargetOptions> engine_options(const EvalRunOptions& o, int64_t concurrency) {
   EngineTargetOptions options;
   options.chat_template = o.chat_template;
   NIBBLE_TRY(validate(o.backend));
@@ -301,20 +301,12 @@ Result<std::unique_ptr<CompletionTarget>> open_target(const EvalRunOptions& o,
   options.engine.max_num_tokens = std::max<int64_t>(512, concurrency * (1 + o.num_drafts));
   options.engine.num_drafts = o.num_drafts;
   options.engine.relaxed_thinking = {o.relaxed, o.relaxed_topk, o.relaxed_delta};
-  options.ranks = NIBBLE_TRY(apply(o.parallel, &options.model));
-  if (options.ranks.transport == RankTransport::kMpi ||
-      (options.ranks.transport == RankTransport::kAuto && started_by_mpi())) {
-    return unsupported(
-        "nibble eval's ranks are threads of one process: start it without mpirun and with "
-        "--tp-size, or evaluate a server (mpirun nibble serve) with --base-url");
-  }
-  const auto directory = NIBBLE_TRY(resolve_model(o.model));
-  return make_engine_target(directory, options);
+  return options;
 }
 
 // Everything up to the last answer. Unreachable servers get their own exit status.
-Result<int> generate_answers(const EvalRunOptions& o, const RunSettings& settings) {
-  auto target = open_target(o, settings.concurrency);
+Result<int> generate_answers(const EvalRunOptions& o, const RunSettings& settings,
+                             Result<std::unique_ptr<CompletionTarget>> target) {
   const auto unreachable = [&](const Error& error) {
     return !o.base_url.empty() && error.code == ErrorCode::kUnavailable;
   };
@@ -346,7 +338,21 @@ Result<int> eval_run(EvalRunOptions o) {
     NIBBLE_TRY(check_sandbox(settings.sandbox));
     break;
   }
-  const int code = NIBBLE_TRY(generate_answers(o, settings));
+  int code = 0;
+  if (!o.base_url.empty()) {
+    code = NIBBLE_TRY(generate_answers(o, settings, open_server(o, settings.concurrency)));
+  } else {
+    EngineTargetOptions options = NIBBLE_TRY(engine_options(o, settings.concurrency));
+    const RankOptions rank_options = NIBBLE_TRY(apply(o.parallel, &options.model));
+    const auto directory = NIBBLE_TRY(resolve_model(o.model));
+    auto ranks = NIBBLE_TRY(RankGroup::start(directory, options.model, rank_options));
+    if (ranks->is_worker()) {  // under mpirun: rank 0 asks, writes and scores
+      NIBBLE_TRY(ranks->serve());
+      return 0;
+    }
+    code = NIBBLE_TRY(
+        generate_answers(o, settings, make_engine_target(directory, options, std::move(ranks))));
+  }
   if (code != 0) return code;
   o.scoring.folder = o.out;
   return score_and_print(o.scoring);

@@ -185,11 +185,9 @@ void split_reply(std::string reply, bool opened, Completion* completion) {
 }
 
 Result<std::unique_ptr<CompletionTarget>> make_engine_target(const std::filesystem::path& directory,
-                                                             const EngineTargetOptions& options) {
+                                                             const EngineTargetOptions& options,
+                                                             std::unique_ptr<RankGroup> ranks) {
   ChatTemplate chat_template = NIBBLE_TRY(ChatTemplate::load(directory, options.chat_template));
-  RankOptions rank_options = options.ranks;
-  rank_options.transport = RankTransport::kThreads;
-  auto ranks = NIBBLE_TRY(RankGroup::start(directory, options.model, rank_options));
   auto model = NIBBLE_TRY(ranks->load_model());
   auto target = std::make_unique<EngineTarget>(std::move(ranks), std::move(model),
                                                std::move(chat_template), options);

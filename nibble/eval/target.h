@@ -63,15 +63,16 @@ class CompletionTarget {
 };
 
 struct EngineTargetOptions {
-  ModelOptions model;  // its shard: ranks that are threads of this process
-  RankOptions ranks;   // of those
+  ModelOptions model;
   EngineOptions engine;
   std::string chat_template;
 };
 
-// The engine in this process. Errors: those of loading and Engine::create.
+// The engine in this process, which is rank 0 of `ranks`, started with options.model. Errors: those
+// of loading and Engine::create.
 Result<std::unique_ptr<CompletionTarget>> make_engine_target(const std::filesystem::path& directory,
-                                                             const EngineTargetOptions& options);
+                                                             const EngineTargetOptions& options,
+                                                             std::unique_ptr<RankGroup> ranks);
 
 struct HttpTargetOptions {
   std::string base_url;      // http://HOST:PORT, with or without /v1
