@@ -219,8 +219,8 @@ __device__ void consume(const GemmArgs& p, const Tile& t, const uint8_t* shared,
     decode(first, 0, lane, even);
     multiply<N>(c0, even, low, unit > 0);
     wgmma_wait<1>();
-    __syncwarp();  // all lanes have read their weights of the last unit, too
-    if (last_slot >= 0 && lane == 0) barrier_arrive(&ring.empty[last_slot]);
+    // All lanes have read their weights of the last unit, too.
+    if (last_slot >= 0) warp_arrive(&ring.empty[last_slot]);
     decode(second, 0, lane, odd);
     multiply<N>(c1, odd, low, unit > 0);
     wgmma_wait<1>();
@@ -238,8 +238,7 @@ __device__ void consume(const GemmArgs& p, const Tile& t, const uint8_t* shared,
   wgmma_wait<0>();
   wgmma_hold(c0);
   wgmma_hold(c1);
-  __syncwarp();
-  if (lane == 0) barrier_arrive(&ring.empty[last_slot]);
+  warp_arrive(&ring.empty[last_slot]);
   if (p.gate_up) {
     store_activations<N>(p, t, group, warp, lane, c0, c1);
   } else {
@@ -259,7 +258,7 @@ __global__ __launch_bounds__(kThreads, 1) void gemm_nvfp4_kernel(const GemmArgs 
   uint8_t* const shared = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
   if (threadIdx.x < kStages) {
     barrier_init(&ring.full[threadIdx.x], 1);
-    barrier_init(&ring.empty[threadIdx.x], kConsumerWarps);
+    barrier_init(&ring.empty[threadIdx.x], kConsumerWarps * kWarpArrivals);
     fence_barrier_init();
   }
   __syncthreads();

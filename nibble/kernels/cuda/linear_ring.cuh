@@ -180,6 +180,10 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   uint8_t* const ring = ring_shared + warp * kRingStages * kRingStageBytes;
+  // For warp_meet; left out where nothing reads it.
+  __shared__ uint64_t met[kWarps];
+  uint32_t met_phase = 0;
+  if (kWarpArrivals > 1 && lane == 0) barrier_init(&met[warp], kWarpArrivals);
   if (lane < kRingStages) barrier_init(&full[warp][lane], 1);
   fence_barrier_init();
   // Weights may come before the launches in front of this one are done; what they wrote may not.
@@ -287,7 +291,7 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
             if (j % 2 == 1) load.store(next.b[j / 2]);
           }
         }
-        __syncwarp();  // all lanes have read the slot
+        warp_meet(&met[warp], met_phase);  // all lanes have read the slot
         feed.send();
         if (++slot == kRingStages) {
           slot = 0;

@@ -267,7 +267,7 @@ __global__ __launch_bounds__(kStreamThreads,
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x < kWarps * Stages) {
     barrier_init(&full[0][0] + threadIdx.x, 1);
-    barrier_init(&empty[0][0] + threadIdx.x, 1);
+    barrier_init(&empty[0][0] + threadIdx.x, kWarpArrivals);
     fence_barrier_init();
   }
   __syncthreads();
@@ -345,8 +345,7 @@ __global__ __launch_bounds__(kStreamThreads,
         }
         barrier_wait(&full[warp][slot], phase);
         multiply<Unit, X, NT, P, KU>(ring + slot * kStageBytes, units, lane, tokens, total);
-        __syncwarp();  // all lanes have read the slot
-        if (lane == 0) barrier_arrive(&empty[warp][slot]);
+        warp_arrive(&empty[warp][slot]);  // all lanes have read the slot
 #pragma unroll
         for (int n = 0; n < NT; ++n) item_sums[32 * n] = total[n];
         item_sums += 32 * NT;

@@ -268,8 +268,7 @@ __device__ void score_tiles(const DecodeArgs& a, const RunEntries<uint8_t>& run,
                        bf16x2(score[i + 4], score[i + 5]), bf16x2(score[i + 6], score[i + 7]));
     }
     fence_shared_for_wgmma();
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&s.weights_full);
+    warp_arrive(&s.weights_full);
     if (++slot == kTiles) {
       slot = 0;
       phase ^= 1;
@@ -369,8 +368,7 @@ __device__ void sum_values(const RunEntries<uint8_t>& run, Shared<kHeads>& s,
     }
 #pragma unroll
     for (int j = 0; j < kValueTiles; ++j) wgmma_hold(out[j]);
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&s.weights_empty);
+    warp_arrive(&s.weights_empty);
     sync_warps(4, 128);  // all four warps have read the tile
     if (thread == 0 && first + kTiles * kTile < run.end) {
       ask(run, first + kTiles * kTile, s.tiles[slot], &s.full[slot]);
@@ -447,8 +445,8 @@ __global__ __launch_bounds__(kThreads,
   const RunEntries<uint8_t> run{a, view, begin, end};
   if (thread == 128) {
     for (int i = 0; i < kTiles; ++i) barrier_init(&s.full[i], 1);
-    barrier_init(&s.weights_full, 4);
-    barrier_init(&s.weights_empty, 4);
+    barrier_init(&s.weights_full, 4 * kWarpArrivals);
+    barrier_init(&s.weights_empty, 4 * kWarpArrivals);
     fence_barrier_init();
     for (int i = 0; i < kTiles && begin + i * kTile < end; ++i) {
       prefetch_near(run.table_entry(begin + i * kTile));

@@ -130,8 +130,7 @@ __device__ void score_tiles(const DecodeArgs& a, int begin, int end, const uint8
     barrier_wait(&barriers.weights_empty[buffer.slot], buffer.phase);
     weigh(score, end - first, scale, buffer.slot, warp, lane, weights, factors, state);
     fence_shared_for_wgmma();
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&barriers.weights_full[buffer.slot]);
+    warp_arrive(&barriers.weights_full[buffer.slot]);
     buffer.advance(2);
   }
 #pragma unroll
@@ -186,8 +185,7 @@ __device__ void sum_values(int begin, int end, int half, const uint8_t* tiles,
     }
     wgmma_wait<0>();
     wgmma_hold(out);
-    __syncwarp();  // all lanes have read the factors
-    if (lane == 0) barrier_arrive(&barriers.weights_empty[buffer.slot]);
+    warp_arrive(&barriers.weights_empty[buffer.slot]);  // all lanes have read the factors
     if constexpr (!kConverts) {
       sync_warps(3 + half, 128);  // all four warps have read this half of the tile
       loader.bring(tile.slot);
@@ -303,11 +301,11 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
   if (thread < kWideTiles<T>) barrier_init(&barriers.full[thread], 256);
   if (thread < kWideRawTiles) {
     barrier_init(&barriers.raw_full[thread], 1);
-    barrier_init(&barriers.raw_empty[thread], 8);
+    barrier_init(&barriers.raw_empty[thread], 8 * kWarpArrivals);
   }
   if (thread < 2) {
-    barrier_init(&barriers.weights_full[thread], 4);
-    barrier_init(&barriers.weights_empty[thread], 8);
+    barrier_init(&barriers.weights_full[thread], 4 * kWarpArrivals);
+    barrier_init(&barriers.weights_empty[thread], 8 * kWarpArrivals);
   }
   if (thread < kWideTiles<T>) fence_barrier_init();
   let_next_start();

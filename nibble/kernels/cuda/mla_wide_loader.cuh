@@ -160,8 +160,7 @@ class WideLoader<uint8_t> {
     convert(raw_ + raw_slot * kWideRawBytes, tiles_ + slot * kWideTileBytes, left);
     fence_shared_for_wgmma();
     barrier_arrive(&barriers_.full[slot]);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(&barriers_.raw_empty[raw_slot]);
+    warp_arrive(&barriers_.raw_empty[raw_slot]);
     if (asks() && position(asked_) < run_.end) {
       barrier_wait(&barriers_.raw_empty[raw_slot], phase);
       ask();

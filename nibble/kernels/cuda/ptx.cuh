@@ -83,6 +83,26 @@ __device__ inline void barrier_arrive(uint64_t* barrier) {
                : "memory");
 }
 
+// A warp tells a barrier that all of its lanes are done with what lies in front. racecheck does not
+// follow __syncwarp (tools/racecheck_ring.cu): for it, NIBBLE_RACECHECK lets every lane speak.
+#ifdef NIBBLE_RACECHECK
+constexpr int kWarpArrivals = 32;
+__device__ inline void warp_arrive(uint64_t* barrier) { barrier_arrive(barrier); }
+// The warp's lanes wait for each other; `barrier` is theirs, `phase` its next one.
+__device__ inline void warp_meet(uint64_t* barrier, uint32_t& phase) {
+  barrier_arrive(barrier);
+  barrier_wait(barrier, phase);
+  phase ^= 1;
+}
+#else
+constexpr int kWarpArrivals = 1;
+__device__ inline void warp_arrive(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
+}
+__device__ inline void warp_meet(uint64_t*, uint32_t&) { __syncwarp(); }
+#endif
+
 // A barrier of `threads` threads of the block; id 0 is __syncthreads' own.
 __device__ inline void sync_warps(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
