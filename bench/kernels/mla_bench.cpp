@@ -63,6 +63,7 @@ void bench_mla(benchmark::State& state, Case c) {
   const MachineLimits after = measure_limits(c.threads);
   const double read = (before.read_gb_per_s + after.read_gb_per_s) / 2;
   const double fma = (before.fma_gflops + after.fma_gflops) / 2;
+  const double amx = (before.amx_gflops + after.amx_gflops) / 2;
   const double gigabytes = 1e-9 * static_cast<double>(context * shape.entry_size() * 2);
   const auto pairs = static_cast<double>(
       c.heads * (c.form == MlaForm::kAbsorbed ? context : context * (context + 1) / 2));
@@ -72,6 +73,9 @@ void bench_mla(benchmark::State& state, Case c) {
   state.counters["of_read"] = Counter(gigabytes / read, Counter::kIsIterationInvariantRate);
   state.counters["GFLOP/s"] = Counter(operations, Counter::kIsIterationInvariantRate);
   state.counters["of_fma"] = Counter(operations / fma, Counter::kIsIterationInvariantRate);
+  if (amx > 0) {
+    state.counters["of_amx"] = Counter(operations / amx, Counter::kIsIterationInvariantRate);
+  }
 }
 
 }  // namespace

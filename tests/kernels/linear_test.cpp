@@ -489,6 +489,26 @@ TEST(Linear, ARowHasTheSameBitsInAnyBatchAndWithAnyNumberOfThreads) {
   }
 }
 
+// With tiles, a thread that has many groups of outputs does several as one task.
+TEST(Linear, ManyOutputsHaveTheSameBitsInAnyTasks) {
+  const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 1100, 560, 27);
+  TestMatrix x = TestMatrix::random(50, 560, 28);
+  const auto few = cpu_backends(8);
+  for (const auto& [name, kernels] : cpu_backends(1)) {
+    SCOPED_TRACE(name);
+    const PackedWeight packed = pack_weight(*kernels, weight);
+    const TestMatrix got = linear_of(*kernels, x, packed.weight);
+    Kernels& other = *std::find_if(few.begin(), few.end(), [&](const TestBackend& b) {
+                        return b.name == name;
+                      })->kernels;
+    EXPECT_TRUE(same_bits(got.values(), linear_of(other, x, packed.weight).values()));
+    for (const int64_t t : {0, 31, 49}) {
+      TestMatrix one = TestMatrix::of({x.row(t)});
+      EXPECT_TRUE(same_bits(linear_of(*kernels, one, packed.weight).row(0), got.row(t))) << t;
+    }
+  }
+}
+
 TEST(Linear, IsExactlyLinearInPowersOfTwoOfTheGlobalScale) {
   for (const auto& [name, kernels] : all_backends()) {
     for (const ActivationFormat activation : {kAsIs, kW4A4}) {

@@ -141,5 +141,23 @@ TEST(Mlp, ARowHasTheSameBitsInAnyBatchAndWithAnyNumberOfThreads) {
   }
 }
 
+// With tiles, several groups of gate's and up's outputs are one task.
+TEST(Mlp, WideOnesHaveTheSameBitsInAnyTasks) {
+  const TestMlp mlp = TestMlp::random(LinearFormat::kNvfp4, 288, 1040, 99);
+  TestMatrix x = TestMatrix::random(50, 288, 100);
+  const auto few = cpu_backends(8);
+  const auto single = cpu_backends(1);
+  for (size_t b = 0; b < single.size(); ++b) {
+    SCOPED_TRACE(single[b].name);
+    const PackedMlp packed = pack_mlp(*single[b].kernels, mlp);
+    const TestMatrix got = mlp_of(*single[b].kernels, x, packed);
+    EXPECT_TRUE(same_bits(got.values(), mlp_of(*few[b].kernels, x, packed).values()));
+    for (const int64_t t : {0, 31, 49}) {
+      TestMatrix one = TestMatrix::of({x.row(t)});
+      EXPECT_TRUE(same_bits(mlp_of(*single[b].kernels, one, packed).row(0), got.row(t))) << t;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble

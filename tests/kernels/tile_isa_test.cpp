@@ -11,6 +11,7 @@
 #include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/cpu/panel_layout.h"
 #include "nibble/kernels/reference/reference_kernels.h"
+#include "nibble/numeric/bf16.h"
 #include "tests/kernels/kernel_test_helpers.h"
 
 namespace nibble {
@@ -57,7 +58,8 @@ struct TileProduct {
     const int64_t panels = panels_of(c.rows);
     const int64_t c_row = panels * kPanelRows + 3;
     out.assign(static_cast<size_t>(c.tokens * c_row), kPoison);
-    const auto scratch_floats = static_cast<size_t>(tile_scratch_floats(c.tokens, c.planes));
+    const auto scratch_floats =
+        static_cast<size_t>(tile_scratch_floats(c.tokens, c.planes, panels));
     Buffer scratch = kernels.device().allocate((scratch_floats + 16) * sizeof(float)).value();
     for (size_t i = 0; i < scratch_floats + 16; ++i) scratch.as<float>()[i] = NAN;
     const RowFormat format = c.planes == 1 ? RowFormat::kBf16 : RowFormat::kBf16Split;
@@ -99,6 +101,7 @@ std::vector<TileCase> tile_cases() {
       cases.push_back({format, 16, 1040, 100, planes});
       cases.push_back({format, 1, 16, 3, planes});
       cases.push_back({format, 130, 32, 65, planes});
+      cases.push_back({format, 72, 1120, 50, planes});  // three blocks of steps
     }
     if (format == LinearFormat::kBf16) cases.push_back({format, 40, 77, 40, 2});
   }
@@ -146,6 +149,160 @@ TEST(TileIsa, AmxHasTheBitsOfThePlainLoops) {
     EXPECT_TRUE(same_bits(plain.out, amx.out)) << nmse(amx.out, plain.out);
   }
 #endif
+}
+
+// Products of rows with panels made of floats, as attention takes them: poison around the results.
+struct ReadyCase {
+  int64_t tokens;
+  int64_t depth;
+  int64_t outputs;
+  int planes;
+  int b_planes;
+};
+
+std::vector<ReadyCase> ready_cases() {
+  std::vector<ReadyCase> cases;
+  for (const auto& [planes, b_planes] :
+       {std::pair<int, int>{1, 1}, std::pair<int, int>{2, 1}, std::pair<int, int>{2, 2}}) {
+    for (const int64_t tokens : {1, 16, 23, 32, 37, 55, 64}) {
+      cases.push_back({tokens, 192, 48, planes, b_planes});
+    }
+    cases.push_back({33, 40, 16, planes, b_planes});
+    cases.push_back({64, 128, 128, planes, b_planes});
+  }
+  return cases;
+}
+
+// Of two calls, the second of which adds to the first.
+std::vector<float> ready_product(const TileIsa& isa, const ReadyCase& c, int64_t stride) {
+  const std::vector<float> x = random_floats(static_cast<size_t>(c.tokens * c.depth), 41);
+  const std::vector<float> w = random_floats(static_cast<size_t>(c.depth * c.outputs), 42);
+  const auto device = make_host_device();
+  const int64_t a_slice = c.tokens * c.planes * kTileRecordBytes;
+  const int64_t steps = (c.depth + kTileStepCols - 1) / kTileStepCols;
+  const int64_t b_panel = steps * c.b_planes * kTilePlaneBytes;
+  const int64_t panels = c.outputs / kPanelRows;
+  Buffer rows = device->allocate(static_cast<size_t>(slices_of(c.depth) * a_slice)).value();
+  Buffer tiles = device->allocate(static_cast<size_t>(panels * b_panel)).value();
+  for (int64_t s = 0; s < slices_of(c.depth); ++s) {
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      isa.quantize_planes(x.data() + t * c.depth + s * kSliceCols,
+                          std::min<int64_t>(kSliceCols, c.depth - s * kSliceCols), c.planes, t,
+                          c.tokens, rows.as<uint8_t>() + s * a_slice);
+    }
+  }
+  for (int64_t p = 0; p < panels; ++p) {
+    isa.expand_floats(w.data() + p * c.depth * kPanelRows, c.depth, c.b_planes,
+                      tiles.as<uint8_t>() + p * b_panel);
+  }
+  std::vector<float> out(static_cast<size_t>(c.tokens * stride), 1e30f);
+  for (const bool accumulate : {false, true}) {
+    isa.multiply_expanded(rows.data(), a_slice, c.tokens, c.planes, tiles.data(), b_panel, panels,
+                          steps, c.b_planes, out.data(), stride, kPanelRows, accumulate);
+  }
+  return out;
+}
+
+TEST(TileIsa, RowsMeetPanelsOfFloats) {
+  for (const ReadyCase& c : ready_cases()) {
+    SCOPED_TRACE(testing::Message() << c.tokens << " x " << c.depth << " x " << c.outputs
+                                    << " planes " << c.planes << " " << c.b_planes);
+    const int64_t stride = c.outputs + 5;
+    const std::vector<float> out = ready_product(kTileIsaPortable, c, stride);
+    const std::vector<float> x = random_floats(static_cast<size_t>(c.tokens * c.depth), 41);
+    const std::vector<float> w = random_floats(static_cast<size_t>(c.depth * c.outputs), 42);
+    std::vector<float> got;
+    std::vector<float> want;
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      for (int64_t n = 0; n < c.outputs; ++n) {
+        double sum = 0;
+        for (int64_t k = 0; k < c.depth; ++k) {
+          // A panel is [depth, 16].
+          const int64_t at = (n / kPanelRows * c.depth + k) * kPanelRows + n % kPanelRows;
+          float weight = w[static_cast<size_t>(at)];
+          if (c.b_planes == 1) weight = round_to_bf16(weight);
+          float value = x[static_cast<size_t>(t * c.depth + k)];
+          if (c.planes == 1) value = round_to_bf16(value);
+          sum += double{value} * double{weight};
+        }
+        want.push_back(static_cast<float>(2 * sum));
+        got.push_back(kTileBf16Factor * out[static_cast<size_t>(t * stride + n)]);
+      }
+      for (int64_t i = c.outputs; i < stride; ++i) {
+        EXPECT_EQ(out[static_cast<size_t>(t * stride + i)], 1e30f);
+      }
+    }
+    EXPECT_LE(nmse(got, want), c.planes == 1 ? 1e-12 : 3e-11);
+  }
+}
+
+TEST(TileIsa, AmxHasTheBitsOfThePlainLoopsForPanelsOfFloats) {
+  if (detected_isa() < Isa::kAmx) GTEST_SKIP() << "no AMX here";
+#if defined(__x86_64__)
+  for (const ReadyCase& c : ready_cases()) {
+    EXPECT_TRUE(same_bits(ready_product(kTileIsaPortable, c, c.outputs),
+                          ready_product(kTileIsaAmx, c, c.outputs)))
+        << c.tokens << " x " << c.depth << " x " << c.outputs << " planes " << c.planes << " "
+        << c.b_planes;
+  }
+#endif
+}
+
+// A panel of tiles has its columns' pairs side by side: columns 2 i and 2 i + 1 of output r at byte
+// 64 i + 4 r of their step.
+TEST(TileIsa, Bf16RowsAndColumnsBecomePanels) {
+  std::vector<const TileIsa*> isas = {&kTileIsaPortable};
+#if defined(__x86_64__)
+  if (detected_isa() >= Isa::kAmx) isas.push_back(&kTileIsaAmx);
+#endif
+  for (const TileIsa* const isa : isas) {
+    for (const int64_t count : {1, 7, 16, 31, 32, 50, 128}) {
+      constexpr int64_t kWidth = 80;  // of a row, past which it may not be read
+      std::vector<std::vector<uint16_t>> values(static_cast<size_t>(count));
+      std::vector<const uint16_t*> rows;
+      for (size_t i = 0; i < values.size(); ++i) {
+        for (size_t k = 0; k < kWidth; ++k) {
+          values[i].push_back(static_cast<uint16_t>(1 + i * kWidth + k));
+        }
+        rows.push_back(values[i].data());
+      }
+      const auto at = [](const std::vector<uint8_t>& tiles, int64_t column, int64_t output) {
+        uint16_t value = 0;
+        const int64_t byte =
+            column / 32 * kTilePlaneBytes + column % 32 / 2 * 64 + 4 * output + column % 2 * 2;
+        std::memcpy(&value, tiles.data() + byte, sizeof(value));
+        return value;
+      };
+      if (count <= 16) {
+        std::vector<uint8_t> tiles(3 * kTilePlaneBytes + 64, 0xee);
+        isa->expand_rows(rows.data(), count, kWidth, tiles.data());
+        for (int64_t k = 0; k < 96; ++k) {
+          for (int64_t r = 0; r < 16; ++r) {
+            const bool inside = r < count && k < kWidth;
+            ASSERT_EQ(at(tiles, k, r), inside ? 1 + r * kWidth + k : 0) << k << " " << r;
+          }
+        }
+        EXPECT_EQ(tiles[3 * kTilePlaneBytes], 0xee);
+      }
+      const int64_t steps = (count + 31) / 32;
+      const int64_t b_panel = 4 * kTilePlaneBytes;
+      std::vector<uint8_t> tiles(static_cast<size_t>(5 * b_panel), 0xee);
+      isa->expand_columns(rows.data(), count, 5, tiles.data(), b_panel);
+      for (int64_t p = 0; p < 5; ++p) {
+        const std::vector<uint8_t> panel(tiles.begin() + p * b_panel,
+                                         tiles.begin() + (p + 1) * b_panel);
+        for (int64_t k = 0; k < 32 * steps; ++k) {
+          for (int64_t r = 0; r < 16; ++r) {
+            ASSERT_EQ(at(panel, k, r), k < count ? 1 + k * kWidth + 16 * p + r : 0)
+                << k << " " << r;
+          }
+        }
+        if (steps < 4) {
+          EXPECT_EQ(panel[static_cast<size_t>(steps * kTilePlaneBytes)], 0xee);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

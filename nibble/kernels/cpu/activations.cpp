@@ -21,39 +21,21 @@ void copy_floats_to_slices(const float* x, int64_t cols, int64_t row, int64_t ro
   }
 }
 
-void quantize_nvfp4_row(const float* x, int64_t count, float input_scale, void* record) {
-  // The place of a block's column in the record: eight by eight, 0 2 4 6 1 3 5 7.
-  constexpr int kPlace[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-  auto* values = static_cast<int8_t*>(record);
-  auto* bias = reinterpret_cast<int32_t*>(values + kInt8BiasOffset);
-  auto* block_scale = reinterpret_cast<float*>(values + kInt8ScaleOffset);
-  for (int64_t b = 0; b < count; b += kNvfp4BlockSize, x += kNvfp4BlockSize) {
-    float amax = 0;
-    float poison = 0;  // stays 0 while all are finite
-    for (int i = 0; i < kNvfp4BlockSize; ++i) {
-      amax = std::max(amax, std::fabs(x[i]));
-      poison += x[i] - x[i];
-    }
-    const bool finite = poison == 0;
-    const float ratio = finite ? amax / (kE2m1Max * input_scale) : 0;
+void quantize_nvfp4_row(const BlockIsa& isa, const float* x, int64_t count, float input_scale,
+                        void* record) {
+  auto* const block_scale =
+      reinterpret_cast<float*>(static_cast<uint8_t*>(record) + kInt8ScaleOffset);
+  float amax[kSliceCols / kNvfp4BlockSize];
+  float divisor[kSliceCols / kNvfp4BlockSize];
+  isa.block_amaxes(x, count, amax);
+  for (int64_t b = 0; b < count / kNvfp4BlockSize; ++b) {
+    const bool finite = std::isfinite(amax[b]);
+    const float ratio = finite ? amax[b] / (kE2m1Max * input_scale) : 0;
     const float scale = kE4m3Values[float_to_e4m3(std::min(ratio, kE4m3Max))];
-    const float divisor = scale * input_scale;
-    int32_t sum = 0;
-    for (int i = 0; i < kNvfp4BlockSize; ++i) {
-      const float v = divisor == 0 ? 0 : x[i] / divisor;
-      const float a = std::fabs(v);
-      // Twice the value of float_to_e2m1's code: steps of a half up to 2, of one up to 4, then 6;
-      // ties to the even code.
-      const int step = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) +
-                       2 * ((a > 2.5f) + (a >= 3.5f)) + 4 * (a > 5.0f);
-      const int code = v < 0 ? -step : step;
-      values[i / 8 * 8 + kPlace[i % 8]] = static_cast<int8_t>(code);
-      sum += code;
-    }
-    values += kNvfp4BlockSize;
-    *bias++ = -12 * sum;
-    *block_scale++ = finite ? 0.5f * scale : std::numeric_limits<float>::quiet_NaN();
+    divisor[b] = scale * input_scale;
+    block_scale[b] = finite ? 0.5f * scale : std::numeric_limits<float>::quiet_NaN();
   }
+  isa.round_e2m1(x, count, divisor, record);
 }
 
 bool same_activation(const LinearWeight& a, const LinearWeight& b) {

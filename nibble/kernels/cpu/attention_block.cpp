@@ -18,10 +18,6 @@ void AttentionRows::start(ScratchCursor& scratch) {
 
 int64_t attend_block_floats(int64_t dim) { return (slices_of(dim) + 1) * kQueryTile * kSliceCols; }
 
-namespace {
-
-// Scores of `tile` rows from `first` on become weights, and what was summed before is scaled to
-// them.
 void weigh_scores(const PanelIsa& isa, const AttentionRows& rows, int64_t block_start,
                   int64_t first, int64_t tile, float* scores) {
   const int64_t sums_stride = rows.value_panels * kPanelRows;
@@ -40,8 +36,6 @@ void weigh_scores(const PanelIsa& isa, const AttentionRows& rows, int64_t block_
     }
   }
 }
-
-}  // namespace
 
 void attend_block(const PanelIsa& isa, const AttentionRows& rows, int64_t block_start,
                   const float* keys, const float* values, float* scratch) {

@@ -47,6 +47,11 @@ struct AttentionRows {
   void start(ScratchCursor& scratch);
 };
 
+// Scores [tile, 128] of the rows from `first` on become weights, and what was summed before is
+// scaled to them.
+void weigh_scores(const PanelIsa& isa, const AttentionRows& rows, int64_t block_start,
+                  int64_t first, int64_t tile, float* scores);
+
 // Scratch floats of attend_block for keys of `dim`.
 int64_t attend_block_floats(int64_t dim);
 

@@ -62,6 +62,13 @@ struct BlockIsa {
 
   // The same to an int8 record, each block with the step amax / 127; below 2^-100 it is zeros.
   void (*quantize_int8)(const float* x, int64_t count, void* record);
+
+  // What an int8 record of NVFP4 codes is made with. amax [count / 16]: each block's largest
+  // magnitude, an infinity or a NaN if there is one.
+  void (*block_amaxes)(const float* x, int64_t count, float* amax);
+  // Values, twice the nearest E2M1 of x / divisors [count / 16], ties to the even code, and biases;
+  // zeros where the divisor is 0.
+  void (*round_e2m1)(const float* x, int64_t count, const float* divisors, void* record);
 };
 
 extern const BlockIsa kBlockIsaPortable;

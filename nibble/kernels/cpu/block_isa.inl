@@ -363,6 +363,28 @@ inline int32_t round_int8(const float* x, float inverse, int8_t* out) {
   }
   return sum;
 }
+
+// Twice the nearest E2M1 of x / divisor, divisor > 0, in a record's order; returns the sum. Steps
+// of a half up to 2, of one up to 4, then 6; ties to the even code.
+inline int32_t round_doubled_e2m1(const float* x, float divisor, int8_t* out) {
+  int32_t rounded[16];
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) {
+    const float v = x[i] / divisor;
+    const float a = v < 0 ? -v : v;
+    const int step = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) +
+                     2 * ((a > 2.5f) + (a >= 3.5f)) + 4 * (a > 5.0f);
+    rounded[i] = v < 0 ? -step : step;
+    sum += rounded[i];
+  }
+  for (int i = 0; i < 4; ++i) {
+    out[i] = static_cast<int8_t>(rounded[2 * i]);
+    out[i + 4] = static_cast<int8_t>(rounded[2 * i + 1]);
+    out[i + 8] = static_cast<int8_t>(rounded[2 * i + 8]);
+    out[i + 12] = static_cast<int8_t>(rounded[2 * i + 9]);
+  }
+  return sum;
+}
 #endif
 
 void quantize_int16(const float* x, int64_t count, void* record) {
@@ -403,6 +425,25 @@ void quantize_int8(const float* x, int64_t count, void* record) {
   }
 }
 
+void block_amaxes(const float* x, int64_t count, float* amax) {
+  for (int64_t block = 0; block < count / 16; ++block) {
+    amax[block] = bits_float(block_amax(x + 16 * block));
+  }
+}
+
+void round_e2m1(const float* x, int64_t count, const float* divisors, void* record) {
+  auto* const values = static_cast<int8_t*>(record);
+  auto* const bias = reinterpret_cast<int32_t*>(values + kInt8BiasOffset);
+  for (int64_t block = 0; block < count / 16; ++block) {
+    if (divisors[block] == 0) {
+      __builtin_memset(values + 16 * block, 0, 16);
+      bias[block] = 0;
+      continue;
+    }
+    bias[block] = -12 * round_doubled_e2m1(x + 16 * block, divisors[block], values + 16 * block);
+  }
+}
+
 }  // namespace
 }  // namespace nibble
 
@@ -415,5 +456,5 @@ void quantize_int8(const float* x, int64_t count, void* record) {
   {                                                                              \
     NIBBLE_BLOCK_PRODUCTS(nibble::RowFormat::kInt16),                            \
         NIBBLE_BLOCK_PRODUCTS(nibble::RowFormat::kInt8), nibble::quantize_int16, \
-        nibble::quantize_int8                                                    \
+        nibble::quantize_int8, nibble::block_amaxes, nibble::round_e2m1          \
   }

@@ -56,8 +56,8 @@ inline Lanes v_byte_add(Lanes sum, Lanes w, const uint8_t* x) {
 #endif
 }
 
-// What quantize_int16 and quantize_int8 do with a block of 16 activations, in a few instructions;
-// block_isa.inl has the plain loops that say what they mean.
+// What quantize_int16, quantize_int8 and round_e2m1 do with a block of 16 activations, in a few
+// instructions; block_isa.inl has the plain loops that say what they mean.
 #define NIBBLE_BLOCK_OWN_ROUNDING
 
 inline uint32_t block_amax(const float* x) {
@@ -81,6 +81,28 @@ inline int32_t round_int8(const float* x, float inverse, int8_t* out) {
   const __m512i rounded =
       _mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(v, _mm512_set1_ps(12582912.0f))),
                        _mm512_set1_epi32(0x4b400000));
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                   _mm_shuffle_epi8(_mm512_cvtepi32_epi8(rounded), order));
+  return _mm512_reduce_add_epi32(rounded);
+}
+
+inline int32_t round_doubled_e2m1(const float* x, float divisor, int8_t* out) {
+  const __m512 v = _mm512_div_ps(_mm512_loadu_ps(x), _mm512_set1_ps(divisor));
+  const __m512 a = _mm512_abs_ps(v);
+  __m512i step = _mm512_setzero_si512();
+  const auto add = [&](__mmask16 where, int more) {
+    step = _mm512_mask_add_epi32(step, where, step, _mm512_set1_epi32(more));
+  };
+  add(_mm512_cmp_ps_mask(a, _mm512_set1_ps(0.25f), _CMP_GT_OQ), 1);
+  add(_mm512_cmp_ps_mask(a, _mm512_set1_ps(0.75f), _CMP_GE_OQ), 1);
+  add(_mm512_cmp_ps_mask(a, _mm512_set1_ps(1.25f), _CMP_GT_OQ), 1);
+  add(_mm512_cmp_ps_mask(a, _mm512_set1_ps(1.75f), _CMP_GE_OQ), 1);
+  add(_mm512_cmp_ps_mask(a, _mm512_set1_ps(2.5f), _CMP_GT_OQ), 2);
+  add(_mm512_cmp_ps_mask(a, _mm512_set1_ps(3.5f), _CMP_GE_OQ), 2);
+  add(_mm512_cmp_ps_mask(a, _mm512_set1_ps(5.0f), _CMP_GT_OQ), 4);
+  const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(v));
+  const __m512i rounded = _mm512_mask_sub_epi32(step, negative, _mm512_setzero_si512(), step);
   const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
                    _mm_shuffle_epi8(_mm512_cvtepi32_epi8(rounded), order));

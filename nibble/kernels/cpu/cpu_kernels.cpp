@@ -113,14 +113,22 @@ void CpuKernels::multiply_parts(std::span<const PanelPart> parts, const float* a
   }
 }
 
-int64_t CpuKernels::weight_floats(int64_t tokens) const {
+int64_t CpuKernels::weight_floats(int64_t tokens, int64_t groups) const {
   if (tiles_ == nullptr) return kGroupFloats;
-  return std::max(kGroupFloats, tile_scratch_floats(tokens, 2));
+  return std::max(kGroupFloats, tile_scratch_floats(tokens, 2, groups * kGroupPanels));
 }
 
-int64_t CpuKernels::groups_of_task(RowFormat rows, int64_t groups) const {
-  const bool tiles = rows == RowFormat::kBf16 || rows == RowFormat::kBf16Split;
-  return tiles && groups >= int64_t{4} * pool_.num_threads() ? 2 : 1;
+int64_t CpuKernels::groups_of_task(RowFormat rows, int64_t groups, int64_t tokens,
+                                   int64_t matrices) const {
+  if (rows != RowFormat::kBf16 && rows != RowFormat::kBf16Split) return 1;
+  // Few rows pass once over the weights, whatever the task.
+  const int64_t tile_rows = (rows == RowFormat::kBf16 ? 1 : 2) * tokens;
+  const int64_t most =
+      tile_rows <= 32 ? 2
+                      : std::clamp<int64_t>(kTileResults / ceil_div(tile_rows, 16) / kGroupPanels,
+                                            2, kTaskParts);
+  return std::max<int64_t>(1,
+                           std::min(most / matrices, groups / (int64_t{2} * pool_.num_threads())));
 }
 
 RowFormat CpuKernels::row_format(const LinearWeight& weight) const {
@@ -145,7 +153,7 @@ void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& w
       return blocks_->quantize_int16(x, count, out);
     case RowFormat::kInt8:
       if (weight.activation == ActivationFormat::kNvfp4) {
-        return quantize_nvfp4_row(x, count, weight.input_scale, out);
+        return quantize_nvfp4_row(*blocks_, x, count, weight.input_scale, out);
       }
       return blocks_->quantize_int8(x, count, out);
     case RowFormat::kBf16:

@@ -16,6 +16,7 @@
 
 #include "nibble/base/cpu_features.h"
 #include "nibble/base/thread_pool.h"
+#include "nibble/kernels/cpu/attention_tiles.h"
 #include "nibble/kernels/cpu/block_isa.h"
 #include "nibble/kernels/cpu/panel_isa.h"
 #include "nibble/kernels/cpu/panel_layout.h"
@@ -89,7 +90,9 @@ class CpuKernels final : public Kernels {
     int64_t out_stride;
   };
 
-  // A part of a run: the outputs of one or two groups of panels.
+  static constexpr int64_t kTaskParts = kTilePanels / kGroupPanels;
+
+  // A part of a run: the outputs of a few groups of panels.
   struct RunTask {
     int32_t run;
     int32_t group;
@@ -100,9 +103,17 @@ class CpuKernels final : public Kernels {
   // quantized; the other formats take floats; tiles take BF16.
   RowFormat row_format(const LinearWeight& weight) const;
 
-  // Groups of panels of a task: two where tiles use what they read of the activations for both and
-  // `groups` of them leave every thread enough tasks.
-  int64_t groups_of_task(RowFormat rows, int64_t groups) const;
+  // Groups of panels of a task, of each of `matrices` matrices: several where tiles use what they
+  // read of the activations for all of them, as many as keep their results in L2 and leave every
+  // thread two of the `groups`.
+  int64_t groups_of_task(RowFormat rows, int64_t groups, int64_t tokens, int64_t matrices) const;
+
+  // Tokens that are done at a time: a slice of them, 256 kB, stays in L2. Those that take two rows
+  // in tiles are half as many.
+  static constexpr int64_t kChunkTokens = 512;
+  int64_t chunk_tokens(RowFormat rows) const {
+    return rows == RowFormat::kBf16Split ? kChunkTokens / 2 : kChunkTokens;
+  }
 
   // c[t, p] = sum over all columns, for up to kGroupPanels panels; scales not yet applied.
   //   a  [slices, tokens] rows in the matrix's row format;  weights  kGroupFloats of scratch
@@ -110,13 +121,14 @@ class CpuKernels final : public Kernels {
                        const float* a, int64_t tokens, float* c, int64_t c_row, int64_t c_panel,
                        float* weights) const;
 
-  // The same for two groups at most that take the same rows, of equal cols, format and row format.
-  //   weights  weight_floats(tokens) of scratch
+  // The same for kTaskParts groups at most that take the same rows, of equal cols, format and row
+  // format; more than two only for tiles.
+  //   weights  weight_floats(tokens, number of parts) of scratch
   void multiply_parts(std::span<const PanelPart> parts, const float* a, int64_t tokens,
                       int64_t c_row, int64_t c_panel, float* weights) const;
 
-  // Scratch for the expanded weights of a product of at most `tokens` tokens.
-  int64_t weight_floats(int64_t tokens) const;
+  // Scratch for the expanded weights of a product of at most `tokens` tokens and `groups` groups.
+  int64_t weight_floats(int64_t tokens, int64_t groups) const;
 
   // linear(), which may use tiles for other weights than NVFP4 or not.
   void perform_linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
@@ -133,6 +145,13 @@ class CpuKernels final : public Kernels {
 
   // Performs runs_ on rows_ (one pointer for each row, in the order of the runs).
   void perform_runs();
+
+  // How many BF16 numbers stand for a binary32 in attention's tiles: two, one where 8 bits are
+  // enough, and one for entries of the cache that are BF16 numbers.
+  AttentionTiles::Planes attention_planes(bool exact_entries) const {
+    const int planes = int8_activations_ ? 1 : 2;
+    return {planes, exact_entries ? 1 : planes};
+  }
 
   void attend_expanded(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
                        const AttentionBatch& batch, const KvCacheView& cache,

@@ -1,5 +1,5 @@
-// Parallel over groups of 8 panels (128 outputs), or two of them where tiles are used, for up to
-// 512 tokens at a time.
+// Parallel over groups of 8 panels (128 outputs), or several of them where tiles are used, for up
+// to 512 tokens at a time.
 //
 // Few tokens are bound by the weights' bytes, many by FMAs; bench/kernels/linear_bench.cpp prints
 // the share of either limit that is reached.
@@ -10,11 +10,6 @@
 #include "nibble/kernels/cpu/cpu_kernels.h"
 
 namespace nibble {
-namespace {
-
-constexpr int64_t kChunkTokens = 512;  // a slice of them, 256 KB, stays in L2
-
-}  // namespace
 
 void CpuKernels::linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) {
   perform_linear(x, weight, out, /*tiles=*/true);
@@ -25,20 +20,17 @@ void CpuKernels::perform_linear(const MatrixView& x, const LinearWeight& weight,
   NIBBLE_CHECK(x.cols == weight.cols && out.cols == weight.rows && x.rows == out.rows);
   NIBBLE_CHECK(x.dtype == DType::kF32 && out.dtype == DType::kF32);
   if (x.rows == 0) return;
+  const bool floats = !tiles && weight.format != LinearFormat::kNvfp4;
+  const RowFormat rows = floats ? RowFormat::kFloat : row_format(weight);
   const int64_t panels = panels_of(weight.rows);
   const int64_t groups = groups_of(weight.rows);
-  const int64_t chunk = std::min(x.rows, kChunkTokens);
+  const int64_t chunk = std::min(x.rows, chunk_tokens(rows));
   float* const slices = activations_.reserve(*device_, slices_of(weight.cols) * kSliceCols * chunk);
   constexpr int64_t kGroupCols = int64_t{kGroupPanels} * kPanelRows;
-  const int64_t most_groups = tiles_ != nullptr ? 2 : 1;  // of a task
-  reserve_thread_scratch(ScratchCursor::padded(weight_floats(chunk)) +
-                         most_groups * chunk * kGroupCols);
 
   for (int64_t first = 0; first < x.rows; first += chunk) {
     const int64_t tokens = std::min(chunk, x.rows - first);
-    const bool floats = !tiles && weight.format != LinearFormat::kNvfp4;
-    const PanelMatrix matrix =
-        panel_matrix(weight, floats ? RowFormat::kFloat : row_format(weight));
+    const PanelMatrix matrix = panel_matrix(weight, rows);
     const float alpha = output_scale(weight, matrix.rows);
     rows_.clear();
     for (int64_t t = 0; t < tokens; ++t) rows_.push_back(x.row<float>(first + t));
@@ -47,15 +39,17 @@ void CpuKernels::perform_linear(const MatrixView& x, const LinearWeight& weight,
     };
     pool_.parallel_for(tokens, 16, copy);
 
-    const int64_t step = groups_of_task(matrix.rows, groups);
+    const int64_t step = groups_of_task(matrix.rows, groups, tokens, 1);
+    reserve_thread_scratch(ScratchCursor::padded(weight_floats(tokens, step)) +
+                           step * tokens * kGroupCols);
     const auto multiply = [&](int64_t begin, int64_t end, int thread_id) {
       ScratchCursor scratch = thread_scratch(thread_id);
-      float* const weights = scratch.take(weight_floats(chunk));
-      float* const c = scratch.take(most_groups * tokens * kGroupCols);
+      float* const weights = scratch.take(weight_floats(tokens, step));
+      float* const c = scratch.take(step * tokens * kGroupCols);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first_group = task * step;
         const int64_t num_groups = std::min(step, groups - first_group);
-        PanelPart parts[2];
+        PanelPart parts[kTaskParts];
         for (int64_t i = 0; i < num_groups; ++i) {
           const int64_t first_panel = (first_group + i) * kGroupPanels;
           parts[i] = {matrix, first_panel, std::min<int64_t>(kGroupPanels, panels - first_panel),

@@ -3,18 +3,21 @@
 // query tokens of the run and forgotten.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "nibble/base/check.h"
 #include "nibble/kernels/cpu/activations.h"
 #include "nibble/kernels/cpu/attention_block.h"
+#include "nibble/kernels/cpu/attention_tiles.h"
 #include "nibble/kernels/cpu/cpu_kernels.h"
 
 namespace nibble {
 namespace {
 
 // Query tokens that share an expansion. More would save little of it (expanding a position costs as
-// much as 400 queries looking at it) and need more scratch.
+// much as 400 queries looking at it) and need more scratch, which with tiles is to stay in L2.
 constexpr int64_t kQueryTokens = 1024;
+constexpr int64_t kTileQueryTokens = 512;
 
 static_assert(kGroupFloats == kContextBlock * kSliceCols);  // keys: one slice of a block
 
@@ -36,13 +39,14 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
                                  const KvCacheView& cache, const MatrixView& out) {
   segments_.clear();
   int64_t most_tokens = 0;
+  const int64_t run = tiles_ != nullptr ? kTileQueryTokens : kQueryTokens;
   for (const AttentionSegment& segment : batch.segments) {
     if (segment.form != MlaForm::kExpanded) continue;
-    for (int64_t first = 0; first < segment.num_tokens; first += kQueryTokens) {
+    for (int64_t first = 0; first < segment.num_tokens; first += run) {
       AttentionSegment part = segment;
       part.first_token += first;
       part.first_position += first;
-      part.num_tokens = std::min(kQueryTokens, segment.num_tokens - first);
+      part.num_tokens = std::min(run, segment.num_tokens - first);
       most_tokens = std::max(most_tokens, part.num_tokens);
       segments_.push_back(part);
     }
@@ -50,14 +54,26 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
   if (segments_.empty()) return;
 
   const MlaPanels panels(shape);
-  const PanelMatrix matrix = panel_matrix(weight.kv_b_proj, RowFormat::kFloat);
-  const float alpha = output_scale(weight.kv_b_proj, RowFormat::kFloat);
+  // Latents of the cache that are BF16 numbers meet weights in tiles as they are.
+  const LinearFormat format = weight.kv_b_proj.format;
+  const bool expand_tiles = tiles_ != nullptr && cache.dtype != DType::kF32 &&
+                            (format == LinearFormat::kBf16 || format == LinearFormat::kNvfp4);
+  const PanelMatrix matrix =
+      panel_matrix(weight.kv_b_proj, expand_tiles ? RowFormat::kBf16 : RowFormat::kFloat);
+  const float alpha = output_scale(weight.kv_b_proj, matrix.rows);
+  const AttentionTiles::Planes planes = attention_planes(/*exact_entries=*/false);
   const int64_t latent_floats = slices_of(shape.kv_lora_rank) * kSliceCols * kContextBlock;
   const int64_t key_floats = slices_of(shape.qk_head_dim()) * kGroupFloats;
-  reserve_thread_scratch(latent_floats + panels.head() * kPanelFloats + key_floats + kGroupFloats +
+  const int64_t weight_scratch = weight_floats(kContextBlock, 1);
+  const int64_t block_floats =
+      tiles_ != nullptr
+          ? AttentionTiles::scratch_floats(most_tokens, shape.qk_head_dim(), panels.value, planes)
+          : attend_block_floats(shape.qk_head_dim());
+  reserve_thread_scratch(latent_floats + panels.head() * kPanelFloats + key_floats +
+                         ScratchCursor::padded(weight_scratch) +
                          ScratchCursor::padded(kContextBlock * shape.qk_rope_head_dim) +
-                         AttentionRows::scratch_floats(most_tokens, panels.value) +
-                         attend_block_floats(shape.qk_head_dim()));
+                         ScratchCursor::padded(kSliceCols) +
+                         AttentionRows::scratch_floats(most_tokens, panels.value) + block_floats);
 
   const auto attend = [&](int64_t begin, int64_t end, int thread_id) {
     for (int64_t task = begin; task < end; ++task) {
@@ -67,9 +83,9 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
       float* const latents = scratch.take(latent_floats);
       float* const expanded = scratch.take(panels.head() * kPanelFloats);
       float* const keys = scratch.take(key_floats);
-      float* const weights = scratch.take(kGroupFloats);
+      float* const weights = scratch.take(weight_scratch);
       float* const rope = scratch.take(kContextBlock * shape.qk_rope_head_dim);
-      float* const block_scratch = scratch.take(attend_block_floats(shape.qk_head_dim()));
+      float* const piece = scratch.take(kSliceCols);
       AttentionRows rows;
       rows.rows = segment.num_tokens;
       rows.q = q.row<float>(segment.first_token) + head * shape.qk_head_dim();
@@ -78,16 +94,26 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
       rows.first_visible = segment.first_position + 1;
       rows.value_panels = panels.value;
       rows.softmax_scale = shape.softmax_scale;
+      if (tiles_ != nullptr) rows.softmax_scale *= AttentionTiles::kFactor;
       rows.start(scratch);
+      std::optional<AttentionTiles> tiles;
+      float* block_scratch = nullptr;
+      if (tiles_ != nullptr) {
+        tiles.emplace(*tiles_, planes, rows, scratch);
+      } else {
+        block_scratch = scratch.take(block_floats);
+      }
 
       const int64_t context = segment.first_position + segment.num_tokens;
       for (int64_t start = 0; start < context; start += kContextBlock) {
         const int64_t valid = std::min(kContextBlock, context - start);
         for (int64_t p = 0; p < valid; ++p) {
           for (int64_t c = 0; c < shape.kv_lora_rank; c += kSliceCols) {
-            read_cache(*isa_, cache, segment.block_table, segment.slot(start + p), c,
-                       std::min<int64_t>(kSliceCols, shape.kv_lora_rank - c),
-                       latents + c * valid + p * kSliceCols);
+            const int64_t count = std::min<int64_t>(kSliceCols, shape.kv_lora_rank - c);
+            float* const slice = latents + c / kSliceCols * valid * row_slice_floats(matrix.rows);
+            float* const entry = expand_tiles ? piece : slice + p * kSliceCols;
+            read_cache(*isa_, cache, segment.block_table, segment.slot(start + p), c, count, entry);
+            if (expand_tiles) tiles_->quantize(entry, count, 1, p, valid, slice);
           }
           read_cache(*isa_, cache, segment.block_table, segment.slot(start + p), shape.kv_lora_rank,
                      shape.qk_rope_head_dim, rope + p * shape.qk_rope_head_dim);
@@ -111,13 +137,21 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
           fill_keys(*isa_, rope, shape.qk_rope_head_dim, first, valid, shape.qk_nope_head_dim,
                     shape.qk_rope_head_dim, keys);
         }
-        attend_block(*isa_, rows, start, keys, expanded + panels.nope * kPanelFloats,
-                     block_scratch);
+        const float* const values = expanded + panels.nope * kPanelFloats;
+        if (tiles) {
+          tiles->set_entries(valid, keys, values);
+          tiles->attend(*isa_, start);
+        } else {
+          attend_block(*isa_, rows, start, keys, values, block_scratch);
+        }
       }
+      const float factor = tiles ? AttentionTiles::kFactor : 1;
       for (int64_t t = 0; t < segment.num_tokens; ++t) {
         float* const row = out.row<float>(segment.first_token + t) + head * shape.v_head_dim;
         const float* const sums = rows.sums + t * panels.value * kPanelRows;
-        for (int64_t i = 0; i < shape.v_head_dim; ++i) row[i] = sums[i] / rows.total[t];
+        for (int64_t i = 0; i < shape.v_head_dim; ++i) {
+          row[i] = factor * sums[i] / rows.total[t];
+        }
       }
     }
   };

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 
 #include "nibble/base/check.h"
 #include "nibble/kernels/cpu/activations.h"
 #include "nibble/kernels/cpu/attention_block.h"
+#include "nibble/kernels/cpu/attention_tiles.h"
 #include "nibble/kernels/cpu/cpu_kernels.h"
 
 namespace nibble {
@@ -74,11 +76,21 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
   const int64_t value_floats = tokens * panels.value * kPanelRows;
   const int64_t key_floats = slices_of(dim) * kGroupFloats;
   const int64_t most_rows = std::max(kAbsorbedRows, heads);
+  const bool as_stored = heads <= kFewHeads && shape.kv_lora_rank % kPanelRows == 0 &&
+                         shape.qk_rope_head_dim % kPanelRows == 0;
+  const bool use_tiles = tiles_ != nullptr && !as_stored;
+  // BF16 entries become tiles as they are.
+  const bool stored_tiles =
+      use_tiles && cache.dtype == DType::kBf16 && shape.kv_lora_rank % kPanelRows == 0;
+  const AttentionTiles::Planes planes = attention_planes(cache.dtype != DType::kF32);
+  const int64_t block_floats =
+      use_tiles ? AttentionTiles::scratch_floats(most_rows, dim, panels.latent, planes)
+                : attend_block_floats(dim);
   reserve_thread_scratch(std::max({
       nope_floats + kGroupFloats,
       latent_slice_floats + kGroupFloats + value_floats,
       key_floats + panels.latent * kPanelFloats +
-          ScratchCursor::padded(kContextBlock * shape.entry_size()) + attend_block_floats(dim) +
+          ScratchCursor::padded(kContextBlock * shape.entry_size()) + block_floats +
           AttentionRows::scratch_floats(most_rows, panels.latent),
   }));
 
@@ -112,8 +124,6 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
   const int64_t head_groups =
       std::min(heads, std::max<int64_t>(1, ceil_div(pool_.num_threads(), pieces)));
   const int64_t group_heads = ceil_div(heads, head_groups);
-  const bool as_stored = heads <= kFewHeads && shape.kv_lora_rank % kPanelRows == 0 &&
-                         shape.qk_rope_head_dim % kPanelRows == 0;
   const auto attend = [&](int64_t begin, int64_t end, int thread_id) {
     for (int64_t task = begin; task < end; ++task) {
       const AttentionSegment& segment = segments_[static_cast<size_t>(task / head_groups)];
@@ -125,7 +135,6 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
       float* const keys = scratch.take(key_floats);
       float* const values = scratch.take(panels.latent * kPanelFloats);
       float* const entries = scratch.take(kContextBlock * shape.entry_size());
-      float* const block_scratch = scratch.take(attend_block_floats(dim));
       AttentionRows rows;
       rows.rows = segment.num_tokens * num_heads;
       rows.per_token = num_heads;
@@ -136,21 +145,38 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
       rows.first_visible = segment.first_position + 1;
       rows.value_panels = panels.latent;
       rows.softmax_scale = shape.softmax_scale;
+      if (use_tiles) rows.softmax_scale *= AttentionTiles::kFactor;
       rows.start(scratch);
+      std::optional<AttentionTiles> tiles;
+      float* block_scratch = nullptr;
+      if (use_tiles) {
+        tiles.emplace(*tiles_, planes, rows, scratch);
+      } else {
+        block_scratch = scratch.take(block_floats);
+      }
 
       const int64_t context = segment.first_position + segment.num_tokens;
       for (int64_t start = 0; start < context; start += kContextBlock) {
         const int64_t valid = std::min(kContextBlock, context - start);
+        const auto stored = [&](int64_t p) {
+          return static_cast<const std::byte*>(cache.data) +
+                 cache.entry_offset(segment.block_table, segment.slot(start + p)) *
+                     dtype_size(cache.dtype);
+        };
         if (as_stored) {
-          std::array<const void*, kContextBlock> stored = {};
-          for (int64_t p = 0; p < valid; ++p) {
-            stored[static_cast<size_t>(p)] =
-                static_cast<const std::byte*>(cache.data) +
-                cache.entry_offset(segment.block_table, segment.slot(start + p)) *
-                    dtype_size(cache.dtype);
-          }
-          attend_entries(*isa_, rows, start, cache_format(cache.dtype), stored.data(),
+          std::array<const void*, kContextBlock> stored_entries = {};
+          for (int64_t p = 0; p < valid; ++p) stored_entries[static_cast<size_t>(p)] = stored(p);
+          attend_entries(*isa_, rows, start, cache_format(cache.dtype), stored_entries.data(),
                          block_scratch);
+          continue;
+        }
+        if (stored_tiles) {
+          std::array<const uint16_t*, kContextBlock> stored_entries = {};
+          for (int64_t p = 0; p < valid; ++p) {
+            stored_entries[static_cast<size_t>(p)] = reinterpret_cast<const uint16_t*>(stored(p));
+          }
+          tiles->set_entries(valid, stored_entries.data());
+          tiles->attend(*isa_, start);
           continue;
         }
         for (int64_t p = 0; p < valid; ++p) {
@@ -176,13 +202,21 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
           fill_keys(*isa_, entries + shape.kv_lora_rank, shape.entry_size(), first, valid, latent,
                     shape.qk_rope_head_dim, keys);
         }
-        attend_block(*isa_, rows, start, keys, values, block_scratch);
+        if (tiles) {
+          tiles->set_entries(valid, keys, values);
+          tiles->attend(*isa_, start);
+        } else {
+          attend_block(*isa_, rows, start, keys, values, block_scratch);
+        }
       }
+      const float factor = use_tiles ? AttentionTiles::kFactor : 1;
       for (int64_t m = 0; m < rows.rows; ++m) {
         const int64_t token = first_row + m / num_heads;
         float* const row = latents + (token * heads + first_head + m % num_heads) * latent;
         const float* const sums = rows.sums + m * latent;
-        for (int64_t i = 0; i < latent; ++i) row[i] = sums[i] / rows.total[m];
+        for (int64_t i = 0; i < latent; ++i) {
+          row[i] = factor * sums[i] / rows.total[m];
+        }
       }
     }
   };

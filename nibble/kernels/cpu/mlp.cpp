@@ -17,14 +17,10 @@ static_assert(kGroupCols == kSliceCols);
 }  // namespace
 
 void CpuKernels::perform_runs() {
-  int64_t most_tokens = 0;
   row_run_.clear();
   for (size_t i = 0; i < runs_.size(); ++i) {
-    most_tokens = std::max(most_tokens, runs_[i].tokens);
     row_run_.insert(row_run_.end(), static_cast<size_t>(runs_[i].tokens), static_cast<int32_t>(i));
   }
-  const int64_t scratch_weights = weight_floats(most_tokens);
-  reserve_thread_scratch(ScratchCursor::padded(scratch_weights) + 2 * most_tokens * kGroupCols);
 
   const auto matrix_of = [&](const LinearWeight& weight) {
     return panel_matrix(weight, row_format(weight));
@@ -48,68 +44,94 @@ void CpuKernels::perform_runs() {
   const auto num_rows = static_cast<int64_t>(rows_.size());
   pool_.parallel_for(num_rows, num_rows >= int64_t{64} * pool_.num_threads() ? 16 : 4, copy);
 
-  // Tasks of at most `most_groups` groups of the outputs of a matrix of each run.
-  const auto list_tasks = [&](LinearWeight MlpWeight::*matrix, int64_t most_groups) {
+  // Tasks of a few groups of the outputs of `matrices` matrices of each run, and each thread's
+  // scratch for them.
+  int64_t scratch_weights = 0;
+  int64_t scratch_results = 0;  // of each matrix
+  const auto list_tasks = [&](LinearWeight MlpWeight::*matrix, int64_t matrices) {
     int64_t all_groups = 0;
     for (const MlpRun& run : runs_) all_groups += groups_of((run.weight->*matrix).rows);
     tasks_.clear();
+    scratch_weights = 0;
+    scratch_results = 0;
     for (size_t i = 0; i < runs_.size(); ++i) {
       const LinearWeight& weight = runs_[i].weight->*matrix;
       const int64_t groups = groups_of(weight.rows);
-      const int64_t step = std::min(most_groups, groups_of_task(row_format(weight), all_groups));
+      const int64_t tokens = runs_[i].tokens;
+      const int64_t step = groups_of_task(row_format(weight), all_groups, tokens, matrices);
+      scratch_weights = std::max(scratch_weights, weight_floats(tokens, step * matrices));
+      scratch_results = std::max(scratch_results, step * tokens * kGroupCols);
       for (int64_t g = 0; g < groups; g += step) {
         tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g),
                           static_cast<int32_t>(std::min(step, groups - g))});
       }
     }
+    reserve_thread_scratch(ScratchCursor::padded(scratch_weights) + matrices * scratch_results);
     return static_cast<int64_t>(tasks_.size());
   };
 
   const auto gate_up = [&](int64_t begin, int64_t end, int thread_id) {
     ScratchCursor scratch = thread_scratch(thread_id);
     float* const weights = scratch.take(scratch_weights);
-    float* const gate = scratch.take(most_tokens * kGroupCols);
-    float* const up = scratch.take(most_tokens * kGroupCols);
+    float* const gate = scratch.take(scratch_results);
+    float* const up = scratch.take(scratch_results);
     for (int64_t i = begin; i < end; ++i) {
       const RunTask task = tasks_[static_cast<size_t>(i)];
       const MlpRun& run = runs_[static_cast<size_t>(task.run)];
       const MlpWeight& weight = *run.weight;
       const int64_t intermediate = weight.gate_proj.rows;
-      const int64_t first_panel = int64_t{task.group} * kGroupPanels;
-      const int64_t panels = std::min<int64_t>(kGroupPanels, panels_of(intermediate) - first_panel);
-      const PanelPart parts[2] = {{matrix_of(weight.gate_proj), first_panel, panels, gate},
-                                  {matrix_of(weight.up_proj), first_panel, panels, up}};
-      if (run.up_input == run.gate_input && weight.gate_proj.format == weight.up_proj.format) {
-        multiply_parts(parts, run.gate_input, run.tokens, kGroupCols, kPanelRows, weights);
-      } else {
-        multiply_parts({parts, 1}, run.gate_input, run.tokens, kGroupCols, kPanelRows, weights);
-        multiply_parts({parts + 1, 1}, run.up_input, run.tokens, kGroupCols, kPanelRows, weights);
+      const PanelMatrix gate_matrix = matrix_of(weight.gate_proj);
+      const PanelMatrix up_matrix = matrix_of(weight.up_proj);
+      const auto num_groups = static_cast<size_t>(task.num_groups);
+      PanelPart parts[kTaskParts];
+      NIBBLE_CHECK(2 * num_groups <= std::size(parts));
+      for (size_t g = 0; g < num_groups; ++g) {
+        const int64_t group = task.group + static_cast<int64_t>(g);
+        const int64_t first_panel = group * kGroupPanels;
+        const int64_t panels =
+            std::min<int64_t>(kGroupPanels, panels_of(intermediate) - first_panel);
+        const int64_t offset = static_cast<int64_t>(g) * run.tokens * kGroupCols;
+        parts[g] = {gate_matrix, first_panel, panels, gate + offset};
+        parts[num_groups + g] = {up_matrix, first_panel, panels, up + offset};
       }
-      const float gate_scale = output_scale(weight.gate_proj, parts[0].matrix.rows);
-      const float up_scale = output_scale(weight.up_proj, parts[1].matrix.rows);
-      const int64_t cols = std::min(kGroupCols, intermediate - task.group * kGroupCols);
+      const std::span<const PanelPart> all(parts, 2 * num_groups);
+      if (run.up_input == run.gate_input && weight.gate_proj.format == weight.up_proj.format) {
+        multiply_parts(all, run.gate_input, run.tokens, kGroupCols, kPanelRows, weights);
+      } else {
+        multiply_parts(all.first(num_groups), run.gate_input, run.tokens, kGroupCols, kPanelRows,
+                       weights);
+        multiply_parts(all.last(num_groups), run.up_input, run.tokens, kGroupCols, kPanelRows,
+                       weights);
+      }
+      const float gate_scale = output_scale(weight.gate_proj, gate_matrix.rows);
+      const float up_scale = output_scale(weight.up_proj, up_matrix.rows);
       const RowFormat down_rows = row_format(weight.down_proj);
       const int64_t row_floats = row_slice_floats(down_rows);
-      float* const product = run.product + task.group * run.tokens * row_floats;
-      for (int64_t t = 0; t < run.tokens; ++t) {
-        float* const row = gate + t * kGroupCols;
-        isa_->swiglu(row, gate_scale, up + t * kGroupCols, up_scale, cols, row);
-        copy_slice(row, cols, weight.down_proj, down_rows, t, run.tokens, product);
+      for (size_t g = 0; g < num_groups; ++g) {
+        const int64_t group = task.group + static_cast<int64_t>(g);
+        const int64_t cols = std::min(kGroupCols, intermediate - group * kGroupCols);
+        float* const product = run.product + group * run.tokens * row_floats;
+        for (int64_t t = 0; t < run.tokens; ++t) {
+          float* const row = parts[g].c + t * kGroupCols;
+          isa_->swiglu(row, gate_scale, parts[num_groups + g].c + t * kGroupCols, up_scale, cols,
+                       row);
+          copy_slice(row, cols, weight.down_proj, down_rows, t, run.tokens, product);
+        }
       }
     }
   };
-  pool_.parallel_for(list_tasks(&MlpWeight::gate_proj, 1), 1, gate_up);
+  pool_.parallel_for(list_tasks(&MlpWeight::gate_proj, 2), 1, gate_up);
 
   const auto down = [&](int64_t begin, int64_t end, int thread_id) {
     ScratchCursor scratch = thread_scratch(thread_id);
     float* const weights = scratch.take(scratch_weights);
-    float* const c = scratch.take(2 * most_tokens * kGroupCols);
+    float* const c = scratch.take(scratch_results);
     for (int64_t i = begin; i < end; ++i) {
       const RunTask task = tasks_[static_cast<size_t>(i)];
       const MlpRun& run = runs_[static_cast<size_t>(task.run)];
       const LinearWeight& weight = run.weight->down_proj;
       const PanelMatrix matrix = matrix_of(weight);
-      PanelPart parts[2];
+      PanelPart parts[kTaskParts];
       for (int g = 0; g < task.num_groups; ++g) {
         const int64_t first_panel = int64_t{task.group + g} * kGroupPanels;
         parts[g] = {matrix, first_panel,
@@ -130,7 +152,7 @@ void CpuKernels::perform_runs() {
       }
     }
   };
-  pool_.parallel_for(list_tasks(&MlpWeight::down_proj, 2), 1, down);
+  pool_.parallel_for(list_tasks(&MlpWeight::down_proj, 1), 1, down);
 }
 
 void CpuKernels::mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) {
@@ -138,8 +160,7 @@ void CpuKernels::mlp(const MatrixView& x, const MlpWeight& weight, const MatrixV
   NIBBLE_CHECK(weight.gate_proj.rows == weight.up_proj.rows);
   NIBBLE_CHECK(weight.gate_proj.rows == weight.down_proj.cols);
   NIBBLE_CHECK(out.cols == weight.down_proj.rows && x.rows == out.rows);
-  constexpr int64_t kChunkTokens = 512;
-  const int64_t chunk = std::min(x.rows, kChunkTokens);
+  const int64_t chunk = std::min(x.rows, chunk_tokens(row_format(weight.gate_proj)));
   const int64_t input = chunk * slices_of(x.cols) * kSliceCols;
   for (int64_t first = 0; first < x.rows; first += chunk) {
     const int64_t tokens = std::min(chunk, x.rows - first);

@@ -293,8 +293,7 @@ inline V16 v_exp(V16 x) {
   series = v_fma(series, r, v_set(0.5f));
   // 1 + r + r^2 * series, the small terms first.
   const V16 value = v_add(v_set(1.0f), v_fma(v_mul(r, r), series, r));
-  const V16 half = v_round(v_mul(n, v_set(0.5f)));
-  return v_mul(v_mul(value, v_exp2i(half)), v_exp2i(v_sub(n, half)));
+  return v_times_exp2(value, n);
 }
 
 // The last, partial vector of a row goes through a buffer.
@@ -348,12 +347,10 @@ float softmax_block(float* scores, int64_t visible, float scale, float* max, flo
     v_store(scores + i, scaled);
     largest = v_max(largest, scaled);
   }
-  float lanes[16];
-  v_store(lanes, largest);
+  // A NaN may get lost here; its own weight is NaN and the sum with it.
   const float old_max = *max;
-  float new_max = old_max;
-  for (int i = 0; i < 16; ++i)
-    new_max = lanes[i] > new_max || lanes[i] != lanes[i] ? lanes[i] : new_max;
+  const float block_max = v_largest(largest);
+  const float new_max = block_max > old_max ? block_max : old_max;
   V16 total = v_zero();
   for (int64_t i = 0; i < kSliceCols; i += 16) {
     V16 p = v_zero();

@@ -42,6 +42,19 @@ inline __m256 half_exp2i(__m256 n) {
 // 2^n for whole n in -126 .. 127.
 inline V16 v_exp2i(V16 n) { return {half_exp2i(n.lo), half_exp2i(n.hi)}; }
 
+// v * 2^n for whole n in -252 .. 254.
+inline V16 v_times_exp2(V16 v, V16 n) {
+  const V16 half = v_round(v_mul(n, v_set(0.5f)));
+  return v_mul(v_mul(v, v_exp2i(half)), v_exp2i(v_sub(n, half)));
+}
+
+inline float v_largest(V16 v) {
+  const __m256 eight = _mm256_max_ps(v.lo, v.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
 // The lanes' sum: i with i + 8, then + 4, + 2, + 1.
 inline float v_sum(V16 v) {
   const __m256 eight = _mm256_add_ps(v.lo, v.hi);

@@ -34,6 +34,11 @@ inline V16 v_exp2i(V16 n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(127)), 23));
 }
 
+// v * 2^n for whole n in -252 .. 254.
+inline V16 v_times_exp2(V16 v, V16 n) { return _mm512_scalef_ps(v, n); }
+
+inline float v_largest(V16 v) { return _mm512_reduce_max_ps(v); }
+
 // The lanes' sum: i with i + 8, then + 4, + 2, + 1.
 inline float v_sum(V16 v) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));

@@ -73,6 +73,18 @@ inline V16 v_exp2i(const V16& n) {
   });
 }
 
+// v * 2^n for whole n in -252 .. 254.
+inline V16 v_times_exp2(const V16& v, const V16& n) {
+  const V16 half = v_round(v_mul(n, v_set(0.5f)));
+  return v_mul(v_mul(v, v_exp2i(half)), v_exp2i(v_sub(n, half)));
+}
+
+inline float v_largest(const V16& v) {
+  float largest = v.v[0];
+  for (int i = 1; i < 16; ++i) largest = v.v[i] > largest ? v.v[i] : largest;
+  return largest;
+}
+
 // The lanes' sum: i with i + 8, then + 4, + 2, + 1.
 inline float v_sum(const V16& v) {
   V16 sums = v;

@@ -12,6 +12,8 @@
 
 namespace nibble {
 
-const TileIsa kTileIsaAmx = {tile_quantize, tile_multiply};
+const TileIsa kTileIsaAmx = {tile_quantize,         tile_quantize_planes, tile_multiply,
+                             tile_expand_floats,    tile_expand_rows,     tile_expand_columns,
+                             tile_multiply_expanded};
 
 }  // namespace nibble

@@ -25,12 +25,15 @@
 namespace nibble {
 
 inline constexpr int kTileRecordBytes = 256;
-inline constexpr int kTilePanels = 16;     // at most, of all parts together
-inline constexpr int kTileDepthSteps = 8;  // of 32 columns: what stays expanded for many rows
+inline constexpr int kTilePanels = 64;        // at most, of all parts together
+inline constexpr int kTileDepthSteps = 16;    // of 32 columns: what stays expanded for many rows
+inline constexpr int64_t kTileResults = 512;  // tiles of results of a product that stay in L2
 
 // What a product is to be multiplied with, a power of two.
 inline constexpr float kTileNvfp4Factor = 0x1p48f;
 inline constexpr float kTileBf16Factor = 0x1p-64f;
+inline constexpr int64_t kTileStepCols = 32;
+inline constexpr int64_t kTilePlaneBytes = 1024;  // of a step of a panel of tiles
 
 // Panels of one matrix and where their results go: row t, panel p at c + t * c_row + p * c_panel.
 struct PanelPart {
@@ -45,21 +48,42 @@ struct TileIsa {
   void (*quantize)(const float* x, int64_t count, int planes, int64_t token, int64_t tokens,
                    void* slice);
 
+  // The same, but a token is one row, a group's rows of a step come plane by plane, and columns lie
+  // in their own order.
+  void (*quantize_planes)(const float* x, int64_t count, int planes, int64_t token, int64_t tokens,
+                          void* slice);
+
   // The whole product of `tokens` tokens, for parts of equal cols and format, kNvfp4 or kBf16, of
   // up to kTilePanels panels together.
   //   a  [slices, planes * tokens] rows of 256 bytes;  scratch  tile_scratch_floats(tokens,
-  //   planes), aligned to 64 bytes
+  //   planes, panels), aligned to 64 bytes
   void (*multiply)(const PanelPart* parts, int64_t num_parts, const void* a, int64_t tokens,
                    int planes, int64_t c_row, int64_t c_panel, float* scratch);
+
+  // Panels of tiles: for each step of 32 columns its planes of 1 kB, zeros past what there is.
+  // Of floats [count columns, 16 outputs]:
+  void (*expand_floats)(const float* w, int64_t count, int planes, void* out);
+  // Of BF16 rows, one plane: up to 16 outputs, each a row of `dim` columns;
+  void (*expand_rows)(const uint16_t* const* rows, int64_t count, int64_t dim, void* out);
+  // `count` columns, each a row of 16 outputs for each of `panels` panels, b_panel bytes apart.
+  void (*expand_columns)(const uint16_t* const* rows, int64_t count, int64_t panels, void* out,
+                         int64_t b_panel);
+
+  // c[t, p] (+)= sum over `steps` steps of 32 columns, the smallest products of planes left out:
+  // those whose numbers add up to max(planes, b_planes) or more.
+  //   a  as quantize_planes makes it, planes <= 2, slices a_slice bytes apart; tokens a multiple of
+  //   16
+  //      unless these are the last;  b  such panels, b_panel bytes apart
+  void (*multiply_expanded)(const void* a, int64_t a_slice, int64_t tokens, int planes,
+                            const void* b, int64_t b_panel, int64_t panels, int64_t steps,
+                            int b_planes, float* c, int64_t c_row, int64_t c_panel,
+                            bool accumulate);
 };
 
-// Expanded weights of four panels, results of whole tiles between blocks of steps, sums of two
-// planes.
+// Expanded weights of four panels, results of whole tiles between blocks of steps or of two planes.
 inline constexpr int64_t kExpandedFloats = 4 * (kTileDepthSteps + 1) * 256;
-constexpr int64_t tile_rows_floats(int64_t rows) { return (rows + 15) / 16 * kTilePanels * 256; }
-constexpr int64_t tile_scratch_floats(int64_t tokens, int planes) {
-  return kExpandedFloats + tile_rows_floats(planes * tokens) +
-         (planes == 2 ? 2 * tokens * kTilePanels * kPanelRows : 0);
+constexpr int64_t tile_scratch_floats(int64_t tokens, int planes, int64_t panels) {
+  return kExpandedFloats + (planes * tokens + 15) / 16 * panels * 256;
 }
 
 extern const TileIsa kTileIsaPortable;  // the definition: for tests, slow

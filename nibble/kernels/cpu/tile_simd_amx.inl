@@ -34,6 +34,11 @@ template <int kTile>
 inline void t_load(const void* rows, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(kTile) : "memory");
 }
+// What is not to displace other data of L1.
+template <int kTile>
+inline void t_load_once(const void* rows, int64_t stride) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(kTile) : "memory");
+}
 template <int kTile>
 inline void t_store(void* rows, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(stride), "i"(kTile) : "memory");
@@ -97,23 +102,116 @@ inline void t_pair_columns(const uint16_t* w, uint8_t* out) {
   }
 }
 
-void tile_quantize(const float* x, int64_t count, int planes, int64_t token, int64_t tokens,
-                   void* slice) {
-  const TileRow row = tile_row(slice, planes * token, planes * tokens);
-  // A token's second row is the next of the same tile: tiles begin with even rows.
-  const __m256i order = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+// Sixteen floats rounded to BF16, in the lower halves of words; *rest is what that left.
+inline __m512i t_round(__m512 v, __m512* rest) {
+  const __m512i bits = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+  *rest = _mm512_sub_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)));
+  return bits;
+}
+
+void tile_expand_floats(const float* w, int64_t count, int planes, void* out) {
+  auto* tile = static_cast<uint8_t*>(out);
+  const auto row = [&](int64_t k) {
+    return k < count ? _mm512_loadu_ps(w + k * kPanelRows) : _mm512_setzero_ps();
+  };
+  for (int64_t first = 0; first < count; first += 32, tile += planes * 1024) {
+    for (int64_t i = 0; i < 16; ++i) {
+      __m512 low = row(first + 2 * i);
+      __m512 high = row(first + 2 * i + 1);
+      for (int plane = 0; plane < planes; ++plane) {
+        const __m512i low_bits = t_round(low, &low);
+        const __m512i pairs =
+            _mm512_or_si512(low_bits, _mm512_slli_epi32(t_round(high, &high), 16));
+        _mm512_storeu_si512(tile + plane * 1024 + i * 64, pairs);
+      }
+    }
+  }
+}
+
+// 16 x 16 words of 32 bits: pairs, fours, then the four 128-bit lanes.
+inline void t_transpose(__m512i* rows) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  __m512i column[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    column[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    column[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    column[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    column[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i a = _mm512_shuffle_i32x4(column[j], column[4 + j], 0x44);
+    const __m512i b = _mm512_shuffle_i32x4(column[j], column[4 + j], 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(column[8 + j], column[12 + j], 0x44);
+    const __m512i d = _mm512_shuffle_i32x4(column[8 + j], column[12 + j], 0xee);
+    rows[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+    rows[4 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    rows[8 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+    rows[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+}
+
+void tile_expand_rows(const uint16_t* const* rows, int64_t count, int64_t dim, void* out) {
+  auto* tile = static_cast<uint8_t*>(out);
+  for (int64_t first = 0; first < dim; first += 32, tile += 1024) {
+    const int64_t left = dim - first;
+    const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    __m512i words[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      words[i] =
+          i < count ? _mm512_maskz_loadu_epi16(mask, rows[i] + first) : _mm512_setzero_si512();
+    }
+    t_transpose(words);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(tile + 64 * i, words[i]);
+  }
+}
+
+void tile_expand_columns(const uint16_t* const* rows, int64_t count, int64_t panels, void* out,
+                         int64_t b_panel) {
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const int64_t padded = (count + 31) / 32 * 32;
+  for (int64_t k = 0; k < padded; k += 2) {
+    auto* to = static_cast<uint8_t*>(out) + k / 32 * 1024 + k % 32 / 2 * 64;
+    const auto half = [&](int64_t row, int64_t p) {
+      if (row >= count) return _mm256_setzero_si256();
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[row] + p * kPanelRows));
+    };
+    for (int64_t p = 0; p < panels; ++p, to += b_panel) {
+      const __m512i both =
+          _mm512_inserti64x4(_mm512_castsi256_si512(half(k, p)), half(k + 1, p), 1);
+      _mm512_storeu_si512(to, _mm512_permutexvar_epi16(pairs, both));
+    }
+  }
+}
+
+// kSwap: every 8 columns as 0 4 1 5 2 6 3 7.
+template <bool kSwap>
+void quantize_row(const float* x, int64_t count, int planes, const TileRow& row) {
+  const auto place = [](__m256i v) {
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+    return kSwap ? _mm256_shuffle_epi8(v, order) : v;
+  };
   for (int64_t i = 0; i < kSliceCols; i += 16) {
     uint8_t* const out = row.first + i / 32 * row.step_bytes + i % 32 * 2;
     const int64_t left = count - i;
     const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
     const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(0x1p64f));
     const auto rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(rounded, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), place(rounded));
     if (planes == 1) continue;
     const __m512 upper = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
     const auto rest = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_sub_ps(v, upper)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 64), _mm256_shuffle_epi8(rest, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + row.plane_bytes), place(rest));
   }
 }
 

@@ -14,7 +14,7 @@ struct Tile {
   int rows = 0;
   alignas(64) uint8_t data[16][64] = {};
 };
-thread_local Tile tiles[8];
+thread_local Tile tile_registers[8];
 
 inline float no_subnormal(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 
@@ -22,40 +22,44 @@ inline void t_configure(int rows, int second_rows) {
   const int other = second_rows == 0 ? rows : second_rows;
   const int heights[8] = {rows, rows, other, other, rows, other, 16, 16};
   for (int i = 0; i < 8; ++i) {
-    tiles[i] = {};
-    tiles[i].rows = heights[i];
+    tile_registers[i] = {};
+    tile_registers[i].rows = heights[i];
   }
 }
 inline void t_release() {
-  for (Tile& tile : tiles) tile = {};
+  for (Tile& tile : tile_registers) tile = {};
 }
 template <int kTile>
 inline void t_zero() {
-  std::memset(tiles[kTile].data, 0, sizeof(tiles[kTile].data));
+  std::memset(tile_registers[kTile].data, 0, sizeof(tile_registers[kTile].data));
 }
 template <int kTile>
 inline void t_load(const void* rows, int64_t stride) {
-  for (int i = 0; i < tiles[kTile].rows; ++i) {
-    std::memcpy(tiles[kTile].data[i], static_cast<const uint8_t*>(rows) + i * stride, 64);
+  for (int i = 0; i < tile_registers[kTile].rows; ++i) {
+    std::memcpy(tile_registers[kTile].data[i], static_cast<const uint8_t*>(rows) + i * stride, 64);
   }
 }
 template <int kTile>
+inline void t_load_once(const void* rows, int64_t stride) {
+  t_load<kTile>(rows, stride);
+}
+template <int kTile>
 inline void t_store(void* rows, int64_t stride) {
-  for (int i = 0; i < tiles[kTile].rows; ++i) {
-    std::memcpy(static_cast<uint8_t*>(rows) + i * stride, tiles[kTile].data[i], 64);
+  for (int i = 0; i < tile_registers[kTile].rows; ++i) {
+    std::memcpy(static_cast<uint8_t*>(rows) + i * stride, tile_registers[kTile].data[i], 64);
   }
 }
 template <int kSum, int kRows, int kWeights>
 inline void t_dot() {
-  for (int m = 0; m < tiles[kSum].rows; ++m) {
+  for (int m = 0; m < tile_registers[kSum].rows; ++m) {
     uint16_t x[32];
     float sum[16];
-    std::memcpy(x, tiles[kRows].data[m], sizeof(x));
-    std::memcpy(sum, tiles[kSum].data[m], sizeof(sum));
+    std::memcpy(x, tile_registers[kRows].data[m], sizeof(x));
+    std::memcpy(sum, tile_registers[kSum].data[m], sizeof(sum));
     float chain[16][2] = {};
     for (int k = 0; k < 16; ++k) {
       uint16_t w[32];
-      std::memcpy(w, tiles[kWeights].data[k], sizeof(w));
+      std::memcpy(w, tile_registers[kWeights].data[k], sizeof(w));
       for (int n = 0; n < 16; ++n) {
         for (int i = 0; i < 2; ++i) {
           const float product =
@@ -67,7 +71,7 @@ inline void t_dot() {
     for (int n = 0; n < 16; ++n) {
       sum[n] = no_subnormal(no_subnormal(sum[n]) + no_subnormal(chain[n][0] + chain[n][1]));
     }
-    std::memcpy(tiles[kSum].data[m], sum, sizeof(sum));
+    std::memcpy(tile_registers[kSum].data[m], sum, sizeof(sum));
   }
 }
 
@@ -102,18 +106,61 @@ inline void t_pair_columns(const uint16_t* w, uint8_t* out) {
   }
 }
 
-void tile_quantize(const float* x, int64_t count, int planes, int64_t token, int64_t tokens,
-                   void* slice) {
-  const TileRow row = tile_row(slice, planes * token, planes * tokens);
+void tile_expand_floats(const float* w, int64_t count, int planes, void* out) {
+  auto* tile = static_cast<uint8_t*>(out);
+  for (int64_t first = 0; first < count; first += 32, tile += planes * 1024) {
+    for (int64_t k = 0; k < 32; ++k) {
+      for (int r = 0; r < kPanelRows; ++r) {
+        float v = first + k < count ? w[(first + k) * kPanelRows + r] : 0.0f;
+        uint8_t* const pair = tile + k / 2 * 64 + 4 * r + k % 2 * 2;
+        for (int plane = 0; plane < planes; ++plane) {
+          const uint16_t rounded = float_to_bf16(no_subnormal(v));
+          std::memcpy(pair + plane * 1024, &rounded, 2);
+          v -= bf16_to_float(rounded);
+        }
+      }
+    }
+  }
+}
+
+void tile_expand_rows(const uint16_t* const* rows, int64_t count, int64_t dim, void* out) {
+  auto* tile = static_cast<uint8_t*>(out);
+  for (int64_t first = 0; first < dim; first += 32, tile += 1024) {
+    std::memset(tile, 0, 1024);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t k = 0; k < 32 && first + k < dim; ++k) {
+        std::memcpy(tile + k / 2 * 64 + 4 * i + k % 2 * 2, rows[i] + first + k, 2);
+      }
+    }
+  }
+}
+
+void tile_expand_columns(const uint16_t* const* rows, int64_t count, int64_t panels, void* out,
+                         int64_t b_panel) {
+  for (int64_t p = 0; p < panels; ++p) {
+    auto* const tiles = static_cast<uint8_t*>(out) + p * b_panel;
+    std::memset(tiles, 0, static_cast<size_t>((count + 31) / 32 * 1024));
+    for (int64_t k = 0; k < count; ++k) {
+      for (int r = 0; r < kPanelRows; ++r) {
+        std::memcpy(tiles + k / 32 * 1024 + k % 32 / 2 * 64 + 4 * r + k % 2 * 2,
+                    rows[k] + p * kPanelRows + r, 2);
+      }
+    }
+  }
+}
+
+// As tile_simd_amx.inl's.
+template <bool kSwap>
+void quantize_row(const float* x, int64_t count, int planes, const TileRow& row) {
   for (int64_t i = 0; i < kSliceCols; ++i) {
     const float v = i < count ? x[i] * 0x1p64f : 0.0f;
     const uint16_t rounded = float_to_bf16(no_subnormal(v));
-    uint8_t* const out =
-        row.first + i / 32 * row.step_bytes + 2 * (i % 32 / 8 * 8 + (i % 4) * 2 + i % 8 / 4);
+    uint8_t* const out = row.first + i / 32 * row.step_bytes +
+                         2 * (kSwap ? i % 32 / 8 * 8 + (i % 4) * 2 + i % 8 / 4 : i % 32);
     std::memcpy(out, &rounded, 2);
     if (planes == 1) continue;
     const uint16_t rest = float_to_bf16(no_subnormal(v - bf16_to_float(rounded)));
-    std::memcpy(out + 64, &rest, 2);
+    std::memcpy(out + row.plane_bytes, &rest, 2);
   }
 }
 
