@@ -2,14 +2,16 @@
 // smallest program with the pattern of linear_stream.cuh, and two whose order nobody doubts.
 //
 //   nvcc -arch=sm_90 -std=c++20 -I. -o racecheck_ring tools/racecheck_ring.cu
-//   for way in 0 1 2 3; do compute-sanitizer --tool racecheck ./racecheck_ring $way; done
+//   for way in 0 1 2 3 4; do compute-sanitizer --tool racecheck ./racecheck_ring $way; done
 //
 // 0: __syncthreads() between the reads of a slot and its next copy, and a proxy fence
 // 1: every thread arrives on an mbarrier behind its reads; the next copy waits for all of them
 // 2: a lane of each warp arrives behind __syncwarp() (what the kernels do)
 // 3: nobody waits: a race
+// 4: as 1, but four lanes of a warp of its own each wait for one of the other warps and bring what
+//    that one will read (linear_stream.cuh)
 //
-// Each prints its sum; 0 to 2 have to print the same, right one.
+// Each prints its sum; all but 3 have to print the same, right one.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -66,6 +68,40 @@ __global__ void ring_kernel(const uint8_t* from, int way, unsigned* sums) {
   atomicAdd(sums, sum);
 }
 
+__global__ void served_kernel(const uint8_t* from, unsigned* sums) {
+  constexpr int kWarps = kThreads / 32;
+  __shared__ __align__(128) uint8_t slot[kSlotBytes];
+  __shared__ uint64_t full[kWarps];
+  __shared__ uint64_t empty[kWarps];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x < kWarps) {
+    barrier_init(&full[threadIdx.x], 1);
+    barrier_init(&empty[threadIdx.x], 32);
+    fence_barrier_init();
+  }
+  __syncthreads();
+  constexpr int kPart = kSlotBytes / kWarps;
+  if (warp == kWarps) {
+    if (lane >= kWarps) return;
+    for (int round = 0; round < kRounds; ++round) {
+      barrier_wait(&empty[lane], static_cast<uint32_t>((round + 1) % 2));  // it starts empty
+      barrier_expect(&full[lane], kPart);
+      bulk_copy_kept(slot + lane * kPart, from + round * kSlotBytes + lane * kPart, kPart,
+                     &full[lane]);
+    }
+    return;
+  }
+  unsigned sum = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    barrier_wait(&full[warp], static_cast<uint32_t>(round % 2));
+    const uint4 v = *reinterpret_cast<const uint4*>(slot + 16 * threadIdx.x);
+    sum += v.x + 3 * v.y + 5 * v.z + 7 * v.w;
+    barrier_arrive(&empty[warp]);
+  }
+  atomicAdd(sums, sum);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -86,7 +122,11 @@ int main(int argc, char** argv) {
   }
   cudaMemcpy(from, bytes.data(), bytes.size(), cudaMemcpyHostToDevice);
   cudaMemset(sums, 0, 4);
-  ring_kernel<<<1, kThreads>>>(from, way, sums);
+  if (way == 4) {
+    served_kernel<<<1, kThreads + 32>>>(from, sums);
+  } else {
+    ring_kernel<<<1, kThreads>>>(from, way, sums);
+  }
   unsigned got = 0;
   const cudaError_t code = cudaMemcpy(&got, sums, 4, cudaMemcpyDeviceToHost);
   std::printf("way %d: %s, sum %08x, want %08x\n", way, cudaGetErrorString(code), got, want);

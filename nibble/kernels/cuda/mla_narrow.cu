@@ -46,7 +46,8 @@ struct Shared {
   uint64_t full[kTiles];
   uint64_t weights_full;
   uint64_t weights_empty;
-  float factors[kHeads];  // of the sums so far, where `rescale`; in the end, of the result
+  float factors[kHeads];  // of the sums so far, where `rescale`
+  float results[kHeads];  // factors of the result: the last tile's others may still be read
   float shifts[kHeads];
   float exchange[4][kHeads];
   int rescale;
@@ -297,7 +298,7 @@ __device__ void finish_scores(const DecodeArgs& a, int64_t first_stat, int64_t f
       s.exchange[0][thread] + s.exchange[1][thread] + s.exchange[2][thread] + s.exchange[3][thread];
   const float total = bad ? NAN : sum * (1 / kStored);
   constexpr float kUnit = kEntryScale / kStored;
-  s.factors[thread] = a.split ? kUnit : kUnit / total;
+  s.results[thread] = a.split ? kUnit : kUnit / total;
   if (a.split && first_head + thread < a.attend.shape.num_heads) {
     a.stats[first_stat + thread] = make_float2(s.shifts[thread] + 64, total);
   }
@@ -395,7 +396,7 @@ __device__ void store_values(const DecodeArgs& a, int64_t token, int64_t first_s
 #pragma unroll
   for (int i = 0; i < kHeads / 4; ++i) {
     const int head = i / 2 * 8 + 2 * (lane % 4) + i % 2;
-    const float factor = s.factors[head];
+    const float factor = s.results[head];
     const int at = i / 2 * 4 + i % 2;  // and 2 behind, of the odd columns
 #pragma unroll
     for (int j = 0; j < kValueTiles; j += 2) {
@@ -468,6 +469,7 @@ __global__ __launch_bounds__(kThreads,
     uint32_t nan = 0;
     score_tiles<kHeads>(a, run, s, sums, nan);
     finish_scores<kHeads>(a, first_stat, first_head, s, sums, nan);
+    __syncwarp();
     sync_warps(1, kThreads);
   } else {
     take_registers<176>();
