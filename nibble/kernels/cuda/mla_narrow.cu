@@ -46,6 +46,7 @@ struct Shared {
   uint64_t full[kTiles];
   uint64_t weights_full;
   uint64_t weights_empty;
+  uint64_t results_full;
   float factors[kHeads];  // of the sums so far, where `rescale`
   float results[kHeads];  // factors of the result: the last tile's others may still be read
   float shifts[kHeads];
@@ -448,6 +449,7 @@ __global__ __launch_bounds__(kThreads,
     for (int i = 0; i < kTiles; ++i) barrier_init(&s.full[i], 1);
     barrier_init(&s.weights_full, 4 * kWarpArrivals);
     barrier_init(&s.weights_empty, 4 * kWarpArrivals);
+    barrier_init(&s.results_full, 4 * kWarpArrivals);
     fence_barrier_init();
     for (int i = 0; i < kTiles && begin + i * kTile < end; ++i) {
       prefetch_near(run.table_entry(begin + i * kTile));
@@ -469,13 +471,12 @@ __global__ __launch_bounds__(kThreads,
     uint32_t nan = 0;
     score_tiles<kHeads>(a, run, s, sums, nan);
     finish_scores<kHeads>(a, first_stat, first_head, s, sums, nan);
-    __syncwarp();
-    sync_warps(1, kThreads);
+    warp_arrive(&s.results_full);
   } else {
     take_registers<176>();
     float out[kValueTiles][kHeads / 2];
     sum_values<kHeads>(run, s, out);
-    sync_warps(1, kThreads);
+    barrier_wait(&s.results_full, 0);
     store_values<kHeads>(a, token, first_stat, first_head, s, out);
   }
 #endif
