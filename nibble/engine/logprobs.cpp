@@ -46,7 +46,8 @@ class Best {
 };
 
 template <typename ToLogprob>
-PositionLogprobs report(std::vector<Candidate> best, TokenLogprob chosen, ToLogprob to_logprob) {
+PositionLogprobs report(const std::vector<Candidate>& best, TokenLogprob chosen,
+                        ToLogprob to_logprob) {
   PositionLogprobs result;
   result.chosen = chosen;
   bool has_chosen = false;
@@ -77,6 +78,20 @@ Result<PositionLogprobs> logprobs(std::span<const float> logits, int32_t chosen,
   const double log_sum = std::log(sum);
   const auto to_logprob = [&](double logit) { return logit - peak - log_sum; };
   return report(std::move(best).take(), {chosen, to_logprob(own.value), rank}, to_logprob);
+}
+
+PositionLogprobs logprobs(const SampledLogprobs& sampled, int32_t chosen) {
+  const auto peak = static_cast<double>(sampled.peak);
+  const double log_sum = std::log(sampled.sum);
+  const auto to_logprob = [&](double logit) { return logit - peak - log_sum; };
+  std::vector<Candidate> best;
+  best.reserve(static_cast<size_t>(sampled.count));
+  for (int32_t i = 0; i < sampled.count; ++i) {
+    best.push_back({static_cast<double>(sampled.top[i].logit), sampled.top[i].id});
+  }
+  return report(std::move(best),
+                {chosen, to_logprob(static_cast<double>(sampled.chosen)), sampled.rank},
+                to_logprob);
 }
 
 PositionLogprobs logprobs(const Distribution& distribution, int32_t chosen, int64_t k) {

@@ -7,6 +7,7 @@
 
 #include "nibble/base/result.h"
 #include "nibble/engine/sampler.h"
+#include "nibble/kernels/device_sampler.h"
 
 namespace nibble {
 
@@ -32,6 +33,10 @@ struct PositionLogprobs {
 //
 // Errors: kCorrupt when a logit is NaN or +inf, or none is finite.
 Result<PositionLogprobs> logprobs(std::span<const float> logits, int32_t chosen, int64_t k);
+
+// The same of what a DeviceSampler found for `chosen`: tokens and ranks are equal, values but for
+// the rounding of a sum taken in another order (less than vocabulary x 2^-52).
+PositionLogprobs logprobs(const SampledLogprobs& sampled, int32_t chosen);
 
 // The same of what was drawn from: logprobs_mode processed.
 PositionLogprobs logprobs(const Distribution& distribution, int32_t chosen, int64_t k);

@@ -7,7 +7,10 @@
 namespace nibble {
 
 int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, SampleRows& rows) {
-  if (params_.logprobs || !drafts.distributions.empty()) return 0;
+  if (!drafts.distributions.empty()) return 0;
+  // Log-probabilities of processed logits, and of drafts that stand whatever the logits say, are
+  // the host's.
+  if (params_.logprobs && (context_.processed_logprobs || num_forced(drafts))) return 0;
   const auto relaxed = relaxed_now(drafts);
   const auto position = static_cast<int64_t>(counts_.output().size());
   size_t pushed = 0;
@@ -35,6 +38,7 @@ int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, Sample
     row.top_p = params_.top_p;
     row.min_p = params_.min_p;
     row.uniform = uniform(params_, position + i, RandomStream::kDraw, choice_);
+    if (params_.logprobs) row.logprobs = static_cast<int32_t>(*params_.logprobs);
     if (relaxed && i < drafts.size()) {
       row.draft = drafts.token_ids[static_cast<size_t>(i)];
       row.relaxed_topk = relaxed->topk;
@@ -65,7 +69,9 @@ std::optional<SequenceSampler::Window> SequenceSampler::finish(
     ++verified.accepted;
   }
   Window window;
-  for (const int32_t token : verified.token_ids) {
+  for (size_t i = 0; i < verified.token_ids.size(); ++i) {
+    const int32_t token = verified.token_ids[i];
+    if (params_.logprobs) window.logprobs.push_back(logprobs(sampled[i].logprobs, token));
     push(token, window);
     if (window.ended) break;
   }

@@ -98,8 +98,8 @@ class SequenceSampler {
 
   // The same with a DeviceSampler. prepare() appends the rows that it needs, the first of the
   // window being `first_row` of the logits, and returns their number: 0 when the host has to sample
-  // (log- probabilities are wanted, or drafts were drawn). finish() judges what came back; none
-  // when a row is undecided: then sample() has to be called with the logits.
+  // (log-probabilities of processed logits are wanted, or drafts were drawn). finish() judges what
+  // came back; none when a row is undecided: then sample() has to be called with the logits.
   int64_t prepare(const Drafts& drafts, int64_t first_row, SampleRows& rows);
   std::optional<Window> finish(const Drafts& drafts, std::span<const SampledRow> sampled);
 

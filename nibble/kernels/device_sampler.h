@@ -46,6 +46,27 @@ struct SampleRow {
   int32_t draft = -1;
   int64_t relaxed_topk = 1;
   double relaxed_delta = 0;
+
+  // Log-probabilities of the row as it is (SampledRow::logprobs), with so many of the likeliest
+  // tokens, at most kMaxSampledTop; -1: none.
+  int32_t logprobs = -1;
+};
+
+inline constexpr int32_t kMaxSampledTop = 20;
+
+struct TokenLogit {
+  int32_t id = 0;
+  float logit = 0;
+};
+
+// What log_softmax of a row needs: the log-probability of a logit is logit - peak - log(sum).
+struct SampledLogprobs {
+  float peak = 0;    // the largest logit
+  float chosen = 0;  // the logit of the token: of the draft where that is accepted
+  double sum = 0;    // of exp(logit - peak), in binary64; in another order than the host's
+  int32_t rank = 0;  // of the token: 1 and the number of likelier ones; ties by id
+  int32_t count = 0;
+  TokenLogit top[kMaxSampledTop];  // `count` of the likeliest above -inf, best first, ties by id
 };
 
 struct SampledRow {
@@ -57,7 +78,8 @@ struct SampledRow {
   };
   Outcome outcome = kUndecided;
   int32_t token = 0;
-  int32_t accepted = 0;  // 1: the draft passes
+  int32_t accepted = 0;      // 1: the draft passes
+  SampledLogprobs logprobs = {};  // with SampleRow::logprobs
 };
 
 // Made by Kernels::make_sampler(). Not thread-safe.

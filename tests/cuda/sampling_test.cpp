@@ -1,6 +1,7 @@
 // A DeviceSampler's tokens against the host's, from the same logits: equal, or left to the host.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -77,7 +78,26 @@ class DeviceSampling : public ::testing::Test {
     EXPECT_EQ(window->token_ids, want->token_ids);
     EXPECT_EQ(window->num_accepted, want->num_accepted);
     EXPECT_EQ(window->text, want->text);
+    EXPECT_EQ(window->logprobs.size(), want->logprobs.size());
+    for (size_t i = 0; i < std::min(window->logprobs.size(), want->logprobs.size()); ++i) {
+      expect_equal(window->logprobs[i].chosen, want->logprobs[i].chosen);
+      const auto& got_top = window->logprobs[i].top;
+      const auto& want_top = want->logprobs[i].top;
+      EXPECT_EQ(got_top.size(), want_top.size());
+      for (size_t j = 0; j < std::min(got_top.size(), want_top.size()); ++j) {
+        expect_equal(got_top[j], want_top[j]);
+      }
+    }
     return want->token_ids;
+  }
+
+  // Sums differ in their order alone.
+  static void expect_equal(const TokenLogprob& got, const TokenLogprob& want) {
+    EXPECT_EQ(got.id, want.id);
+    EXPECT_EQ(got.rank, want.rank);
+    if (got.logprob != want.logprob) {
+      EXPECT_NEAR(got.logprob, want.logprob, 1e-11);
+    }
   }
 
   static Tokenizer* tokenizer_;
@@ -234,6 +254,50 @@ TEST_F(DeviceSampling, ARowThatIsNoRowIsLeftToTheHost) {
   const std::vector<float> nothing(static_cast<size_t>(kVocab), -kInf);
   (void)expect_equal({}, {}, nothing);
   EXPECT_EQ(undecided_, 5);
+}
+
+TEST_F(DeviceSampling, LogProbabilitiesAreTheHosts) {
+  std::mt19937 rng(19);
+  const auto think = tokenizer_->token_id("<think>");
+  ASSERT_TRUE(think.has_value());
+  const std::vector<int32_t> prompt = prompt_;
+  for (int i = 0; i < 72; ++i) {
+    // Few values make ties at every rank; every third row has but 12 tokens that can be had.
+    auto logits = random_logits(rng, 3, i % 2 == 0 ? 4 : 0.5F, i % 4 < 2 ? 0 : 0.5F);
+    if (i % 3 == 0) {
+      for (size_t at = 0; at < logits.size(); ++at) {
+        if (at % kVocab % 10774 != 40 % 10774) logits[at] = -kInf;
+      }
+      logits[40] = -0.0F;
+      logits[40 + 10774] = 0.0F;
+    }
+    SamplingParams params;
+    params.logprobs = std::array{0, 1, 5, 20}[static_cast<size_t>(i / 3 % 4)];
+    params.temperature = i % 5 == 0 ? 0 : 0.9;
+    params.top_p = i % 7 == 0 ? 0.8 : 1;
+    params.seed = i;
+    if (i % 3 == 1)
+      params.logit_bias = {{7, 30}, {40, -100}};  // the logits reported are the raw ones
+    if (i % 3 == 2) params.repetition_penalty = 1.3;
+    Drafts drafts;
+    for (int64_t r = 0; r < 2; ++r) {
+      const std::vector<float> row(logits.begin() + r * kVocab, logits.begin() + (r + 1) * kVocab);
+      drafts.token_ids.push_back(argmax(row).value());
+    }
+    // Relaxed acceptance takes drafts that were not sampled.
+    prompt_ = prompt;
+    if (i % 2 == 1) prompt_.push_back(*think);
+    (void)expect_equal(params, drafts, logits, {i % 2 == 1, 3, 0.5});
+  }
+  EXPECT_LE(undecided_, 2);
+  prompt_ = prompt;
+  SamplingParams params;
+  params.logprobs = 2;
+  (void)expect_equal(params, {}, std::vector<float>(static_cast<size_t>(kVocab), -kInf));
+  auto logits = random_logits(rng, 1, 3);
+  logits[5] = NAN;
+  (void)expect_equal(params, {}, logits);
+  EXPECT_EQ(windows_, 74);
 }
 
 // -inf is a token that can't be had, and no error.

@@ -2,8 +2,10 @@
 // of SequenceSampler::sample().
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <random>
 
 #include "nibble/engine/local_passes.h"
@@ -20,6 +22,28 @@ constexpr int64_t kRowVocab = 4096;
 const Tokenizer& demo_tokenizer() {
   static const Tokenizer tokenizer = Tokenizer::load(NIBBLE_SOURCE_DIR "/models/demo").value();
   return tokenizer;
+}
+
+// What SampledLogprobs says, from the raw row.
+SampledLogprobs logprobs_as_told(const MatrixView& logits, const SampleRow& row, int32_t token) {
+  const float* const x = logits.row<float>(row.row);
+  std::vector<int32_t> order(static_cast<size_t>(logits.cols));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return x[a] > x[b]; });
+  SampledLogprobs told;
+  told.peak = x[order[0]];
+  told.chosen = x[token];
+  for (int64_t i = 0; i < logits.cols; ++i) {
+    told.sum += std::exp(static_cast<double>(x[i]) - static_cast<double>(told.peak));
+  }
+  told.rank =
+      static_cast<int32_t>(std::find(order.begin(), order.end(), token) - order.begin()) + 1;
+  told.count = row.logprobs;
+  for (int32_t i = 0; i < told.count; ++i) {
+    const int32_t id = order[static_cast<size_t>(i)];
+    told.top[i] = {id, x[id]};
+  }
+  return told;
 }
 
 // The contract of SampleRow, step by step.
@@ -92,7 +116,13 @@ class SequenceRows : public ::testing::Test {
       ASSERT_GE(count, 1);
       ASSERT_EQ(static_cast<size_t>(count), asked.rows.size());
       std::vector<SampledRow> sampled;
-      for (const SampleRow& row : asked.rows) sampled.push_back(sample_as_told(logits, row));
+      for (const SampleRow& row : asked.rows) {
+        sampled.push_back(sample_as_told(logits, row));
+        EXPECT_EQ(row.logprobs, params.logprobs.value_or(-1));
+        if (row.logprobs < 0) continue;
+        SampledRow& told = sampled.back();
+        told.logprobs = logprobs_as_told(logits, row, told.accepted != 0 ? row.draft : told.token);
+      }
       const auto got = by_rows.finish(drafted, sampled);
       Sampler sampler;
       const auto want = by_logits.sample(drafted, logits, sampler);
@@ -102,6 +132,20 @@ class SequenceRows : public ::testing::Test {
       EXPECT_EQ(got->text, want->text);
       EXPECT_EQ(got->num_accepted, want->num_accepted);
       EXPECT_EQ(got->ended, want->ended);
+      ASSERT_EQ(got->logprobs.size(), want->logprobs.size());
+      for (size_t i = 0; i < want->logprobs.size(); ++i) {
+        const PositionLogprobs& mine = got->logprobs[i];
+        const PositionLogprobs& hosts = want->logprobs[i];
+        EXPECT_EQ(mine.chosen.id, hosts.chosen.id);
+        EXPECT_EQ(mine.chosen.rank, hosts.chosen.rank);
+        EXPECT_EQ(mine.chosen.logprob, hosts.chosen.logprob);
+        ASSERT_EQ(mine.top.size(), hosts.top.size());
+        for (size_t j = 0; j < hosts.top.size(); ++j) {
+          EXPECT_EQ(mine.top[j].id, hosts.top[j].id);
+          EXPECT_EQ(mine.top[j].rank, hosts.top[j].rank);
+          EXPECT_EQ(mine.top[j].logprob, hosts.top[j].logprob);
+        }
+      }
       accepted_ += want->num_accepted;
       if (want->ended) return;
     }
@@ -129,6 +173,7 @@ TEST_F(SequenceRows, SayAllRulesOfARequest) {
     if (i % 3 == 1) params.logit_bias = {{50, 20}, {51, -100}};
     if (i % 6 == 5) params.bad = {"the"};
     params.min_tokens = i % 4;
+    if (i % 3 == 0) params.logprobs = i % 20;
     compare(params, i % 2 == 0 ? std::vector<int32_t>{40, 41, 40} : std::vector<int32_t>{});
   }
   EXPECT_GT(accepted_, 3);
@@ -151,12 +196,13 @@ TEST_F(SequenceRows, SayRelaxedAcceptanceAndForcedTokens) {
     params.seed = i;
     params.temperature = i % 2 == 0 ? 0 : 1;
     params.thinking_budget = i % 3 == 0 ? std::optional<int64_t>(2) : std::nullopt;
+    if (i % 4 < 2) params.logprobs = 3;
     compare(params, {60, 61}, {true, 3, 0.4});
   }
   EXPECT_GT(accepted_, 5);
 }
 
-TEST_F(SequenceRows, AreNotForLogprobsAndDrawnDrafts) {
+TEST_F(SequenceRows, AreNotForProcessedLogprobsAndDrawnDrafts) {
   SamplingContext context;
   context.tokenizer = &demo_tokenizer();
   context.vocab_size = kRowVocab;
@@ -165,7 +211,11 @@ TEST_F(SequenceRows, AreNotForLogprobsAndDrawnDrafts) {
   params.logprobs = 1;
   SampleRows asked;
   auto with_logprobs = SequenceSampler::create(context, params, 0, prompt_, 10).value();
-  EXPECT_EQ(with_logprobs.prepare({}, 0, asked), 0);
+  EXPECT_EQ(with_logprobs.prepare({}, 0, asked), 1);
+  asked.clear();
+  context.processed_logprobs = true;
+  auto with_processed = SequenceSampler::create(context, params, 0, prompt_, 10).value();
+  EXPECT_EQ(with_processed.prepare({}, 0, asked), 0);
   Drafts drawn;
   drawn.token_ids = {7};
   drawn.distributions = {{{7, 1.0}}};

@@ -84,6 +84,8 @@ class CudaSampler final : public DeviceSampler {
       to.draft = row.draft;
       to.relaxed_topk = row.relaxed_topk;
       to.relaxed_delta = row.relaxed_delta;
+      NIBBLE_CHECK(row.logprobs <= kMaxSampledTop);
+      to.logprobs = row.logprobs;
       needs_work |= to.plain == 0 || to.greedy == 0;
     }
     launch(logits, device_rows, bias, forbidden, seen, masks, needs_work);

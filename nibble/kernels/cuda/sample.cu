@@ -3,8 +3,11 @@
 // order, in binary64; a decision that lies closer to such a sum than both orders can differ is left
 // to the host (SampledRow::kUndecided). So a token is the host's token, or none.
 //
+// The parts of a log-probability are exact, but for the sum of exponentials, which is taken in
+// another order, too.
+//
 // Bound by the passes over a row, 4 bytes a token of the vocabulary each, by one SM: two or three
-// for a greedy token, about ten with top_p.
+// for a greedy token, about ten with top_p, nine more for log-probabilities.
 #include "nibble/kernels/cuda/sample.h"
 
 namespace nibble::cuda {
@@ -35,6 +38,7 @@ struct Shared {
   double before;
   double after;
   int32_t found;
+  Best top[kMaxSampledTop];
 };
 
 __device__ bool is_better(const Best& a, const Best& b) {
@@ -184,17 +188,17 @@ __device__ bool find_threshold(const float* weights, int32_t vocab, const Kept& 
   return true;
 }
 
-// The id of the number-th (from 1) weight of these bits that `kept` has; the last of fewer.
-__device__ int32_t find_tie(const float* weights, int32_t vocab, const Kept& kept, uint32_t bits,
-                            int64_t number, Shared& s) {
+// The number-th id (from 1) for which is_one holds; `vocab` where there are fewer.
+template <typename Predicate>
+__device__ int32_t find_nth(int32_t vocab, int64_t number, const Predicate& is_one, Shared& s) {
   if (threadIdx.x == 0) s.found = vocab;
   int64_t seen = 0;
   for (int32_t base = 0; base < vocab; base += kThreads) {
     const int32_t i = base + static_cast<int32_t>(threadIdx.x);
-    const bool tie = i < vocab && __float_as_uint(weights[i]) == bits && kept.has(weights[i], i);
-    const uint32_t ballot = __ballot_sync(~0u, tie);
+    const bool one = i < vocab && is_one(i);
+    const uint32_t ballot = __ballot_sync(~0u, one);
     if (threadIdx.x % 32 == 0) s.ballots[threadIdx.x / 32] = ballot;
-    const int here = __syncthreads_count(tie);
+    const int here = __syncthreads_count(one);
     if (seen + here >= number) {
       if (threadIdx.x == 0) {
         int64_t left = number - seen;
@@ -213,6 +217,15 @@ __device__ int32_t find_tie(const float* weights, int32_t vocab, const Kept& kep
   const int32_t found = s.found;
   __syncthreads();
   return found;
+}
+
+// The id of the number-th (from 1) weight of these bits that `kept` has.
+__device__ int32_t find_tie(const float* weights, int32_t vocab, const Kept& kept, uint32_t bits,
+                            int64_t number, Shared& s) {
+  const auto is_tie = [&](int32_t i) {
+    return __float_as_uint(weights[i]) == bits && kept.has(weights[i], i);
+  };
+  return find_nth(vocab, number, is_tie, s);
 }
 
 // The first place of 0 .. count - 1 at which before + value(0) + .. + value(place) exceeds target,
@@ -407,8 +420,15 @@ __device__ bool apply_rules(const float* raw, float* work, const SampleArgs& a,
   return true;
 }
 
-__device__ SampledRow sample_row(const SampleArgs& a, const DeviceSampleRow& p, Shared& s) {
-  const SampledRow undecided = {SampledRow::kUndecided, 0, 0};
+// The first fields of a SampledRow.
+struct Choice {
+  SampledRow::Outcome outcome;
+  int32_t token;
+  int32_t accepted;
+};
+
+__device__ Choice sample_row(const SampleArgs& a, const DeviceSampleRow& p, Shared& s) {
+  const Choice undecided = {SampledRow::kUndecided, 0, 0};
   const float* x = a.logits + p.row * a.stride;
   float* const work = a.work + static_cast<int64_t>(blockIdx.x) * a.vocab;
   if (p.plain == 0) {
@@ -453,12 +473,106 @@ __device__ SampledRow sample_row(const SampleArgs& a, const DeviceSampleRow& p, 
   return {SampledRow::kToken, token, accepted};
 }
 
+// Bits that order as the logits do; 0 and -0 are one.
+__device__ uint32_t logit_key(float logit) {
+  const uint32_t bits = __float_as_uint(logit + 0.0f);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+// The key at which the logits, counted from the largest down, reach `count`, of which there are as
+// many above -inf; *ties is how many of that key belong to them.
+__device__ uint32_t find_logit(const float* x, int32_t vocab, int count, Shared& s, int64_t* ties) {
+  uint32_t prefix = 0;
+  auto target = static_cast<unsigned long long>(count);
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    for (int i = static_cast<int>(threadIdx.x); i < kReplicas * kBins; i += kThreads) s.bins[i] = 0;
+    __syncthreads();
+    const uint32_t known = shift == 24 ? 0 : ~0u << (shift + 8);
+    unsigned long long* const bins = s.bins + threadIdx.x % kReplicas * kBins;
+#pragma unroll 4
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < vocab; i += kThreads) {
+      const uint32_t key = logit_key(x[i]);
+      if ((key & known) == prefix) atomicAdd(bins + (key >> shift & 0xff), 1ull);
+    }
+    __syncthreads();
+    const int bin = find_bin(kBins, target, s);
+    target -= s.above;
+    prefix |= static_cast<uint32_t>(bin) << shift;
+    __syncthreads();
+  }
+  *ties = static_cast<int64_t>(target);
+  return prefix;
+}
+
+// Of the logits `x` as the model gave them, none of which is NaN or +inf. False when none is above
+// -inf.
+__device__ bool report_logprobs(const float* x, int32_t vocab, int32_t token, int32_t wanted,
+                                Shared& s, SampledLogprobs* out) {
+  Best best = {-INFINITY, vocab};
+#pragma unroll 4
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < vocab; i += kThreads) {
+    if (is_better({x[i], i}, best)) best = {x[i], i};
+  }
+  best = block_best(best, s);
+  if (!(best.value > -INFINITY)) return false;
+  const Best own = {x[token], token};
+  double sum = 0;
+  double ahead = 0;
+  double possible = 0;
+#pragma unroll 4
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < vocab; i += kThreads) {
+    sum += exp(static_cast<double>(x[i]) - static_cast<double>(best.value));
+    ahead += is_better({x[i], i}, own) ? 1 : 0;
+    possible += x[i] > -INFINITY ? 1 : 0;
+  }
+  sum = block_sum(sum, s);
+  ahead = block_sum(ahead, s);
+  possible = block_sum(possible, s);
+  const int count = min(wanted, static_cast<int>(possible));
+  if (threadIdx.x == 0) {
+    out->peak = best.value;
+    out->chosen = own.value;
+    out->sum = sum;
+    out->rank = static_cast<int32_t>(ahead) + 1;
+    out->count = count;
+  }
+  if (count == 0) return true;
+  int64_t ties = 0;
+  const uint32_t least = find_logit(x, vocab, count, s, &ties);
+  const auto is_tie = [&](int32_t i) { return logit_key(x[i]) == least; };
+  const int32_t last = find_nth(vocab, ties, is_tie, s);
+  if (threadIdx.x == 0) s.found = 0;
+  __syncthreads();
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < vocab; i += kThreads) {
+    const uint32_t key = logit_key(x[i]);
+    if (key > least || (key == least && i <= last)) s.top[atomicAdd(&s.found, 1)] = {x[i], i};
+  }
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < count) {
+    const Best mine = s.top[threadIdx.x];
+    int place = 0;
+    for (int i = 0; i < count; ++i) place += is_better(s.top[i], mine) ? 1 : 0;
+    out->top[place] = {mine.id, mine.value};
+  }
+  return true;
+}
+
 __global__ void __launch_bounds__(kThreads) sample_kernel(const SampleArgs a) {
   __shared__ Shared s;
   if (threadIdx.x == 0) s.row = a.rows[blockIdx.x];
   __syncthreads();
-  const SampledRow result = sample_row(a, s.row, s);
-  if (threadIdx.x == 0) a.results[blockIdx.x] = result;
+  const Choice choice = sample_row(a, s.row, s);
+  SampledRow* const result = a.results + blockIdx.x;
+  if (threadIdx.x == 0) {
+    result->outcome = choice.outcome;
+    result->token = choice.token;
+    result->accepted = choice.accepted;
+  }
+  if (choice.outcome != SampledRow::kToken || s.row.logprobs < 0) return;
+  const bool reported = report_logprobs(a.logits + s.row.row * a.stride, a.vocab,
+                                        choice.accepted != 0 ? s.row.draft : choice.token,
+                                        s.row.logprobs, s, &result->logprobs);
+  if (!reported && threadIdx.x == 0) result->outcome = SampledRow::kUndecided;
 }
 
 }  // namespace

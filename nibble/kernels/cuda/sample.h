@@ -26,6 +26,7 @@ struct DeviceSampleRow {
   int32_t draft = -1;
   int64_t relaxed_topk = 1;
   double relaxed_delta = 0;
+  int32_t logprobs = -1;
 };
 
 struct SampleArgs {
