@@ -67,6 +67,7 @@ struct Limits {
 void bench_linear(Kernels& kernels, const Limits& limits);
 void bench_moe(Kernels& kernels, const Limits& limits);
 void bench_mla(Kernels& kernels, const Limits& limits);
+void bench_prompts(Kernels& kernels, const Limits& limits);
 void bench_layers(Kernels& kernels, const Limits& limits);
 
 // A thread for each of tp_size GPUs; the layers' weights must fit.

@@ -1,4 +1,4 @@
-// bench_cuda [linear] [moe] [mla] [layers]: all of them by default. Ratios are to the copy
+// bench_cuda [linear] [moe] [mla] [layers] [prompts]: all but the last by default. Ratios are to the copy
 // bandwidth and the BF16 product measured in the same process, before and after.
 //
 // bench_cuda ranks:TP:EP:DP:DENSE:MOE ...: R1 on TP GPUs with EP expert groups, with (DP 1) or
@@ -106,6 +106,7 @@ int main(int argc, char** argv) {
   if (wanted("linear")) nibble::bench::bench_linear(**kernels, limits);
   if (wanted("moe")) nibble::bench::bench_moe(**kernels, limits);
   if (wanted("mla")) nibble::bench::bench_mla(**kernels, limits);
+  if (wanted("prompts")) nibble::bench::bench_prompts(**kernels, limits);
   if (wanted("layers")) nibble::bench::bench_layers(**kernels, limits);
   measure(**kernels);
   return 0;

@@ -204,21 +204,25 @@ TEST_F(W4a4OnTensorCores, ExpertsAgreeWithTheReference) {
   const auto cuda = make_host_side_cuda(1);
   constexpr int kExperts = 7;
   constexpr int kEach = 3;
-  for (const auto& [hidden, intermediate, tokens] :
-       {std::array<int64_t, 3>{256, 384, 1}, {1040, 144, 5}, {256, 1024, 40}, {512, 256, 300}}) {
-    SCOPED_TRACE(testing::Message() << hidden << " x " << intermediate << ", " << tokens);
+  struct Case {
+    int64_t hidden, intermediate, tokens;
+  };
+  for (const Case& c : {Case{256, 384, 1}, {1040, 144, 5}, {256, 1024, 40}, {512, 256, 300}}) {
+    const int64_t hidden = c.hidden;
+    const int64_t tokens = c.tokens;
+    SCOPED_TRACE(testing::Message() << hidden << " x " << c.intermediate << ", " << tokens);
     std::vector<TestMlp> mlps;
     for (int e = 0; e <= kExperts; ++e) {
-      mlps.push_back(TestMlp::random(LinearFormat::kNvfp4, hidden, intermediate,
+      mlps.push_back(TestMlp::random(LinearFormat::kNvfp4, hidden, c.intermediate,
                                      static_cast<uint32_t>(70 + 3 * e)));
       mlps.back().gate.host.input_scale = 0.002f;
-      mlps.back().up.host.input_scale = intermediate == 144 ? 0.003f : 0.002f;
+      mlps.back().up.host.input_scale = c.intermediate == 144 ? 0.003f : 0.002f;
       mlps.back().down.host.input_scale = 0.0011f;
     }
     RouterShape shape;
     shape.n_routed_experts = kExperts;
     shape.num_experts_per_tok = kEach;
-    const auto [ids, weights] = random_choices(tokens, kEach, 1, kExperts, 1, 67);
+    const RandomChoices choices = random_choices(tokens, kEach, 1, kExperts, 1, 67);
     TestMatrix x = TestMatrix::random(tokens, hidden, 68);
     const auto run = [&](Kernels& kernels) {
       std::vector<PackedMlp> packed;
@@ -228,7 +232,8 @@ TEST_F(W4a4OnTensorCores, ExpertsAgreeWithTheReference) {
       const MlpWeight shared = experts.back();
       experts.pop_back();
       TestMatrix out(tokens, hidden);
-      kernels.moe(x.view(), experts, &shared, shape, ids.data(), weights.data(), out.view());
+      kernels.moe(x.view(), experts, &shared, shape, choices.ids.data(), choices.weights.data(),
+                  out.view());
       return out;
     };
     TestMatrix want = run(reference);

@@ -17,6 +17,7 @@ struct CublasLt::Functions {
   decltype(&cublasLtMatmulDescDestroy) desc_destroy = nullptr;
   decltype(&cublasLtMatmulDescSetAttribute) desc_set = nullptr;
   decltype(&cublasLtMatrixLayoutCreate) layout_create = nullptr;
+  decltype(&cublasLtMatrixLayoutSetAttribute) layout_set = nullptr;
   decltype(&cublasLtMatrixLayoutDestroy) layout_destroy = nullptr;
   decltype(&cublasLtMatmulPreferenceCreate) preference_create = nullptr;
   decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy = nullptr;
@@ -50,6 +51,7 @@ std::unique_ptr<CublasLt> CublasLt::find() {
       !load(library, "cublasLtMatmulDescDestroy", f.desc_destroy) ||
       !load(library, "cublasLtMatmulDescSetAttribute", f.desc_set) ||
       !load(library, "cublasLtMatrixLayoutCreate", f.layout_create) ||
+      !load(library, "cublasLtMatrixLayoutSetAttribute", f.layout_set) ||
       !load(library, "cublasLtMatrixLayoutDestroy", f.layout_destroy) ||
       !load(library, "cublasLtMatmulPreferenceCreate", f.preference_create) ||
       !load(library, "cublasLtMatmulPreferenceDestroy", f.preference_destroy) ||
@@ -97,6 +99,43 @@ bool CublasLt::multiply(const uint16_t* w, int64_t rows, const uint16_t* x, int6
   if (desc != nullptr) f.desc_destroy(desc);
   for (cublasLtMatrixLayout_t layout : {w_layout, x_layout, out_layout}) {
     if (layout != nullptr) f.layout_destroy(layout);
+  }
+  return done;
+}
+
+bool CublasLt::expand_heads(const Latents& latents, const uint16_t* w, bool transposed,
+                            int64_t width, int64_t heads, float alpha, uint16_t* out,
+                            cudaStream_t stream) const {
+  const Functions& f = *functions_;
+  const auto ok = [](cublasStatus_t status) { return status == CUBLAS_STATUS_SUCCESS; };
+  // In column order: out_h [width, positions] = w_h [width, rank] latents' [rank, positions].
+  const cublasOperation_t operation = transposed ? CUBLAS_OP_N : CUBLAS_OP_T;
+  const float beta = 0;
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t w_layout = nullptr;
+  cublasLtMatrixLayout_t x_layout = nullptr;
+  cublasLtMatrixLayout_t out_layout = nullptr;
+  const auto layout = [&](cublasLtMatrixLayout_t& to, int64_t rows, int64_t cols,
+                          int64_t batch_stride) {
+    const auto count = static_cast<int32_t>(heads);
+    return ok(f.layout_create(&to, CUDA_R_16BF, static_cast<uint64_t>(rows),
+                              static_cast<uint64_t>(cols), rows)) &&
+           ok(f.layout_set(to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof(count))) &&
+           ok(f.layout_set(to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch_stride,
+                           sizeof(batch_stride)));
+  };
+  const bool done =
+      ok(f.desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
+      ok(f.desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &operation, sizeof(operation))) &&
+      layout(w_layout, transposed ? width : latents.rank, transposed ? latents.rank : width,
+             latents.rank * width) &&
+      layout(x_layout, latents.rank, latents.positions, 0) &&
+      layout(out_layout, width, latents.positions, latents.positions * width) &&
+      ok(f.matmul(static_cast<cublasLtHandle_t>(handle_), desc, &alpha, w, w_layout, latents.data,
+                  x_layout, &beta, out, out_layout, out, out_layout, nullptr, nullptr, 0, stream));
+  if (desc != nullptr) f.desc_destroy(desc);
+  for (cublasLtMatrixLayout_t made : {w_layout, x_layout, out_layout}) {
+    if (made != nullptr) f.layout_destroy(made);
   }
   return done;
 }

@@ -25,7 +25,18 @@ class CublasLt {
   bool multiply(const uint16_t* w, int64_t rows, const uint16_t* x, int64_t tokens, int64_t cols,
                 float alpha, float* out, int64_t out_stride, cudaStream_t stream) const;
 
-  // The same of two sides in NVFP4 (fp4_operands.h), alpha the product of their global scales.
+  // The latents of all positions as keys or values of some heads:
+  //   out[h, p, i] = alpha * sum_r w_h[i, r] * latents[p, r], out BF16 [heads, positions, width]
+  // w BF16: of each head [rank, width] when `transposed`, else [width, rank]. False as above.
+  struct Latents {
+    const uint16_t* data = nullptr;  // BF16 [positions, rank]
+    int64_t positions = 0;
+    int64_t rank = 0;
+  };
+  bool expand_heads(const Latents& latents, const uint16_t* w, bool transposed, int64_t width,
+                    int64_t heads, float alpha, uint16_t* out, cudaStream_t stream) const;
+
+  // multiply() of two sides in NVFP4 (fp4_operands.h), alpha the product of their global scales.
   // `workspace` is kFp4Workspace bytes of device memory. NEVER RUN: only Blackwell has it.
   enum class Fp4Result { kDone, kRefused, kFailed };  // kRefused: no algorithm for it here
   static constexpr int64_t kFp4Workspace = int64_t{32} << 20;

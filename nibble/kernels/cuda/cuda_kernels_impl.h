@@ -182,6 +182,15 @@ class CudaKernels final : public Kernels {
   void moe_w4a4(const MatrixView& x, const ExpertTable& table, const MlpWeight& like,
                 const RouterShape& shape, const int32_t* expert_ids, float* expert_rows);
   void attend_latents(const AttendArgs& attend, const AttentionBatch& batch);
+  // The rows of `batch`, whose views attend.views points to.
+  void attend_absorbed(const MatrixView& q, const MlaUpWeight& weight, AttendArgs attend,
+                       const AttentionBatch& batch, const MatrixView& out);
+  // Whether long prompts go to mla_prompt.h.
+  bool expands_prompts(const MlaUpWeight& weight, const MlaShape& shape,
+                       const KvCacheView& cache) const;
+  // q and out are the segment's rows; attend.views are the batch's.
+  void attend_expanded(const MatrixView& q, const MlaUpWeight& weight, const AttendArgs& attend,
+                       const AttentionSegment& segment, const MatrixView& out);
   // What the device needs to know of a batch; each is sent when it differs from the last one.
   const int32_t* upload_positions(const AttentionBatch& batch);
   const int64_t* upload_entries(const AttentionBatch& batch, const KvCacheView& cache);

@@ -1,18 +1,23 @@
-// The MLA operations. Both forms of AttentionSegment are computed absorbed: they are equal in
-// value.
+// The MLA operations. Both forms of AttentionSegment are equal in value; a short prompt is computed
+// absorbed, too.
 #include <algorithm>
 #include <vector>
 
 #include "nibble/base/check.h"
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
 #include "nibble/kernels/cuda/cuda_level.h"
+#include "nibble/kernels/cuda/expand.h"
+#include "nibble/kernels/cuda/mla_prompt.h"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/row_kernels.h"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int64_t kMergeFloats = int64_t{1} << 28;  // 1 GiB for partial results
+constexpr int64_t kMergeFloats = int64_t{1} << 28;        // 1 GiB for partial results
+constexpr int64_t kExpandedKeyValues = int64_t{1} << 28;  // 512 MiB of BF16
+// At a time, so that many short prompts need no more memory than a long one.
+constexpr int64_t kAbsorbedTokens = 512;
 
 // mla_decode.cu's larger kernel; GPUs with less shared memory take mla_attend.cu.
 constexpr int kMlaDecodeShared = 225 << 10;
@@ -150,18 +155,126 @@ void CudaKernels::attend_latents(const AttendArgs& attend, const AttentionBatch&
   }
 }
 
+// Sums of cuBLASLt and of a segment's own tiles: not where a token's bits may not depend on its
+// batch.
+bool CudaKernels::expands_prompts(const MlaUpWeight& weight, const MlaShape& shape,
+                                  const KvCacheView& cache) const {
+  return parts_ == 1 && !batch_invariant_ && cublas_lt_ != nullptr &&
+         weight.kv_b_proj.format == LinearFormat::kBf16 && mla_prompt_fits(shape, cache);
+}
+
+// Some heads at a time, so that their keys and values of all positions stay small; each head is
+// done at once, whatever the length of the context.
+void CudaKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
+                                  const AttendArgs& attend, const AttentionSegment& segment,
+                                  const MatrixView& out) {
+  const MlaShape& shape = attend.shape;
+  const int64_t rank = shape.kv_lora_rank;
+  const int64_t nope = shape.qk_nope_head_dim;
+  const int64_t width = shape.v_head_dim;
+  const int64_t length = segment.first_position + segment.num_tokens;
+  const int64_t head_values = length * (nope + width);
+  const int64_t most = std::clamp<int64_t>(kExpandedKeyValues / head_values, 1, shape.num_heads);
+  const int64_t groups = ceil_div(shape.num_heads, most);
+  const int64_t step = ceil_div(shape.num_heads, groups);
+  // Room for what short prompts need, too: a profiling pass brings a long one alone.
+  const int64_t most_absorbed = kAbsorbedTokens * shape.num_heads * rank * 2;
+  auto* const latents =
+      latent_scratch_.get<uint16_t>(std::max(length * shape.entry_size(), most_absorbed));
+  auto* const keys = absorbed_scratch_.get<uint16_t>(std::max(step * head_values, most_absorbed));
+  auto* const plain = expand_scratch_.get<uint16_t>(step * rank * (nope + width));
+  if (latents == nullptr || keys == nullptr || plain == nullptr) return;
+  uint16_t* const rope = latents + length * rank;
+  uint16_t* const values = keys + step * length * nope;
+  uint16_t* const plain_v = plain + step * rank * nope;
+  keep(launch_gather_latents(attend, segment.first_token, length, latents, rope, stream_),
+       "mla_attention: latents");
+  for (int64_t head = 0; head < shape.num_heads; head += step) {
+    const int64_t heads = std::min(step, shape.num_heads - head);
+    // W_UK of a head is packed transposed: [rank, nope].
+    keep(launch_expand(weight.kv_b_k_trans, head * rank / kTileRows, heads * rank / kTileRows,
+                       plain, stream_),
+         "mla_attention: weights of keys");
+    keep(launch_expand(weight.kv_b_proj, head * width / kTileRows, heads * width / kTileRows,
+                       plain_v, stream_),
+         "mla_attention: weights of values");
+    const float scale = weight.kv_b_proj.global_scale;
+    if (!cublas_lt_->expand_heads({latents, length, rank}, plain, true, nope, heads, scale, keys,
+                                  stream_) ||
+        !cublas_lt_->expand_heads({latents, length, rank}, plain_v, false, width, heads, scale,
+                                  values, stream_)) {
+      return keep(cudaErrorUnknown, "cublasLtMatmul for keys and values");
+    }
+    PromptArgs args;
+    args.q = q.row<const float>(0) + head * shape.qk_head_dim();
+    args.q_stride = q.stride;
+    args.keys = keys;
+    args.rope = rope;
+    args.values = values;
+    args.out = out.row<float>(0) + head * width;
+    args.out_stride = out.stride;
+    args.heads = static_cast<int>(heads);
+    args.tokens = segment.num_tokens;
+    args.first_position = segment.first_position;
+    args.length = length;
+    args.softmax_scale = shape.softmax_scale;
+    keep(launch_mla_prompt(args, stream_), "mla_attention of a prompt");
+  }
+}
+
+// Long prompts in expanded form, runs of other segments absorbed.
 void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
                                 const MlaShape& shape, const AttentionBatch& batch,
                                 const KvCacheView& cache, const MatrixView& out) {
   if (q.rows == 0) return;
   NIBBLE_CHECK(q.cols == shape.num_heads * shape.qk_head_dim());
   NIBBLE_CHECK(out.cols == shape.num_heads * shape.v_head_dim);
+  AttendArgs attend;
+  if (!upload_views(batch, cache, attend)) return;
+  attend.shape = shape;
+  attend.cache = cache;
+  const bool may_expand = expands_prompts(weight, shape, cache);
+  const auto is_long = [&](const AttentionSegment& segment) {
+    return may_expand && segment.form == MlaForm::kExpanded &&
+           mla_prompt_pays(segment.num_tokens, segment.first_position + segment.num_tokens);
+  };
+  int64_t done = 0;  // tokens of segment i
+  for (size_t i = 0; i < batch.segments.size();) {
+    const AttentionSegment& segment = batch.segments[i];
+    const int64_t first = segment.first_token + done;
+    if (done == 0 && is_long(segment)) {
+      attend_expanded(q.slice_rows(first, segment.num_tokens), weight, attend, segment,
+                      out.slice_rows(first, segment.num_tokens));
+      ++i;
+      continue;
+    }
+    int64_t tokens = 0;
+    std::vector<AttentionSegment> segments;
+    while (i < batch.segments.size() && tokens < kAbsorbedTokens &&
+           (done > 0 || !is_long(batch.segments[i]))) {
+      AttentionSegment& part = segments.emplace_back(batch.segments[i]);
+      part.first_token = tokens;
+      part.first_position += done;
+      part.num_tokens = std::min(part.num_tokens - done, kAbsorbedTokens - tokens);
+      tokens += part.num_tokens;
+      done += part.num_tokens;
+      if (done < batch.segments[i].num_tokens) continue;
+      done = 0;
+      ++i;
+    }
+    AttendArgs part = attend;
+    part.views += first;
+    attend_absorbed(q.slice_rows(first, tokens), weight, part, {tokens, segments},
+                    out.slice_rows(first, tokens));
+  }
+}
+
+void CudaKernels::attend_absorbed(const MatrixView& q, const MlaUpWeight& weight, AttendArgs attend,
+                                  const AttentionBatch& batch, const MatrixView& out) {
+  const MlaShape& shape = attend.shape;
   const int64_t tokens = q.rows;
   const int64_t heads = shape.num_heads;
   const int64_t rank = shape.kv_lora_rank;
-
-  AttendArgs attend;
-  if (!upload_views(batch, cache, attend)) return;
 
   auto* const absorbed = absorbed_scratch_.get<float>(tokens * heads * rank);
   auto* const latent = latent_scratch_.get<float>(tokens * heads * rank);
@@ -215,11 +328,9 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   attend.q = q.row<const float>(0);
   attend.q_stride = q.stride;
   attend.tokens = tokens;
-  attend.shape = shape;
-  attend.cache = cache;
   attend.out = latent;
   // Where the next product would round them anyway, latents are left in BF16; x is free again.
-  const bool rounded = on_tensor_cores(parts_, shape, cache);
+  const bool rounded = on_tensor_cores(parts_, shape, attend.cache);
   if (rounded) {
     NIBBLE_CHECK(rank_cols == rank);
     attend.out_bf16 = x;
