@@ -267,7 +267,8 @@ template <RowFormat kRows, int kTokens>
 void block_fused_panels(const PanelMatrix* matrix, int64_t first_panel, int64_t panels,
                         const uint8_t* a, float* c, int64_t c_row, int64_t c_panel) {
   // Few tokens are bound by memory, more by products, which gain nothing from more panels.
-  constexpr int kWalked = kTokens <= 2 ? NIBBLE_BLOCK_WALKED : 1;
+  constexpr int kMostWalked = NIBBLE_BLOCK_WALKED;
+  constexpr int kWalked = kTokens <= 2 ? kMostWalked : 1;
   const uint8_t* const first = matrix->data + first_panel * matrix->panel_bytes;
   int64_t p = 0;
   for (; p + kWalked <= panels; p += kWalked) {

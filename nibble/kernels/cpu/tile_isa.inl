@@ -6,10 +6,9 @@
 //
 // Up to 32 rows weights are expanded one step before they are multiplied, go through a buffer in L1
 // and are forgotten. For more rows a block of kTileDepthSteps steps of two panels is expanded and
-// stays in L1 for all of them, which is why rows are loaded past it. (Expanding it a little each
-// step before took twice as long, for vector stores and tile loads wait for each other.) Results
-// wait in L2 between blocks of steps: reading and writing them costs as much as three steps of
-// products, so blocks are as long as L1 allows.
+// stays in L1 for all of them, which is why rows are loaded past it. Results wait in L2 between
+// blocks of steps: reading and writing them costs as much as three steps of products, so blocks are
+// as long as L1 allows.
 
 namespace nibble {
 namespace {
