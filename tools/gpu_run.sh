@@ -51,6 +51,11 @@ for part in "${parts[@]}"; do
       run tests "$(program tests_cuda)" --gtest_brief=0
       grep -E "FAILED|PASSED|SKIPPED|tests ran" "$out/tests.txt" | tail -40
       grep -E "largest relative" "$out/tests.txt"
+      # What other GPUs would run: nibble/kernels/cuda/cuda_level.h.
+      run tests_level80 env NIBBLE_CUDA_LEVEL=80 "$(program tests_cuda)" \
+        --gtest_filter='Linear.*:Ml*:Moe.*:Route*:Fused.*:Bf16*:Ring*:Prompt*:DemoOnCuda.*'
+      run tests_level100 env NIBBLE_CUDA_LEVEL=100 "$(program tests_cuda)" --gtest_filter='Fp4*:W4a4*:Bf16*:Prompt*:DemoOnCuda.*'
+      grep -E "FAILED|PASSED|tests ran" "$out/tests_level80.txt" "$out/tests_level100.txt"
       ;;
     sanitizer)
       # The small shapes: the large ones take hours under instrumentation.

@@ -1,5 +1,5 @@
-// bench_cuda [linear] [moe] [mla] [layers] [prompts]: all but the last by default. Ratios are to the copy
-// bandwidth and the BF16 product measured in the same process, before and after.
+// bench_cuda [linear] [moe] [mla] [layers] [prompts]: all but the last by default. Ratios are to
+// the copy bandwidth and the BF16 product measured in the same process, before and after.
 //
 // bench_cuda ranks:TP:EP:DP:DENSE:MOE ...: R1 on TP GPUs with EP expert groups, with (DP 1) or
 // without (0) attention data parallel, DENSE and MOE layers of it; ranks:4:1:0:3:58 is all of R1.

@@ -89,8 +89,7 @@ PositionLogprobs logprobs(const SampledLogprobs& sampled, int32_t chosen) {
   for (int32_t i = 0; i < sampled.count; ++i) {
     best.push_back({static_cast<double>(sampled.top[i].logit), sampled.top[i].id});
   }
-  return report(std::move(best),
-                {chosen, to_logprob(static_cast<double>(sampled.chosen)), sampled.rank},
+  return report(best, {chosen, to_logprob(static_cast<double>(sampled.chosen)), sampled.rank},
                 to_logprob);
 }
 

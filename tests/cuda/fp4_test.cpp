@@ -227,6 +227,8 @@ TEST_F(W4a4OnTensorCores, ExpertsAgreeWithTheReference) {
     const auto run = [&](Kernels& kernels) {
       std::vector<PackedMlp> packed;
       std::vector<MlpWeight> experts;
+      packed.reserve(mlps.size());
+      experts.reserve(mlps.size());
       for (const TestMlp& mlp : mlps) packed.push_back(pack_mlp(kernels, mlp, kW4A4));
       for (const PackedMlp& mlp : packed) experts.push_back(mlp.weight());
       const MlpWeight shared = experts.back();
