@@ -196,7 +196,8 @@ void Rank::collectives() {
       or_exit(device().copy_to_device(x.data(), std::as_bytes(std::span(values))));
       comm->all_reduce_sum(x.as<float>(), count);
       or_exit(device().copy_to_host(std::as_writable_bytes(std::span(values)), x.data()));
-      const auto expected = static_cast<float>(team_.size * (team_.size + 1) / 2);
+      const int sum = team_.size * (team_.size + 1) / 2;
+      const auto expected = static_cast<float>(sum);
       for (const float value : values) {
         if (value != expected) fail(fmt::format("a sum is {}, not {}", value, expected));
       }
@@ -288,6 +289,7 @@ void Rank::sums_with_norms() {
 // Sequences dealt in turn to the ranks, with attention data parallel.
 std::vector<int64_t> Rank::tokens_of_ranks(int64_t sequences, int64_t each) const {
   std::vector<int64_t> tokens;
+  tokens.reserve(static_cast<size_t>(team_.size));
   for (int r = 0; r < team_.size; ++r) {
     tokens.push_back((sequences + team_.size - 1 - r) / team_.size * each);
   }
@@ -535,6 +537,7 @@ void bench_ranks(const RanksOptions& options) {
   Team team(size);
   auto hosts = thread_communicators(size);
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<size_t>(size));
   for (int r = 0; r < size; ++r) {
     threads.emplace_back([&, r] {
       Rank rank(team, *hosts[static_cast<size_t>(r)], options);
