@@ -364,7 +364,7 @@ TEST_P(QuantizeFeed, AKilledCalibrationGoesOn) {
   EXPECT_GT(killed, 0);
 }
 
-// A checkpoint of 100 MB, calibrated and quantized by a process that may hold 24 MiB of its own
+// A checkpoint of 110 MB, calibrated and quantized by a process that may hold 26 MiB of its own
 // data: one layer, the activations of a batch, and the program.
 TEST_F(QuantizeCalibrate, AModelFourTimesAsLargeAsTheMemoryIsCalibratedLayerByLayer) {
   TestCheckpoint large;
@@ -376,7 +376,7 @@ TEST_F(QuantizeCalibrate, AModelFourTimesAsLargeAsTheMemoryIsCalibratedLayerByLa
   set("hidden_size", 256);
   set("intermediate_size", 512);
   set("moe_intermediate_size", 256);
-  set("num_hidden_layers", 24);
+  set("num_hidden_layers", 27);
   set("n_routed_experts", 20);
   large.config = config;
   const auto parsed = parse_config(config, "config.json").value();
@@ -402,7 +402,8 @@ TEST_F(QuantizeCalibrate, AModelFourTimesAsLargeAsTheMemoryIsCalibratedLayerByLa
   fs::remove_all(in());
   large.write(in());
   large.tensors.clear();
-  constexpr uint64_t kLimit = uint64_t{24} << 20;
+  // 22.5 to 24.2 MiB are needed, by what the heap happens to look like.
+  constexpr uint64_t kLimit = uint64_t{26} << 20;
   EXPECT_GT(bytes, 4 * kLimit);
 
   const std::string file = data(id_lines(8, 100));
