@@ -28,9 +28,11 @@ void add_kernel_options(CLI::App& command, BackendOptions* o, const std::string&
          group);
   add_to(command.add_option("--threads", o->threads, "Threads [all processors]")->type_name("N"),
          group);
-  add_to(command.add_flag("--cpu-int8-activations", o->cpu_int8_activations,
-                          "On cpu: NVFP4 weights meet activations of 8 bits, not of 16"),
-         group);
+  add_to(
+      command.add_flag(
+          "--cpu-int8-activations", o->cpu_int8_activations,
+          "On cpu: activations of 8 bits, not of 16, for NVFP4 weights and, with AMX, attention"),
+      group);
   add_to(command.add_flag("--cuda-batch-invariant", o->cuda_batch_invariant,
                           "On cuda: the same bits in every batch, at some cost"),
          group);

@@ -13,6 +13,7 @@
 #include "nibble/cli/eval_command.h"
 #include "nibble/cli/eval_progress.h"
 #include "nibble/cli/parallel_options.h"
+#include "nibble/comm/mpi_communicator.h"
 #include "nibble/eval/report.h"
 #include "nibble/eval/run.h"
 
@@ -340,6 +341,9 @@ Result<int> eval_run(EvalRunOptions o) {
   }
   int code = 0;
   if (!o.base_url.empty()) {
+    if (started_by_mpi()) {
+      return invalid_argument("--base-url needs no ranks of its own: start it without mpirun");
+    }
     code = NIBBLE_TRY(generate_answers(o, settings, open_server(o, settings.concurrency)));
   } else {
     EngineTargetOptions options = NIBBLE_TRY(engine_options(o, settings.concurrency));

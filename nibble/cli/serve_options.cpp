@@ -341,13 +341,14 @@ void add_engine_settings(std::vector<ServeSetting>& s) {
                integer(0, 1024, [](Options& o, int64_t v) {
                  o.model_options.threads = static_cast<int>(v);
                })});
-  s.push_back({"cpu_int8_activations",
-               {},
-               {},
-               kEngine,
-               "On cpu: NVFP4 weights meet activations of 8 bits, not of 16",
-               "",
-               boolean([](Options& o, bool v) { o.model_options.cpu_int8_activations = v; })});
+  s.push_back(
+      {"cpu_int8_activations",
+       {},
+       {},
+       kEngine,
+       "On cpu: activations of 8 bits, not of 16, for NVFP4 weights and, with AMX, attention",
+       "",
+       boolean([](Options& o, bool v) { o.model_options.cpu_int8_activations = v; })});
   s.push_back({"weight_cache",
                {},
                {},

@@ -158,12 +158,14 @@ void LocalPasses::run_head(const MatrixView& x, const MatrixView& out) {
   }
 }
 
-// Nothing can go on without the other ranks, so that their failure is thrown, not returned.
+// Nothing can go on without the other ranks, so that their failure is thrown, not returned; and so
+// is this rank's, for which the others wait within a pass.
 Status LocalPasses::heard(Status status) const {
   for (const Communicator* comm : {model_->weights.comm, model_->comm}) {
     if (comm == nullptr) continue;
     const Status ranks = comm->status();
     if (!ranks) throw PassFailure(ranks.error());
+    if (!status && comm->size() > 1) throw PassFailure(status.error());
   }
   return status;
 }

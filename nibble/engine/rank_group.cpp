@@ -143,6 +143,12 @@ Status settle_shard(Shard& shard, int job_size) {
     return invalid_argument(fmt::format("tp_size is {}, expected 1..1024", shard.tp_size));
   }
   if (shard.tp_size == 1) shard.enable_attention_dp = false;  // the one rank has all sequences
+  if (shard.all2all_backend != All2AllBackend::kAuto && !shard.enable_attention_dp) {
+    return invalid_argument(fmt::format(
+        "all2all_backend is {}, which is for enable_attention_dp with a tp_size of 2 or "
+        "more: leave it out",
+        all2all_backend_name(shard.all2all_backend)));
+  }
   if (shard.ep_size <= 0) shard.ep_size = shard.enable_attention_dp ? shard.tp_size : 1;
   return {};
 }

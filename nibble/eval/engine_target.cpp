@@ -59,6 +59,9 @@ class EngineTarget : public CompletionTarget {
       identity["enable_attention_dp"] = shard.enable_attention_dp;
       const std::string placement = options_.model.expert_placement.string();
       if (!placement.empty()) identity["expert_placement"] = placement;
+      if (shard.all2all_backend != All2AllBackend::kAuto) {
+        identity["all2all_backend"] = all2all_backend_name(shard.all2all_backend);
+      }
     }
     identity_ = identity.dump();
     return {};

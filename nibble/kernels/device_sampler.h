@@ -78,7 +78,7 @@ struct SampledRow {
   };
   Outcome outcome = kUndecided;
   int32_t token = 0;
-  int32_t accepted = 0;      // 1: the draft passes
+  int32_t accepted = 0;           // 1: the draft passes
   SampledLogprobs logprobs = {};  // with SampleRow::logprobs
 };
 

@@ -1,10 +1,13 @@
 #include "nibble/model/moe_alltoall.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "nibble/base/check.h"
+#include "nibble/base/error.h"
 
 namespace nibble {
 namespace {
@@ -187,6 +190,11 @@ Status moe_alltoall(const Weights& weights, const MoeWeights& w,
     NIBBLE_TRY(kernels.device().copy_to_host(std::as_writable_bytes(std::span(workspace.host_ids)),
                                              workspace.expert_ids));
     ids = workspace.host_ids;
+  }
+  // Of a launch that failed there may be anything.
+  for (const int32_t id : ids) {
+    if (id >= 0 && id < shape.n_routed_experts) continue;
+    return unavailable(fmt::format("expert {} of {} was chosen", id, shape.n_routed_experts));
   }
   const ExpertExchange plan =
       plan_exchange(ids, static_cast<int>(k), shape.n_routed_experts, tokens_of_ranks, shard);

@@ -1,6 +1,6 @@
 // The products that are left to cuBLASLt: BF16 by BF16 for many tokens, and on Blackwell NVFP4 by
-// NVFP4. The library is looked for
-// at run time: a build needs its headers alone, and a machine without it takes the slower way.
+// NVFP4. The library is looked for at run time: a build needs its headers alone, and a machine
+// without it takes the slower way.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kMergeFloats = int64_t{1} << 28;        // 1 GiB for partial results
 constexpr int64_t kExpandedKeyValues = int64_t{1} << 28;  // 512 MiB of BF16
+constexpr int64_t kExpandedPositions = 163840;            // R1's longest context
 // At a time, so that many short prompts need no more memory than a long one.
 constexpr int64_t kAbsorbedTokens = 512;
 
@@ -177,11 +178,14 @@ void CudaKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight
   const int64_t most = std::clamp<int64_t>(kExpandedKeyValues / head_values, 1, shape.num_heads);
   const int64_t groups = ceil_div(shape.num_heads, most);
   const int64_t step = ceil_div(shape.num_heads, groups);
-  // Room for what short prompts need, too: a profiling pass brings a long one alone.
+  // Room for short prompts and for the last chunk of a long one, too: a profiling pass brings its
+  // first chunk alone, and memory that grew later would be the cache's, and would make recorded
+  // steps void on this rank and not on others.
   const int64_t most_absorbed = kAbsorbedTokens * shape.num_heads * rank * 2;
-  auto* const latents =
-      latent_scratch_.get<uint16_t>(std::max(length * shape.entry_size(), most_absorbed));
-  auto* const keys = absorbed_scratch_.get<uint16_t>(std::max(step * head_values, most_absorbed));
+  auto* const latents = latent_scratch_.get<uint16_t>(
+      std::max(std::max(length, kExpandedPositions) * shape.entry_size(), most_absorbed));
+  auto* const keys = absorbed_scratch_.get<uint16_t>(
+      std::max({step * head_values, kExpandedKeyValues, most_absorbed}));
   auto* const plain = expand_scratch_.get<uint16_t>(step * rank * (nope + width));
   if (latents == nullptr || keys == nullptr || plain == nullptr) return;
   uint16_t* const rope = latents + length * rank;

@@ -436,7 +436,8 @@ __global__ __launch_bounds__(32 * kMergeWarps) void mla_merge_kernel(
 
 cudaError_t launch_merge(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
   const int64_t pieces = tokens * args.attend.shape.num_heads * (kRank / kMergeCols);
-  const bool few = args.runs <= kFewRuns;
+  // Not by the batch's longest context (args.runs), which a token's bits may not depend on.
+  const bool few = args.max_runs <= kFewRuns;
   const int64_t blocks = few ? (pieces + kMergeWarps - 1) / kMergeWarps : pieces;
   return launch_overlapped(few ? mla_merge_kernel<1, kFewRuns>
                                : mla_merge_kernel<kMergeWarps, kMaxMlaRuns / kMergeWarps>,

@@ -214,7 +214,10 @@ __device__ void write_entry(const CacheWriteArgs& a, int64_t t) {
   if (t > 0 && a.entries[t] == a.entries[t - 1]) return;
   const float* const row = a.kv_a + t * a.stride;
   const int64_t entry = a.entries[t];
-  const double scale = norm_scale(row, a.rank, a.epsilon);
+  const double norm = norm_scale(row, a.rank, a.epsilon);
+  // An infinity makes the norm 0, and itself NaN: then all of the latents are, as mla_narrow.cu
+  // looks at some of them.
+  const double scale = norm > 0 ? norm : static_cast<double>(NAN);
   for (int64_t i = threadIdx.x; i < a.rank; i += kThreads) {
     store(a.cache, a.dtype, entry + i, normed(row[i], scale, a.weight[i]));
   }

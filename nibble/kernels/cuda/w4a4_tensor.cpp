@@ -134,9 +134,8 @@ bool CudaKernels::linear_fp4(const MatrixView& x, const LinearWeight& weight,
     told_of_refusal_ = true;
   }
   const std::lock_guard lock(fp4_mutex_);
+  // What was made for it stays: a recorded step of another number of tokens may read it.
   fp4_refused_.insert(weight.data);
-  // What was made for it is in use until the stream gets here.
-  if (!is_recording(stream_) && device_->synchronize()) fp4_weights_.erase(weight.data);
   return false;
 }
 
