@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/cuda/gpu_timing.h"
+#include "bench/cuda/mla_operands.h"
 #include "nibble/device/cuda/cuda_stream.h"
 
 namespace nibble::bench {
@@ -39,33 +40,24 @@ void bench_mla(Kernels& kernels, const Limits& limits) {
                        {16, 16, 8192, 1, DType::kF8E4m3},
                        {128, 1, 4096, 1, DType::kF8E4m3},
                        {128, 32, 8192, 1, DType::kF8E4m3}}) {
-    const MlaShape shape{c.heads, 512, 128, 64, 128, 0.13523378f};
-    constexpr int64_t kBlockSize = 64;
+    const int64_t tokens = c.batch * c.query_tokens;
+    const MlaOperands o = mla_operands(kernels, c.heads, tokens, stream);
     const bool is_fp8 = c.cache == DType::kF8E4m3;
     const int64_t entry_bytes = is_fp8 ? 576 : 1152;
-    const int64_t rows = c.heads * 256;
-    std::vector<uint16_t> host(static_cast<size_t>(rows * 512));
-    for (size_t i = 0; i < host.size(); ++i) host[i] = static_cast<uint16_t>(0x3c00 + i * 31 % 97);
-    HostLinear kv_b;
-    kv_b.format = LinearFormat::kBf16;
-    kv_b.rows = rows;
-    kv_b.cols = 512;
-    kv_b.data = host.data();
-    const Buffer memory = device.allocate(kernels.packed_mla_up_bytes(kv_b.format, shape)).value();
-    const MlaUpWeight weight = kernels.pack_mla_up(kv_b, shape, memory.data()).value();
-    const int64_t blocks_each = c.context / kBlockSize;
+    const int64_t blocks_each = c.context / kMlaBlockSize;
     const int64_t num_blocks = blocks_each * c.batch;
     Buffer cache;
     if (is_fp8) {
-      std::vector<uint8_t> values(static_cast<size_t>(num_blocks * kBlockSize * entry_bytes));
+      std::vector<uint8_t> values(static_cast<size_t>(num_blocks * kMlaBlockSize * entry_bytes));
       std::mt19937 rng(3);
       for (uint8_t& value : values) value = static_cast<uint8_t>(rng() % 0x60);  // finite
       cache = on_device(device, values);
     } else {
-      cache = device.allocate(static_cast<size_t>(num_blocks * kBlockSize * entry_bytes)).value();
-      fill_bf16(cache.data(), num_blocks * kBlockSize * 576, 3, stream);
+      cache =
+          device.allocate(static_cast<size_t>(num_blocks * kMlaBlockSize * entry_bytes)).value();
+      fill_bf16(cache.data(), num_blocks * kMlaBlockSize * 576, 3, stream);
     }
-    const KvCacheView view{cache.data(), c.cache, num_blocks, kBlockSize, 576};
+    const KvCacheView view{cache.data(), c.cache, num_blocks, kMlaBlockSize, 576};
     std::vector<int32_t> table(static_cast<size_t>(num_blocks));
     std::iota(table.begin(), table.end(), 0);
     std::vector<AttentionSegment> segments;
@@ -73,15 +65,9 @@ void bench_mla(Kernels& kernels, const Limits& limits) {
       segments.push_back({b * c.query_tokens, c.query_tokens, c.context - c.query_tokens,
                           table.data() + b * blocks_each, MlaForm::kAbsorbed});
     }
-    const int64_t tokens = c.batch * c.query_tokens;
-    const Buffer q = device.allocate(static_cast<size_t>(tokens * c.heads * 192) * 4).value();
-    const Buffer out = device.allocate(static_cast<size_t>(tokens * c.heads * 128) * 4).value();
-    fill_normal(q.as<float>(), tokens * c.heads * 192, 1, 9, stream);
-    const MatrixView q_view{q.data(), DType::kF32, tokens, c.heads * 192, c.heads * 192};
-    const MatrixView out_view{out.data(), DType::kF32, tokens, c.heads * 128, c.heads * 128};
     const AttentionBatch batch{tokens, segments};
     const Samples s = time_graph(
-        device, [&] { kernels.mla_attention(q_view, weight, shape, batch, view, out_view); });
+        device, [&] { kernels.mla_attention(o.q, o.weight, o.shape, batch, view, o.out); });
     const double bytes = static_cast<double>(c.batch * c.context * entry_bytes);
     const double flops = static_cast<double>(tokens * c.context * c.heads) * 2 * (576 + 512);
     fmt::print(

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bench/cuda/gpu_timing.h"
+#include "bench/cuda/mla_operands.h"
 #include "nibble/device/cuda/cuda_stream.h"
 
 namespace nibble::bench {
@@ -37,37 +38,21 @@ void bench_prompts(Kernels& kernels, const Limits& limits) {
                        {32, 0, 2048},
                        {32, 8192, 128},
                        {32, 8192, 2048}}) {
-    const MlaShape shape{c.heads, 512, 128, 64, 128, 0.13523378f};
-    constexpr int64_t kBlockSize = 64;
-    const int64_t rows = c.heads * 256;
-    std::vector<uint16_t> host(static_cast<size_t>(rows * 512));
-    for (size_t i = 0; i < host.size(); ++i) host[i] = static_cast<uint16_t>(0x3c00 + i * 31 % 97);
-    HostLinear kv_b;
-    kv_b.format = LinearFormat::kBf16;
-    kv_b.rows = rows;
-    kv_b.cols = 512;
-    kv_b.data = host.data();
-    const Buffer memory = device.allocate(kernels.packed_mla_up_bytes(kv_b.format, shape)).value();
-    const MlaUpWeight weight = kernels.pack_mla_up(kv_b, shape, memory.data()).value();
-    const int64_t num_blocks = (c.prefix + c.tokens + kBlockSize - 1) / kBlockSize;
+    const MlaOperands o = mla_operands(kernels, c.heads, c.tokens, stream);
+    const int64_t num_blocks = (c.prefix + c.tokens + kMlaBlockSize - 1) / kMlaBlockSize;
     const Buffer cache =
-        device.allocate(static_cast<size_t>(num_blocks * kBlockSize * 576 * 2)).value();
-    fill_bf16(cache.data(), num_blocks * kBlockSize * 576, 3, stream);
-    const KvCacheView view{cache.data(), DType::kBf16, num_blocks, kBlockSize, 576};
+        device.allocate(static_cast<size_t>(num_blocks * kMlaBlockSize * 576 * 2)).value();
+    fill_bf16(cache.data(), num_blocks * kMlaBlockSize * 576, 3, stream);
+    const KvCacheView view{cache.data(), DType::kBf16, num_blocks, kMlaBlockSize, 576};
     std::vector<int32_t> table(static_cast<size_t>(num_blocks));
     std::iota(table.begin(), table.end(), 0);
-    const Buffer q = device.allocate(static_cast<size_t>(c.tokens * c.heads * 192) * 4).value();
-    const Buffer out = device.allocate(static_cast<size_t>(c.tokens * c.heads * 128) * 4).value();
-    fill_normal(q.as<float>(), c.tokens * c.heads * 192, 1, 9, stream);
-    const MatrixView q_view{q.data(), DType::kF32, c.tokens, c.heads * 192, c.heads * 192};
-    const MatrixView out_view{out.data(), DType::kF32, c.tokens, c.heads * 128, c.heads * 128};
     const double pairs = static_cast<double>(c.heads * c.tokens) *
                          (static_cast<double>(c.prefix) + static_cast<double>(c.tokens + 1) / 2);
     const auto measure = [&](MlaForm form) {
       const std::vector<AttentionSegment> segments = {{0, c.tokens, c.prefix, table.data(), form}};
       const AttentionBatch batch{c.tokens, segments};
       const Samples s = time_launches(
-          device, [&] { kernels.mla_attention(q_view, weight, shape, batch, view, out_view); }, 2);
+          device, [&] { kernels.mla_attention(o.q, o.weight, o.shape, batch, view, o.out); }, 2);
       const double flops = pairs * (form == MlaForm::kExpanded ? 2 * (192 + 128) : 2 * (576 + 512));
       return fmt::format("{:9.1f} us ({:.1f}..{:.1f}), {:6.1f} TFLOP/s, {:5.1f} % of BF16",
                          s.median, s.min, s.max, flops / s.median * 1e-6,

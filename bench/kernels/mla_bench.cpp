@@ -1,7 +1,8 @@
 // Kernels::mla_attention for one generated token (absorbed form) on a BF16 cache, and for prompts
 // (expanded form), with R1's head sizes. GB/s counts the cache once, of_read its share of the read
 // bandwidth; GFLOP/s counts 2 (576 + 512) operations a head and position (absorbed), or 2 (192 +
-// 128) for every visible pair (expanded), of_fma their share of FMAs.
+// 128) for every visible pair (expanded), of_fma their share of FMAs, of_amx of what tiles reach
+// from L1.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

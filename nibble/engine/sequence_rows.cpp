@@ -38,6 +38,7 @@ int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, Sample
     row.top_p = params_.top_p;
     row.min_p = params_.min_p;
     row.uniform = uniform(params_, position + i, RandomStream::kDraw, choice_);
+    static_assert(kMaxLogprobs <= kMaxSampledTop);
     if (params_.logprobs) row.logprobs = static_cast<int32_t>(*params_.logprobs);
     if (relaxed && i < drafts.size()) {
       row.draft = drafts.token_ids[static_cast<size_t>(i)];

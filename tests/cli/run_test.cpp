@@ -92,6 +92,17 @@ TEST(RunCommand, RefusesAnEmptyPipe) {
   EXPECT_THAT(run.err, HasSubstr("standard input is empty"));
 }
 
+// A way of tokens to other ranks' experts that nothing would take.
+TEST(RunCommand, RefusesAnAll2AllBackendWithoutAttentionDataParallel) {
+  for (const char* ranks : {"1", "2"}) {
+    const ProgramRun run = run_nibble(
+        {"run", "demo", "-p", "Hi", "--tp_size", ranks, "--all2all-backend", "alltoall"});
+    EXPECT_EQ(run.exit_code, 2) << run.err;
+    EXPECT_THAT(run.err,
+                HasSubstr("all2all_backend is alltoall, which is for enable_attention_dp"));
+  }
+}
+
 TEST(RunCommand, ASeedRepeatsASampleAndMaxTokensCutsIt) {
   const std::vector<std::string> arguments = {"run", "-q", "-t", "1.2", "--seed",
                                               "5",   "-n", "9",  "-p",  "Hello, my name is"};

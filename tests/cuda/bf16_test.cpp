@@ -11,6 +11,7 @@
 #include "nibble/kernels/reference/reference_kernels.h"
 #include "nibble/kernels/reference/rows.h"
 #include "tests/cuda/host_side_cuda.h"
+#include "tests/cuda/mla_pair.h"
 #include "tests/cuda/random_choices.h"
 #include "tests/kernels/kernel_test_helpers.h"
 #include "tests/kernels/mla_helpers.h"
@@ -147,67 +148,47 @@ TEST(Bf16Moe, AgreesWithTheReferenceForFewAndManyTokens) {
 
 // R1's router and widths of attention: 256 experts in 8 groups, 128 heads.
 TEST(Bf16Mla, AgreesWithTheReferenceForAll128Heads) {
-  ReferenceKernels reference;
-  const auto cuda = make_host_side_cuda(1);
-  const MlaShape shape = real_mla_shape(128);
-  const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 37);
-  const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
-  const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
+  MlaPair mla(128, 37);
   for (const DType dtype : {DType::kBf16, DType::kF8E4m3}) {
-    TestCache cache(dtype, shape.entry_size(), 32, {130, 65});
+    TestCache cache(dtype, mla.shape.entry_size(), 32, {130, 65});
     cache.fill(38);
-    TestMatrix q = TestMatrix::random(4, shape.num_heads * shape.qk_head_dim(), 39);
+    TestMatrix q = mla.queries(4, 39);
     const std::vector<AttentionSegment> segments = {
         {0, 2, 128, cache.block_table(0), MlaForm::kAbsorbed},
         {2, 1, 64, cache.block_table(1), MlaForm::kAbsorbed},
         {3, 1, 63, cache.block_table(1), MlaForm::kExpanded}};
-    TestMatrix want(4, shape.num_heads * shape.v_head_dim);
-    TestMatrix got(4, shape.num_heads * shape.v_head_dim);
-    reference.mla_attention(q.view(), plain.weight, shape, {4, segments}, cache.view(),
-                            want.view());
-    cuda->mla_attention(q.view(), packed.weight, shape, {4, segments}, cache.view(), got.view());
+    const TestMatrix want = mla.want(q, segments, cache);
+    const TestMatrix got = mla.got(q, segments, cache);
     EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5);
     EXPECT_TRUE(got.padding_intact());
   }
 }
 
 // Tiles of 32 or 64 positions that lie in one of the cache's blocks, in several, or behind an
-// offset; runs that end within a tile; 13 to 64 heads of a block's rows or columns; 4 tokens
+// offset; runs that end within a tile; 13 to 64 heads of a block's rows or columns; 7 tokens
 // and 14.
 TEST(Bf16Mla, AgreesOverBlocksOfAnySizeAndRunsOfAnyLength) {
-  ReferenceKernels reference;
-  const auto cuda = make_host_side_cuda(1);
   for (const int heads : {13, 32, 40}) {
-    const MlaShape shape = real_mla_shape(heads);
-    const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 41);
-    const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
-    const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
+    MlaPair mla(heads, 41);
     for (const DType dtype : {DType::kBf16, DType::kF8E4m3}) {
       for (const int64_t block_size : {8, 24, 64}) {
         std::vector<int64_t> lengths = {2, 32, 34, 66, 98, 160, 322};
         if (heads == 32) lengths.insert(lengths.end(), {3, 65, 67, 130, 131, 194, 259});
-        TestCache cache(dtype, shape.entry_size(), block_size, lengths);
+        TestCache cache(dtype, mla.shape.entry_size(), block_size, lengths);
         cache.fill(42);
         const auto tokens = static_cast<int64_t>(lengths.size());
-        TestMatrix q = TestMatrix::random(tokens, shape.num_heads * shape.qk_head_dim(), 43);
-        TestMatrix want(tokens, shape.num_heads * shape.v_head_dim);
-        bool known =
-            false;  // both forms are equal in value; the reference is sooner done with this
+        TestMatrix q = mla.queries(tokens, 43);
+        std::vector<AttentionSegment> segments;
+        for (int64_t i = 0; i < tokens; ++i) {
+          const auto at = static_cast<size_t>(i);
+          segments.push_back({i, 1, lengths[at] - 2, cache.block_table(at), MlaForm::kAbsorbed, 1});
+        }
+        // Both forms are equal in value; the reference is sooner done with this one.
+        const TestMatrix want = mla.want(q, segments, cache);
         // The expanded form has one run: up to 11 tiles behind each other.
         for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
-          std::vector<AttentionSegment> segments;
-          for (int64_t i = 0; i < tokens; ++i) {
-            const auto at = static_cast<size_t>(i);
-            segments.push_back({i, 1, lengths[at] - 2, cache.block_table(at), form, 1});
-          }
-          if (!known) {
-            reference.mla_attention(q.view(), plain.weight, shape, {tokens, segments}, cache.view(),
-                                    want.view());
-            known = true;
-          }
-          TestMatrix got(tokens, shape.num_heads * shape.v_head_dim);
-          cuda->mla_attention(q.view(), packed.weight, shape, {tokens, segments}, cache.view(),
-                              got.view());
+          for (AttentionSegment& segment : segments) segment.form = form;
+          const TestMatrix got = mla.got(q, segments, cache);
           EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5)
               << heads << " heads, blocks of " << block_size << ", " << dtype_name(dtype);
           EXPECT_TRUE(got.padding_intact());
@@ -220,68 +201,55 @@ TEST(Bf16Mla, AgreesOverBlocksOfAnySizeAndRunsOfAnyLength) {
 // FP8 entries whose scores differ by hundreds of binary digits, so that maxima rise from tile to
 // tile. Queries have rope parts alone, which are exact in BF16: scores have no rounding.
 TEST(Bf16Mla, FollowsMaximaThatRiseFromTileToTile) {
-  ReferenceKernels reference;
-  const auto cuda = make_host_side_cuda(1);
   for (const int heads : {16, 32, 64}) {
-    const MlaShape shape = real_mla_shape(heads);
-    const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 51);
-    const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
-    const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
+    MlaPair mla(heads, 51);
     const int64_t tokens = 14;
     const int64_t context = 500;
-    TestCache cache(DType::kF8E4m3, shape.entry_size(), 64, {context});
+    TestCache cache(DType::kF8E4m3, mla.shape.entry_size(), 64, {context});
     cache.fill(52);
-    TestMatrix q = TestMatrix::random(tokens, shape.num_heads * shape.qk_head_dim(), 53);
+    TestMatrix q = mla.queries(tokens, 53);
     for (int64_t t = 0; t < tokens; ++t) {
       for (int64_t i = 0; i < q.cols(); ++i) {
         float& v = q.at(t, i);
-        v = i % shape.qk_head_dim() < shape.qk_nope_head_dim ? 0 : std::round(32 * v);
+        const bool is_rope = i % mla.shape.qk_head_dim() >= mla.shape.qk_nope_head_dim;
+        v = is_rope ? std::round(32 * v) : 0;
       }
     }
     std::vector<AttentionSegment> segments;
     for (int64_t t = 0; t < tokens; ++t) {
       segments.push_back({t, 1, context - 1 - t, cache.block_table(0), MlaForm::kAbsorbed});
     }
-    TestMatrix want(tokens, shape.num_heads * shape.v_head_dim);
-    TestMatrix got(tokens, shape.num_heads * shape.v_head_dim);
-    reference.mla_attention(q.view(), plain.weight, shape, {tokens, segments}, cache.view(),
-                            want.view());
+    const TestMatrix want = mla.want(q, segments, cache);
     // Of one run.
     for (AttentionSegment& segment : segments) segment.form = MlaForm::kExpanded;
-    cuda->mla_attention(q.view(), packed.weight, shape, {tokens, segments}, cache.view(),
-                        got.view());
+    const TestMatrix got = mla.got(q, segments, cache);
     EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5) << heads << " heads";
   }
 }
 
 // A NaN in the cache, be it latents or rope keys, reaches whoever sees it, and nobody else.
 TEST(Bf16Mla, NanInTheCacheReachesThoseWhoSeeIt) {
-  ReferenceKernels reference;
-  const auto cuda = make_host_side_cuda(1);
   for (const int heads : {16, 32, 64}) {
-    const MlaShape shape = real_mla_shape(heads);
-    const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 54);
-    const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
+    MlaPair mla(heads, 54);
     const int64_t tokens = 14;
     const int64_t context = 200;
-    for (const int64_t first : {int64_t{0}, shape.kv_lora_rank + 40}) {
-      TestCache cache(DType::kF8E4m3, shape.entry_size(), 64, {context});
+    const int64_t rank = mla.shape.kv_lora_rank;
+    for (const int64_t first : {int64_t{0}, rank + 40}) {
+      TestCache cache(DType::kF8E4m3, mla.shape.entry_size(), 64, {context});
       cache.fill(55);
       std::vector<float> entry = cache.entry(0, context - 5);
       // Latents come out of a norm: all or none.
-      const int64_t end = first == 0 ? shape.kv_lora_rank : first + 1;
+      const int64_t end = first == 0 ? rank : first + 1;
       std::fill(entry.begin() + first, entry.begin() + end, NAN);
       write_cache_entry(cache.view(), cache.view().entry_offset(cache.block_table(0), context - 5),
                         entry.data());
-      TestMatrix q = TestMatrix::random(tokens, shape.num_heads * shape.qk_head_dim(), 56);
+      TestMatrix q = mla.queries(tokens, 56);
       std::vector<AttentionSegment> segments;
-      for (int64_t t = 0; t < tokens; ++t) {  // the first ten see it
+      for (int64_t t = 0; t < tokens; ++t) {  // the first five see it
         segments.push_back(
             {t, 1, context - 14 + (13 - t), cache.block_table(0), MlaForm::kAbsorbed});
       }
-      TestMatrix got(tokens, shape.num_heads * shape.v_head_dim);
-      cuda->mla_attention(q.view(), packed.weight, shape, {tokens, segments}, cache.view(),
-                          got.view());
+      TestMatrix got = mla.got(q, segments, cache);
       for (int64_t t = 0; t < tokens; ++t) {
         for (int64_t i = 0; i < got.cols(); ++i) {
           ASSERT_EQ(std::isnan(got.at(t, i)), 13 - t >= 9)

@@ -4,8 +4,8 @@
 
 #include <numeric>
 
-#include "nibble/kernels/reference/reference_kernels.h"
 #include "tests/cuda/host_side_cuda.h"
+#include "tests/cuda/mla_pair.h"
 #include "tests/kernels/kernel_test_helpers.h"
 #include "tests/kernels/mla_helpers.h"
 
@@ -17,16 +17,11 @@ constexpr double kBound = 2.5e-5;  // keys, values, queries and weights are roun
 // Generated tokens in front and between, a short prompt, one that ends within a tile of positions
 // and of tokens, one behind a prefix; entries behind their positions; blocks of any size.
 TEST(PromptAttention, AgreesWithTheReferenceBesideOtherTokens) {
-  ReferenceKernels reference;
-  const auto cuda = make_host_side_cuda(1);
-  const MlaShape shape = real_mla_shape(3);
-  const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 81);
-  const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
-  const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
+  MlaPair mla(3, 81);
   for (const DType dtype : {DType::kBf16, DType::kF8E4m3}) {
     for (const int64_t block_size : {24, 64}) {
       SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", blocks of " << block_size);
-      TestCache cache(dtype, shape.entry_size(), block_size, {90, 131, 60, 270, 41});
+      TestCache cache(dtype, mla.shape.entry_size(), block_size, {90, 131, 60, 270, 41});
       cache.fill(82);
       const std::vector<AttentionSegment> segments = {
           {0, 1, 88, cache.block_table(0), MlaForm::kAbsorbed, 1},
@@ -35,13 +30,9 @@ TEST(PromptAttention, AgreesWithTheReferenceBesideOtherTokens) {
           {151, 1, 40, cache.block_table(4), MlaForm::kAbsorbed, 0},
           {152, 193, 76, cache.block_table(3), MlaForm::kExpanded, 0}};
       constexpr int64_t kTokens = 345;
-      TestMatrix q = TestMatrix::random(kTokens, shape.num_heads * shape.qk_head_dim(), 83);
-      TestMatrix want(kTokens, shape.num_heads * shape.v_head_dim);
-      TestMatrix got(kTokens, shape.num_heads * shape.v_head_dim);
-      reference.mla_attention(q.view(), plain.weight, shape, {kTokens, segments}, cache.view(),
-                              want.view());
-      cuda->mla_attention(q.view(), packed.weight, shape, {kTokens, segments}, cache.view(),
-                          got.view());
+      TestMatrix q = mla.queries(kTokens, 83);
+      const TestMatrix want = mla.want(q, segments, cache);
+      const TestMatrix got = mla.got(q, segments, cache);
       EXPECT_LE(nmse(got.values(), want.values()), kBound);
       EXPECT_TRUE(got.padding_intact());
       for (int64_t t = 0; t < kTokens; ++t) {
@@ -53,22 +44,14 @@ TEST(PromptAttention, AgreesWithTheReferenceBesideOtherTokens) {
 
 // Scores that a softmax without the maximum would overflow, and rows whose maximum comes last.
 TEST(PromptAttention, LargeScoresDoNotOverflow) {
-  ReferenceKernels reference;
-  const auto cuda = make_host_side_cuda(1);
-  const MlaShape shape = real_mla_shape(2);
-  const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 84);
-  const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
-  const PackedMlaUp packed = pack_mla_up_weight(*cuda, kv_b_proj, shape);
-  TestCache cache(DType::kBf16, shape.entry_size(), 32, {200});
+  MlaPair mla(2, 84);
+  TestCache cache(DType::kBf16, mla.shape.entry_size(), 32, {200});
   cache.fill(85);
   const std::vector<AttentionSegment> segments = {
       {0, 200, 0, cache.block_table(0), MlaForm::kExpanded}};
-  TestMatrix q = TestMatrix::random(200, shape.num_heads * shape.qk_head_dim(), 86, 300);
-  TestMatrix want(200, shape.num_heads * shape.v_head_dim);
-  TestMatrix got(200, shape.num_heads * shape.v_head_dim);
-  reference.mla_attention(q.view(), plain.weight, shape, {200, segments}, cache.view(),
-                          want.view());
-  cuda->mla_attention(q.view(), packed.weight, shape, {200, segments}, cache.view(), got.view());
+  TestMatrix q = mla.queries(200, 86, 300);
+  const TestMatrix want = mla.want(q, segments, cache);
+  TestMatrix got = mla.got(q, segments, cache);
   // Nearly one position decides, and which it is may hang on the rounding of queries.
   EXPECT_LE(nmse(got.values(), want.values()), 0.05);
   for (int64_t t = 0; t < 200; ++t) EXPECT_LE(std::abs(got.at(t, 0)), 100.0F) << t;

@@ -36,7 +36,7 @@ struct Fp4Matrix {
 cudaError_t launch_fp4_weight(const void* packed, const Fp4Matrix& out, cudaStream_t stream);
 
 // x float [out.rows, cols] with rows of `stride`, by the rule of activations. A row with a value
-// that is not finite sets its `finite` to 0, the others to 1.
+// that is not finite sets its `finite` to 0, the others to -1.
 //   finite  int32 [out.rows]
 cudaError_t launch_fp4_quantize(const float* x, int64_t cols, int64_t stride, float input_scale,
                                 const Fp4Matrix& out, int32_t* finite, cudaStream_t stream);

@@ -315,12 +315,6 @@ cudaError_t launch_gemm_nvfp4(const GemmArgs& args, cudaStream_t stream) {
   return cudaSuccess;
 }
 
-bool gemm_nvfp4_runs_here() {
-  cudaFuncAttributes attributes = {};
-  const bool found = cudaFuncGetAttributes(&attributes, gemm_nvfp4_kernel<64>) == cudaSuccess;
-  (void)cudaGetLastError();
-  // Code for other architectures is an empty kernel of few registers.
-  return found && attributes.numRegs > 64;
-}
+bool gemm_nvfp4_runs_here() { return has_body(gemm_nvfp4_kernel<64>); }
 
 }  // namespace nibble::cuda

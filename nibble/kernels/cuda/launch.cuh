@@ -38,6 +38,16 @@ inline int multiprocessors() {
   return count;
 }
 
+// Whether the build has a body of the kernel for the current device: for other architectures those
+// on wgmma are empty, of few registers.
+template <typename Kernel>
+bool has_body(Kernel kernel) {
+  cudaFuncAttributes attributes = {};
+  const bool found = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+  (void)cudaGetLastError();
+  return found && attributes.numRegs > 64;
+}
+
 // Lets the kernel take so many bytes of dynamic shared memory: asked for once on each device.
 template <auto kKernel>
 cudaError_t allow_shared(int bytes) {

@@ -41,16 +41,8 @@ __global__ __launch_bounds__(kPortableThreads) void linear_portable_kernel(const
       const int first = work % passes * (8 * NT);
       rows = {work / passes, first, min(8 * NT, p.num_tokens - first)};
     }
-    const X* x_rows[NT];  // of this lane's token, column 16 (lane % 4)
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      const int r = 8 * n + lane / 4;
-      x_rows[n] = nullptr;
-      if (r < rows.count) {
-        const int row = activation_row(p, rows.first + r);
-        x_rows[n] = x + row * p.x_row_stride + rows.group * p.x_group_stride + 16 * (lane % 4);
-      }
-    }
+    const X* x_rows[NT];
+    find_rows(p, x, rows, lane, x_rows);
     const GroupWeights weights = group_weights(p, rows.group);
     const int first_tile = is_second ? p.second_tile : 0;
     const int64_t offset = (tile - first_tile) * tile_bytes;

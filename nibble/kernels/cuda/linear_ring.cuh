@@ -242,17 +242,8 @@ __global__ __launch_bounds__(32 * kWarps, 16 / kWarps) void linear_ring_kernel(
 #pragma unroll 1
     for (int at = begin; at < end; ++index, chunk_begin += p.units) {
       const RingChunk chunk = chunk_at(index);
-      const X* x_rows[NT];  // of this lane's token, column 16 (lane % 4)
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        const int r = 8 * n + lane / 4;
-        x_rows[n] = nullptr;
-        if (r < chunk.rows.count) {
-          const int row = activation_row(p, chunk.rows.first + r);
-          x_rows[n] =
-              x + row * p.x_row_stride + chunk.rows.group * p.x_group_stride + 16 * (lane % 4);
-        }
-      }
+      const X* x_rows[NT];
+      find_rows(p, x, chunk.rows, lane, x_rows);
       float4 sums[kRingTiles][NT];
 #pragma unroll
       for (int j = 0; j < kRingTiles; ++j) {

@@ -316,16 +316,8 @@ __global__ __launch_bounds__(kStreamThreads,
       first = now.work % passes * (8 * NT);
       count = min(8 * NT, p.num_tokens - first);
     }
-    const X* x_rows[NT];  // of this lane's token, column 16 (lane % 4)
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      const int r = 8 * n + lane / 4;
-      x_rows[n] = nullptr;
-      if (r < count) {
-        const int row = activation_row(p, first + r);
-        x_rows[n] = x + row * p.x_row_stride + now.group * p.x_group_stride + 16 * (lane % 4);
-      }
-    }
+    const X* x_rows[NT];
+    find_rows(p, x, {now.group, first, count}, lane, x_rows);
 
     using Tokens = TokenFragments<X, NT, P, KU>;
     bool fresh = true;

@@ -40,9 +40,6 @@ cudaError_t launch_mla_attend(const AttendArgs& args, cudaStream_t stream);
 // The same on tensor cores (mla_decode.cu), for R1's widths and a cache of BF16 or FP8.
 bool mla_decode_fits(const MlaShape& shape, const KvCacheView& cache);
 
-// Whether wgmma serves them (mla_wide.cu, mla_narrow.cu).
-bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache);
-
 // For `tokens` tokens from first_token on. A token's positions fall into up to max_runs runs of at
 // least 64, which go to different blocks; with more than one, `scratch` holds mla_decode_scratch()
 // floats.

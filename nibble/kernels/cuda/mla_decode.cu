@@ -28,23 +28,6 @@ constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTileBytes = kTile * kRowBytes;
 
-__device__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
-}
-
-__device__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
-}
-
-__device__ void copy_async(uint32_t destination, const void* source) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source)
-               : "memory");
-}
-
 // Four threads bring a row of a tile: the row's entry, or null behind the end.
 template <typename T>
 __device__ const T* entry_of(const DecodeArgs& a, const TokenView& view, int64_t first) {
@@ -458,6 +441,13 @@ cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t st
   return launch_overlapped(kernel, grid, dim3(kThreads), kShared, stream, args);
 }
 
+// A cache of FP8 is slow with mma.sync, whatever the number of heads: its values become BF16 on the
+// way to shared memory, which nothing hides there.
+bool goes_wide(const MlaShape& shape, const KvCacheView& cache) {
+  return mla_decode_fits(shape, cache) && (shape.num_heads > 16 || cache.dtype == DType::kF8E4m3) &&
+         mla_wide_runs_here();
+}
+
 // Few heads and FP8 entries: mla_narrow.cu. A few tokens of more than 16 heads are sooner done by
 // mla_wide.cu, whose blocks begin and end faster (measured: docs/cuda.md).
 constexpr int64_t kFewTokens = 12;
@@ -472,7 +462,7 @@ cudaError_t launch_runs(const DecodeArgs& args, int64_t tokens, cudaStream_t str
   if (goes_narrow(shape, args.attend.cache, as_of)) {
     return launch_mla_narrow(args, tokens, stream);
   }
-  if (mla_goes_wide(shape, args.attend.cache)) return launch_mla_wide(args, tokens, stream);
+  if (goes_wide(shape, args.attend.cache)) return launch_mla_wide(args, tokens, stream);
   const bool few = args.attend.shape.num_heads <= 16;
   if (args.attend.cache.dtype == DType::kBf16) {
     return few ? launch_typed<uint16_t, 1, 1>(args, tokens, stream)
@@ -493,19 +483,12 @@ int64_t mla_decode_scratch(int64_t tokens, int64_t heads, int max_runs) {
   return tokens * max_runs * heads * (kRank + 2);
 }
 
-// A cache of FP8 is slow with mma.sync, whatever the number of heads: its values become BF16 on the
-// way to shared memory, which nothing hides there.
-bool mla_goes_wide(const MlaShape& shape, const KvCacheView& cache) {
-  return mla_decode_fits(shape, cache) && (shape.num_heads > 16 || cache.dtype == DType::kF8E4m3) &&
-         mla_wide_runs_here();
-}
-
 int mla_runs(int64_t tokens, const MlaShape& shape, const KvCacheView& cache, int64_t max_visible) {
   static const int num_sms = multiprocessors();
   const bool narrow = goes_narrow(shape, cache, tokens);
-  const int64_t heads_each = narrow                                                ? kNarrowHeads
-                             : mla_goes_wide(shape, cache) || shape.num_heads > 16 ? kWideHeads
-                                                                                   : 16;
+  const int64_t heads_each = narrow                                            ? kNarrowHeads
+                             : goes_wide(shape, cache) || shape.num_heads > 16 ? kWideHeads
+                                                                               : 16;
   const int64_t blocks = tokens * ((shape.num_heads + heads_each - 1) / heads_each);
   const int64_t places = narrow ? 2 * num_sms : num_sms;  // of blocks on the GPU
   // In positions: what a block needs besides, and the merging of runs.

@@ -8,7 +8,7 @@
 #include <cuda_fp8.h>
 
 #include "nibble/kernels/cuda/launch.cuh"
-#include "nibble/kernels/cuda/mla_prompt.h"
+#include "nibble/kernels/cuda/mla_prompt.cuh"
 #include "nibble/kernels/cuda/mla_runs.cuh"
 #include "nibble/kernels/cuda/numeric.cuh"
 #include "nibble/kernels/cuda/ptx.cuh"
@@ -20,30 +20,10 @@ constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = 16 * kWarps;  // tokens of a block
 constexpr int kTile = 64;           // positions at a time
-constexpr int kNope = 128;
-constexpr int kKey = kNope + kRope;
-constexpr int kValue = 128;
 constexpr int kKeyBytes = 2 * kKey;
 constexpr int kValueBytes = 2 * kValue;
 constexpr int kStageBytes = kTile * (kKeyBytes + kValueBytes);
 constexpr int kShared = 2 * kStageBytes;
-
-__device__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
-}
-__device__ void load_transposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
-}
-// 16 bytes; zeros instead where there is nothing to read.
-__device__ void copy_async(uint32_t to, const void* from, bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(is_there ? 16 : 0)
-               : "memory");
-}
 
 // Positions first .. first + kTile - 1 of a head.
 __device__ void bring_tile(const PromptArgs& a, int64_t head, int64_t first, uint32_t stage) {
@@ -98,16 +78,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_prompt_kernel(const PromptArg
   bring_tile(a, head, 0, stages);
 
   uint32_t q[kKey / 16][4];
-#pragma unroll
-  for (int step = 0; step < kKey / 16; ++step) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t token = row + i % 2 * 8;
-      const int col = 16 * step + 2 * (lane % 4) + i / 2 * 8;
-      const float* const from = a.q + token * a.q_stride + head * kKey + col;
-      q[step][i] = token < a.tokens ? bf16x2(from[0], from[1]) : 0;
-    }
-  }
+  load_queries(a, head, row, lane, q);
 
   float4 out[kValue / 8];
 #pragma unroll
@@ -188,8 +159,8 @@ __global__ __launch_bounds__(kThreads, 1) void mla_prompt_kernel(const PromptArg
 #pragma unroll
         for (int n = 0; n < kValue / 16; ++n) {
           uint32_t b[4];
-          load_transposed(b,
-                          values + swizzled(16 * step + lane % 16, 2 * n + lane / 16, kValueBytes));
+          load_matrices_transposed(
+              b, values + swizzled(16 * step + lane % 16, 2 * n + lane / 16, kValueBytes));
           mma_bf16(out[2 * n], weights[step], b[0], b[1]);
           mma_bf16(out[2 * n + 1], weights[step], b[2], b[3]);
         }

@@ -6,7 +6,7 @@
 // warpgroup works on its softmax the other one's products keep the tensor cores busy.
 #include "nibble/kernels/cuda/cuda_level.h"
 #include "nibble/kernels/cuda/launch.cuh"
-#include "nibble/kernels/cuda/mla_prompt.h"
+#include "nibble/kernels/cuda/mla_prompt.cuh"
 #include "nibble/kernels/cuda/mla_runs.cuh"
 #include "nibble/kernels/cuda/ptx.cuh"
 #include "nibble/kernels/cuda/wgmma.cuh"
@@ -18,10 +18,7 @@ constexpr int kGroupRows = 64;  // tokens of a warpgroup
 constexpr int kGroups = 2;
 constexpr int kRows = kGroupRows * kGroups;
 constexpr int kThreads = 128 * (kGroups + 1);
-constexpr int kTile = 128;  // positions
-constexpr int kNope = 128;
-constexpr int kKey = kNope + kRope;
-constexpr int kValue = 128;
+constexpr int kTile = 128;                // positions
 constexpr int kBlockBytes = kTile * 128;  // 64 columns, 128 swizzled bytes a row
 constexpr int kKeyBytes = kKey / 64 * kBlockBytes;
 constexpr int kValueBytes = kValue / 64 * kBlockBytes;
@@ -42,13 +39,6 @@ __device__ void wgmma_sum(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
                : NIBBLE_C8(c, 0), NIBBLE_C8(c, 8), NIBBLE_C8(c, 16), NIBBLE_C8(c, 24),
                  NIBBLE_C8(c, 32), NIBBLE_C8(c, 40), NIBBLE_C8(c, 48), NIBBLE_C8(c, 56)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-// 16 bytes; zeros instead where there is nothing to read.
-__device__ void copy_async(uint32_t to, const void* from, bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(is_there ? 16 : 0)
-               : "memory");
 }
 
 // A thread's copies so far arrive at the barrier when they are there.
@@ -143,16 +133,7 @@ __device__ void weigh(float (&score)[kTile / 2], float scale, bool is_cut, const
   const int64_t row = first_row + 16 * warp + lane / 4;  // this lane's tokens: row, row + 8
   const float scale = a.softmax_scale * kLog2E;
   uint32_t q[kKey / 16][4];
-#pragma unroll
-  for (int step = 0; step < kKey / 16; ++step) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t token = row + i % 2 * 8;
-      const int col = 16 * step + 2 * (lane % 4) + i / 2 * 8;
-      const float* const from = a.q + token * a.q_stride + head * kKey + col;
-      q[step][i] = token < a.tokens ? bf16x2(from[0], from[1]) : 0;
-    }
-  }
+  load_queries(a, head, row, lane, q);
   const int64_t first_position = a.first_position + first_row;
   const int64_t end = a.first_position + min(a.tokens, first_row + kGroupRows);
   float out[kValue / 2];
@@ -272,13 +253,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_prompt_wide_kernel(const Prom
 }  // namespace
 
 bool mla_prompt_wide_runs_here() {
-  static const bool runs = [] {
-    cudaFuncAttributes attributes = {};
-    const bool found = cudaFuncGetAttributes(&attributes, mla_prompt_wide_kernel) == cudaSuccess;
-    (void)cudaGetLastError();
-    // Code for other architectures is an empty kernel of few registers.
-    return found && attributes.numRegs > 64 && cuda_level() / 10 == 9;
-  }();
+  static const bool runs = has_body(mla_prompt_wide_kernel) && cuda_level() / 10 == 9;
   return runs;
 }
 

@@ -346,13 +346,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
 }  // namespace
 
 bool mla_wide_runs_here() {
-  static const bool runs = [] {
-    cudaFuncAttributes attributes = {};
-    const bool found = cudaFuncGetAttributes(&attributes, mla_wide_kernel<uint16_t>) == cudaSuccess;
-    (void)cudaGetLastError();
-    // Code for other architectures is an empty kernel of few registers.
-    return found && attributes.numRegs > 64;
-  }();
+  static const bool runs = has_body(mla_wide_kernel<uint16_t>);
   return runs;
 }
 

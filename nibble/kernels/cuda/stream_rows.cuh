@@ -30,6 +30,28 @@ __device__ inline int activation_row(const StreamArgs& p, int index) {
   return row < p.x_routed ? row / p.x_divisor : row - p.x_routed;
 }
 
+// The tokens of a piece of work.
+struct StreamRows {
+  int group;
+  int first;  // of the slots, or of the tokens
+  int count;
+};
+
+// Where the activations of a lane's tokens lie, column 16 (lane % 4); null where there is none.
+template <typename X, int NT>
+__device__ void find_rows(const StreamArgs& p, const X* x, const StreamRows& rows, int lane,
+                          const X* (&x_rows)[NT]) {
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {
+    const int r = 8 * n + lane / 4;
+    x_rows[n] = nullptr;
+    if (r < rows.count) {
+      const int row = activation_row(p, rows.first + r);
+      x_rows[n] = x + row * p.x_row_stride + rows.group * p.x_group_stride + 16 * (lane % 4);
+    }
+  }
+}
+
 // 16 columns of a lane's tokens for each half of a unit, in BF16.
 template <int NT>
 struct UnitTokens {
@@ -88,13 +110,6 @@ __device__ void load_tokens(const X* const (&rows)[NT], int col, UnitTokens<NT>&
     load.store(to.b[half]);
   }
 }
-
-// The tokens of a piece of work.
-struct StreamRows {
-  int group;
-  int first;  // of the slots, or of the tokens
-  int count;
-};
 
 // Writes output `row` of the piece's token `token`: its sum a, and b of up's where there is gate
 // and up. Nothing where the matrix has no such row.
