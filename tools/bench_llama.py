@@ -6,10 +6,14 @@
 A prefill row is one prompt of random tokens with logits for its last one; a decode row is that many sequences with a
 prompt of 8 tokens, one token each a step, --steps steps, the prompts not counted. Each row is the best of --repeats.
 --text
-prints a greedy continuation instead.
+prints a greedy continuation instead. --commands takes measurements from standard input, one a line, and answers each
+with its tokens per second: "CPUS KIND N", as "0,1 decode 8" on processors 0 and 1 with a thread for each, or
+"0 prefill 512"; the model is loaded once, and sequences stay from one to the next (tools/compare_llama.py).
 """
 import argparse
+import os
 import random
+import sys
 import time
 
 import llama_cpp
@@ -29,6 +33,9 @@ class Context:
         if not self.context:
             raise SystemExit("llama.cpp made no context")
         self.batch = llama_cpp.llama_batch_init(max(2048, sequences), 0, 1)
+
+    def use_threads(self, threads):
+        llama_cpp.llama_set_n_threads(self.context, threads, threads)
 
     def close(self):
         llama_cpp.llama_batch_free(self.batch)
@@ -97,6 +104,55 @@ def measure(model, threads, prompts, batches, steps, repeats, vocabulary):
     return row
 
 
+class Measurements:
+    """Answers --commands."""
+
+    PROMPT, MOST_STEPS = 8, 512
+
+    def __init__(self, model, steps, vocabulary):
+        self.model, self.steps, self.vocabulary = model, steps, vocabulary
+        self.rng = random.Random(0)
+        self.contexts, self.positions = {}, {}
+
+    def tokens(self, count):
+        return [self.rng.randrange(100, self.vocabulary - 100) for _ in range(count)]
+
+    def context(self, kind, n, threads):
+        if (kind, n) not in self.contexts:
+            if kind == "prefill":
+                context = Context(self.model, threads, n + 8, 1)
+                context.prefill(self.tokens(16))
+            else:
+                context = Context(self.model, threads, n * (self.PROMPT + self.MOST_STEPS), n)
+                context.decode([(t, i, s, False) for s in range(n) for i, t in enumerate(self.tokens(self.PROMPT))])
+                self.positions[n] = self.PROMPT
+            self.contexts[kind, n] = context
+        self.contexts[kind, n].use_threads(threads)
+        return self.contexts[kind, n]
+
+    def measure(self, cpus, kind, n):
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cpus)
+        context = self.context(kind, n, len(cpus))
+        tokens = self.tokens(n if kind == "prefill" else n * self.steps)
+        start = time.perf_counter()
+        if kind == "prefill":
+            context.clear()
+            context.prefill(tokens)
+        else:
+            for step in range(self.steps):
+                position = self.positions[n]
+                context.decode([(tokens[step * n + s], position, s, True) for s in range(n)])
+                self.positions[n] += 1
+        return len(tokens) / (time.perf_counter() - start)
+
+    def serve(self):
+        print("ready", flush=True)
+        for line in sys.stdin:
+            cpus, kind, n = line.split()
+            print(f"{self.measure({int(c) for c in cpus.split(',')}, kind, int(n)):.3f}", flush=True)
+
+
 def greedy(model, text, count):
     vocab = llama_cpp.llama_model_get_vocab(model)
     size = llama_cpp.llama_vocab_n_tokens(vocab)
@@ -125,6 +181,7 @@ def main():
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--text")
+    parser.add_argument("--commands", action="store_true")
     options = parser.parse_args()
 
     def numbers(text):
@@ -139,6 +196,9 @@ def main():
         print(greedy(model, options.text, options.steps))
         return
     vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    if options.commands:
+        Measurements(model, options.steps, vocabulary).serve()
+        return
     for threads in numbers(options.threads):
         row = measure(model, threads, numbers(options.prompts), numbers(options.batches), options.steps,
                       options.repeats, vocabulary)

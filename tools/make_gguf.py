@@ -8,9 +8,12 @@
 Matrices that the checkpoint keeps in 8 or 4 bits get --type; lm_head gets it with --head; router, norms and
 embed_tokens stay F32, F32 and BF16, kv_b_proj's two halves BF16 (llama.cpp v0.5.0 aborts on 4-bit ones). The MTP layer
 is left out. NVFP4 is not offered: v0.5.0 ignores weight_scale_2 of DeepSeek's experts, so its texts would be wrong.
+The whole file is made in memory before it is written.
 """
 import argparse
 import json
+import multiprocessing
+import os
 from pathlib import Path
 
 import gguf
@@ -28,6 +31,7 @@ LINEARS = {"self_attn.q_a_proj": "attn_q_a", "self_attn.q_b_proj": "attn_q_b",
 NORMS = {"input_layernorm": "attn_norm", "self_attn.q_a_layernorm": "attn_q_a_norm",
          "self_attn.kv_a_layernorm": "attn_kv_a_norm", "post_attention_layernorm": "ffn_norm"}
 PARTS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+CHUNK = 1 << 24  # weights that a process converts at a time
 
 
 def e4m3_table():
@@ -61,19 +65,53 @@ class Checkpoint:
             return (data.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
         raise SystemExit(f"{name} is {dtype}, expected F32 or BF16")
 
-    def linear(self, module):
-        """The module's matrix [out, in], and whether the checkpoint has it quantized."""
+    def is_quantized(self, module):
+        return self.entries[f"{module}.weight"][0] in ("F8_E4M3", "U8")
+
+    def row_ranges(self, module):
+        """(first, end) of ranges of rows of about CHUNK weights, the last maybe smaller."""
+        dtype, (rows, width), _ = self.entries[f"{module}.weight"]
+        step = max(1, CHUNK // (width * (2 if dtype == "U8" else 1)))
+        return [(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+    def linear(self, module, first=0, end=None):
+        """Rows first..end of the module's matrix [out, in]."""
         name = f"{module}.weight"
         dtype, shape, data = self.entries[name]
         if dtype == "F8_E4M3":
-            scale = self.plain(f"{name}_scale_inv").repeat(128, 0).repeat(128, 1)
-            return E4M3[data].reshape(shape) * scale[:shape[0], :shape[1]], True
+            scale = self.plain(f"{name}_scale_inv").repeat(128, 0)[first:end].repeat(128, 1)
+            return E4M3[data.reshape(shape)[first:end]] * scale[:shape[0], :shape[1]]
         if dtype == "U8":
-            codes = np.stack([data & 15, data >> 4], -1).reshape(shape[0], -1, 16)
-            scales = E4M3[self.entries[f"{name}_scale"][2]].reshape(shape[0], -1, 1)
+            packed = data.reshape(shape)[first:end]
+            codes = np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1, 16)
+            scales = E4M3[self.entries[f"{name}_scale"][2].reshape(shape[0], -1, 1)[first:end]]
             values = E2M1[codes] * (scales * np.float32(self.plain(f"{name}_scale_2")))
-            return values.reshape(shape[0], -1), True
-        return self.plain(name), False
+            return values.reshape(len(packed), -1)
+        return self.plain(name)[first:end]
+
+
+SOURCE = None  # the checkpoint, for the processes of Packer
+
+
+def pack_rows(task):
+    module, first, end, kind = task
+    return gguf.quants.quantize(np.ascontiguousarray(SOURCE.linear(module, first, end)), kind)
+
+
+class Packer:
+    """Matrices in GGUF's formats, made by several processes."""
+
+    def __init__(self, source, jobs):
+        global SOURCE
+        SOURCE = source
+        self.pool = multiprocessing.get_context("fork").Pool(jobs) if jobs > 1 else None
+
+    def matrices(self, modules, kind):
+        """[modules, rows, bytes of a row]; all have one shape."""
+        tasks = [(module, first, end, kind) for module in modules for first, end in SOURCE.row_ranges(module)]
+        parts = list(self.pool.imap(pack_rows, tasks) if self.pool else map(pack_rows, tasks))
+        packed = np.concatenate(parts)
+        return packed.reshape(len(modules), -1, packed.shape[-1])
 
 
 def add_parameters(writer, config, file_type):
@@ -139,10 +177,12 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--type", choices=TYPES, default="q4_0")
     parser.add_argument("--head", action="store_true", help="lm_head gets --type too")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that convert [all processors]")
     options = parser.parse_args()
     config = json.loads((options.checkpoint / "config.json").read_text())
     source = Checkpoint(options.checkpoint)
-    writer = gguf.GGUFWriter(options.out, "deepseek2", use_temp_file=True)
+    writer = gguf.GGUFWriter(options.out, "deepseek2", use_temp_file=False)
+    packer = Packer(source, options.jobs)
     add_parameters(writer, config, FILE_TYPES[options.type])
     add_vocabulary(writer, options.checkpoint, config)
 
@@ -150,14 +190,17 @@ def main():
         data = values.astype(np.float32) if kind == F32 else gguf.quants.quantize(np.ascontiguousarray(values), kind)
         writer.add_tensor(name, data, raw_dtype=kind)
 
-    def add_linear(name, module):
-        values, quantized = source.linear(module)
-        add(name, values, TYPES[options.type] if quantized else BF16)
+    def add_linear(name, module, quantize=False):
+        kind = TYPES[options.type] if quantize or source.is_quantized(module) else BF16
+        writer.add_tensor(name, packer.matrices([module], kind)[0], raw_dtype=kind)
 
-    add("token_embd.weight", source.plain("model.embed_tokens.weight"), BF16)
+    dtype, shape, data = source.entries["model.embed_tokens.weight"]
+    if dtype == "BF16":
+        writer.add_tensor("token_embd.weight", data.reshape(shape[0], -1), raw_dtype=BF16)
+    else:
+        add("token_embd.weight", source.plain("model.embed_tokens.weight"), BF16)
     add("output_norm.weight", source.plain("model.norm.weight"), F32)
-    head, quantized = source.linear("lm_head")
-    add("output.weight", head, TYPES[options.type] if quantized or options.head else BF16)
+    add_linear("output.weight", "lm_head", options.head)
     heads, nope, value = config["num_attention_heads"], config["qk_nope_head_dim"], config["v_head_dim"]
     for index in range(config["num_hidden_layers"]):
         layer, block = f"model.layers.{index}", f"blk.{index}"
@@ -165,7 +208,7 @@ def main():
             add(f"{block}.{ours}.weight", source.plain(f"{layer}.{theirs}.weight"), F32)
         for theirs, ours in LINEARS.items():
             add_linear(f"{block}.{ours}.weight", f"{layer}.{theirs}")
-        kv_b = source.linear(f"{layer}.self_attn.kv_b_proj")[0].reshape(heads, nope + value, -1)
+        kv_b = source.linear(f"{layer}.self_attn.kv_b_proj").reshape(heads, nope + value, -1)
         add(f"{block}.attn_k_b.weight", kv_b[:, :nope].transpose(0, 2, 1), BF16)
         add(f"{block}.attn_v_b.weight", kv_b[:, nope:], BF16)
         if index < config["first_k_dense_replace"]:
@@ -176,11 +219,9 @@ def main():
         add(f"{block}.exp_probs_b.bias", source.plain(f"{layer}.mlp.gate.e_score_correction_bias"), F32)
         for theirs, ours in PARTS.items():
             add_linear(f"{block}.ffn_{ours}_shexp.weight", f"{layer}.mlp.shared_experts.{theirs}")
-            matrices = [source.linear(f"{layer}.mlp.experts.{e}.{theirs}") for e in range(config["n_routed_experts"])]
-            kind = TYPES[options.type] if matrices[0][1] else BF16
-            packed = [gguf.quants.quantize(matrix, kind) for matrix, _ in matrices]
-            writer.add_tensor(f"{block}.ffn_{ours}_exps.weight", np.stack(packed), raw_dtype=kind)
-            del matrices, packed
+            experts = [f"{layer}.mlp.experts.{e}.{theirs}" for e in range(config["n_routed_experts"])]
+            kind = TYPES[options.type] if source.is_quantized(experts[0]) else BF16
+            writer.add_tensor(f"{block}.ffn_{ours}_exps.weight", packer.matrices(experts, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

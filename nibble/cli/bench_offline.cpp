@@ -6,6 +6,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 #include <sstream>
 
 #include "nibble/base/error.h"
@@ -52,6 +53,9 @@ struct BenchRow {
   int64_t input_tokens = 0;
   double output_tokens_per_second = 0;
   double total_tokens_per_second = 0;
+  // Tokens after the step in which the last request got its first, 0 when there are none. With
+  // all requests in the batch: generation without prompts.
+  double decode_tokens_per_second = 0;
   double acceptance_length = 1;
   int64_t num_preemptions = 0;
   EngineStats stats;
@@ -155,16 +159,31 @@ Result<BenchRow> run_batch_size(const BenchOptions& o, LoadedModel& model,
                     static_cast<uint64_t>(o.num_requests * o.output_len), Progress::Unit::kItems,
                     !o.quiet && !o.json);
   const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [start] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  std::set<uint64_t> answered;  // requests that have a token
+  int64_t first_tokens = 0;     // when every request had one
+  double first_seconds = 0;
   while (engine->has_work()) {
     NIBBLE_TRY(check_interrupt());
     for (const RequestUpdate& update : engine->step()) {
       if (update.error) return tl::unexpected(*update.error);
       progress.add(update.token_ids.size());
       row.output_tokens += static_cast<int64_t>(update.token_ids.size());
+      if (!update.token_ids.empty()) answered.insert(update.id);
+    }
+    if (first_tokens == 0 && answered.size() == requests.size()) {
+      first_tokens = row.output_tokens;
+      first_seconds = elapsed();
     }
   }
   row.batch_size = batch_size;
-  row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  row.seconds = elapsed();
+  if (row.output_tokens > first_tokens) {
+    row.decode_tokens_per_second =
+        static_cast<double>(row.output_tokens - first_tokens) / (row.seconds - first_seconds);
+  }
   const auto output = static_cast<double>(row.output_tokens);
   const auto input = static_cast<double>(row.input_tokens);
   row.output_tokens_per_second = output / row.seconds;
@@ -232,6 +251,7 @@ void print_json(const BenchOptions& o, const LoadedModel& model,
                             {"output_tokens", row.output_tokens},
                             {"output_tokens_per_second", row.output_tokens_per_second},
                             {"total_tokens_per_second", row.total_tokens_per_second},
+                            {"decode_tokens_per_second", row.decode_tokens_per_second},
                             {"acceptance_length", row.acceptance_length},
                             {"num_preemptions", row.num_preemptions},
                             {"num_steps", row.stats.num_steps},

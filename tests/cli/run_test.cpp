@@ -230,6 +230,22 @@ TEST(BenchCommand, OfflineCountsTheTokensOfRealQuestionsAndRefusesBadLines) {
   std::filesystem::remove(prompts);
   EXPECT_EQ(bad.exit_code, 2);
   EXPECT_THAT(bad.err, HasSubstr(":4: expected a JSON object"));
+}
+
+TEST(BenchCommand, OfflineTellsGenerationWithoutPrompts) {
+  const auto first_row = [](const char* output_len) {
+    const ProgramRun run = run_nibble({"bench", "offline", "demo", "--num-requests", "2",
+                                       "--output-len", output_len, "--batch-sizes", "2", "--json"});
+    return nlohmann::json::parse(run.out, nullptr, false)["rows"][0];
+  };
+  // 512 tokens of prompts take longer than the step of the two tokens that aren't counted.
+  const auto row = first_row("12");
+  EXPECT_GT(row["decode_tokens_per_second"].get<double>(),
+            row["output_tokens_per_second"].get<double>());
+  EXPECT_EQ(first_row("1")["decode_tokens_per_second"].get<double>(), 0.0);
+}
+
+TEST(BenchCommand, RefusesAMisspelledKind) {
   EXPECT_THAT(run_nibble({"bench", "ofline"}).err, HasSubstr("did you mean 'offline'?"));
 }
 
