@@ -198,32 +198,55 @@ TEST(Bf16Mla, AgreesOverBlocksOfAnySizeAndRunsOfAnyLength) {
   }
 }
 
-// FP8 entries whose scores differ by hundreds of binary digits, so that maxima rise from tile to
-// tile. Queries have rope parts alone, which are exact in BF16: scores have no rounding.
+// Absorption and values of 5 tokens and more have a kernel of their own, for up to 16, 32 or 64
+// tokens at a time.
+TEST(Bf16Mla, AgreesForAnyNumberOfTokens) {
+  for (const int heads : {3, 128}) {
+    MlaPair mla(heads, 44);
+    TestCache cache(DType::kBf16, mla.shape.entry_size(), 64, {80});
+    cache.fill(45);
+    for (const int64_t tokens : {5, 16, 17, 33, 64, 70}) {
+      TestMatrix q = mla.queries(tokens, 46);
+      std::vector<AttentionSegment> segments;
+      for (int64_t i = 0; i < tokens; ++i) {
+        segments.push_back({i, 1, i, cache.block_table(0), MlaForm::kAbsorbed});
+      }
+      const TestMatrix want = mla.want(q, segments, cache);
+      const TestMatrix got = mla.got(q, segments, cache);
+      EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5) << heads << " heads, " << tokens;
+      EXPECT_TRUE(got.padding_intact());
+    }
+  }
+}
+
+// Entries whose scores differ by hundreds of binary digits, so that maxima rise from tile to tile.
+// Queries have rope parts alone, which are exact in BF16: scores have no rounding.
 TEST(Bf16Mla, FollowsMaximaThatRiseFromTileToTile) {
   for (const int heads : {16, 32, 64}) {
     MlaPair mla(heads, 51);
     const int64_t tokens = 14;
     const int64_t context = 500;
-    TestCache cache(DType::kF8E4m3, mla.shape.entry_size(), 64, {context});
-    cache.fill(52);
-    TestMatrix q = mla.queries(tokens, 53);
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int64_t i = 0; i < q.cols(); ++i) {
-        float& v = q.at(t, i);
-        const bool is_rope = i % mla.shape.qk_head_dim() >= mla.shape.qk_nope_head_dim;
-        v = is_rope ? std::round(32 * v) : 0;
+    for (const DType dtype : {DType::kF8E4m3, DType::kBf16}) {
+      TestCache cache(dtype, mla.shape.entry_size(), 64, {context});
+      cache.fill(52);
+      TestMatrix q = mla.queries(tokens, 53);
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t i = 0; i < q.cols(); ++i) {
+          float& v = q.at(t, i);
+          const bool is_rope = i % mla.shape.qk_head_dim() >= mla.shape.qk_nope_head_dim;
+          v = is_rope ? std::round(32 * v) : 0;
+        }
       }
+      std::vector<AttentionSegment> segments;
+      for (int64_t t = 0; t < tokens; ++t) {
+        segments.push_back({t, 1, context - 1 - t, cache.block_table(0), MlaForm::kAbsorbed});
+      }
+      const TestMatrix want = mla.want(q, segments, cache);
+      // Of one run.
+      for (AttentionSegment& segment : segments) segment.form = MlaForm::kExpanded;
+      const TestMatrix got = mla.got(q, segments, cache);
+      EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5) << heads << " heads";
     }
-    std::vector<AttentionSegment> segments;
-    for (int64_t t = 0; t < tokens; ++t) {
-      segments.push_back({t, 1, context - 1 - t, cache.block_table(0), MlaForm::kAbsorbed});
-    }
-    const TestMatrix want = mla.want(q, segments, cache);
-    // Of one run.
-    for (AttentionSegment& segment : segments) segment.form = MlaForm::kExpanded;
-    const TestMatrix got = mla.got(q, segments, cache);
-    EXPECT_LE(nmse(got.values(), want.values()), 2.5e-5) << heads << " heads";
   }
 }
 
@@ -234,26 +257,29 @@ TEST(Bf16Mla, NanInTheCacheReachesThoseWhoSeeIt) {
     const int64_t tokens = 14;
     const int64_t context = 200;
     const int64_t rank = mla.shape.kv_lora_rank;
-    for (const int64_t first : {int64_t{0}, rank + 40}) {
-      TestCache cache(DType::kF8E4m3, mla.shape.entry_size(), 64, {context});
-      cache.fill(55);
-      std::vector<float> entry = cache.entry(0, context - 5);
-      // Latents come out of a norm: all or none.
-      const int64_t end = first == 0 ? rank : first + 1;
-      std::fill(entry.begin() + first, entry.begin() + end, NAN);
-      write_cache_entry(cache.view(), cache.view().entry_offset(cache.block_table(0), context - 5),
-                        entry.data());
-      TestMatrix q = mla.queries(tokens, 56);
-      std::vector<AttentionSegment> segments;
-      for (int64_t t = 0; t < tokens; ++t) {  // the first five see it
-        segments.push_back(
-            {t, 1, context - 14 + (13 - t), cache.block_table(0), MlaForm::kAbsorbed});
-      }
-      TestMatrix got = mla.got(q, segments, cache);
-      for (int64_t t = 0; t < tokens; ++t) {
-        for (int64_t i = 0; i < got.cols(); ++i) {
-          ASSERT_EQ(std::isnan(got.at(t, i)), 13 - t >= 9)
-              << heads << " heads, token " << t << ", column " << i;
+    for (const DType dtype : {DType::kF8E4m3, DType::kBf16}) {
+      for (const int64_t first : {int64_t{0}, rank + 40}) {
+        TestCache cache(dtype, mla.shape.entry_size(), 64, {context});
+        cache.fill(55);
+        std::vector<float> entry = cache.entry(0, context - 5);
+        // Latents come out of a norm: all or none.
+        const int64_t end = first == 0 ? rank : first + 1;
+        std::fill(entry.begin() + first, entry.begin() + end, NAN);
+        write_cache_entry(cache.view(),
+                          cache.view().entry_offset(cache.block_table(0), context - 5),
+                          entry.data());
+        TestMatrix q = mla.queries(tokens, 56);
+        std::vector<AttentionSegment> segments;
+        for (int64_t t = 0; t < tokens; ++t) {  // the first five see it
+          segments.push_back(
+              {t, 1, context - 14 + (13 - t), cache.block_table(0), MlaForm::kAbsorbed});
+        }
+        TestMatrix got = mla.got(q, segments, cache);
+        for (int64_t t = 0; t < tokens; ++t) {
+          for (int64_t i = 0; i < got.cols(); ++i) {
+            ASSERT_EQ(std::isnan(got.at(t, i)), 13 - t >= 9)
+                << heads << " heads, token " << t << ", column " << i;
+          }
         }
       }
     }

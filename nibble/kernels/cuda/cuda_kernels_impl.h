@@ -185,6 +185,9 @@ class CudaKernels final : public Kernels {
   // The rows of `batch`, whose views attend.views points to.
   void attend_absorbed(const MatrixView& q, const MlaUpWeight& weight, AttendArgs attend,
                        const AttentionBatch& batch, const MatrixView& out);
+  // Whether absorption and values go to head_products.h.
+  bool takes_head_products(const MlaUpWeight& weight, const MlaShape& shape,
+                           const MatrixView& q) const;
   // Whether long prompts go to mla_prompt.h.
   bool expands_prompts(const MlaUpWeight& weight, const MlaShape& shape,
                        const KvCacheView& cache) const;

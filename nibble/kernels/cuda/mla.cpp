@@ -7,6 +7,7 @@
 #include "nibble/kernels/cuda/cuda_kernels_impl.h"
 #include "nibble/kernels/cuda/cuda_level.h"
 #include "nibble/kernels/cuda/expand.h"
+#include "nibble/kernels/cuda/head_products.h"
 #include "nibble/kernels/cuda/mla_prompt.h"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/row_kernels.h"
@@ -156,6 +157,17 @@ void CudaKernels::attend_latents(const AttendArgs& attend, const AttentionBatch&
   }
 }
 
+// A kernel that reads weights once for up to 64 tokens; not where a token's bits may not depend on
+// its batch, as few tokens are sooner done otherwise.
+bool CudaKernels::takes_head_products(const MlaUpWeight& weight, const MlaShape& shape,
+                                      const MatrixView& q) const {
+  constexpr int64_t kFewTokens = 4;
+  return !batch_invariant_ && q.rows > kFewTokens &&
+         weight.kv_b_proj.format == LinearFormat::kBf16 && shape.qk_nope_head_dim == 128 &&
+         shape.v_head_dim == 128 && q.stride % 4 == 0 && shape.qk_head_dim() % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(q.data) % 16 == 0;
+}
+
 // Sums of cuBLASLt and of a segment's own tiles: not where a token's bits may not depend on its
 // batch.
 bool CudaKernels::expands_prompts(const MlaUpWeight& weight, const MlaShape& shape,
@@ -288,6 +300,47 @@ void CudaKernels::attend_absorbed(const MatrixView& q, const MlaUpWeight& weight
       x_scratch_.get<uint16_t>(parts_ * tokens * heads * std::max(nope_cols, rank_cols));
   if (absorbed == nullptr || latent == nullptr || x == nullptr) return;
 
+  attend.absorbed = absorbed;
+  attend.q = q.row<const float>(0);
+  attend.q_stride = q.stride;
+  attend.tokens = tokens;
+  attend.out = latent;
+  // Where the next product would round them anyway, latents are left in BF16.
+  const bool rounded = on_tensor_cores(parts_, shape, attend.cache);
+  if (rounded) {
+    NIBBLE_CHECK(rank_cols == rank);
+    attend.out_bf16 = x;
+  }
+
+  if (rounded && takes_head_products(weight, shape, q)) {
+    HeadProductArgs product;
+    product.weights = static_cast<const uint8_t*>(weight.kv_b_k_trans.data);
+    product.scale = weight.kv_b_k_trans.global_scale;
+    product.rows = static_cast<int>(rank);
+    product.cols = static_cast<int>(shape.qk_nope_head_dim);
+    product.heads = static_cast<int>(heads);
+    product.tokens = tokens;
+    product.x_float = q.row<const float>(0);
+    product.x_stride = q.stride;
+    product.x_head_stride = shape.qk_head_dim();
+    product.out = absorbed;
+    product.out_stride = heads * rank;
+    keep(launch_head_products(product, stream_), "mla_attention: absorption");
+    attend_latents(attend, batch);
+    product.weights = static_cast<const uint8_t*>(weight.kv_b_proj.data);
+    product.scale = weight.kv_b_proj.global_scale;
+    product.rows = static_cast<int>(shape.v_head_dim);
+    product.cols = static_cast<int>(rank);
+    product.x_float = nullptr;
+    product.x = x;
+    product.x_stride = heads * rank;
+    product.x_head_stride = rank;
+    product.out = out.row<float>(0);
+    product.out_stride = out.stride;
+    keep(launch_head_products(product, stream_), "mla_attention: values");
+    return;
+  }
+
   // q' = W_UK^T q_nope, a product of its own for each head.
   ConvertArgs convert;
   convert.x = q.row<const float>(0);
@@ -327,18 +380,6 @@ void CudaKernels::attend_absorbed(const MatrixView& q, const MlaUpWeight& weight
   args.out_group_stride = rank;
   keep(launch_linear_stream(args, stream_work_tokens(parts_, tokens), stream_),
        "mla_attention: absorption");
-
-  attend.absorbed = absorbed;
-  attend.q = q.row<const float>(0);
-  attend.q_stride = q.stride;
-  attend.tokens = tokens;
-  attend.out = latent;
-  // Where the next product would round them anyway, latents are left in BF16; x is free again.
-  const bool rounded = on_tensor_cores(parts_, shape, attend.cache);
-  if (rounded) {
-    NIBBLE_CHECK(rank_cols == rank);
-    attend.out_bf16 = x;
-  }
   attend_latents(attend, batch);
 
   // out = W_UV (sum of latents)

@@ -8,7 +8,7 @@
 // a token's positions fall into runs depends on their number and max_runs alone.
 //
 // Bound: with 16 heads, the bytes of the cache; with 128, shared memory's bandwidth: each fragment
-// is read by mma.sync's ldmatrix, 0.6 MB for 64 x 64. On Hopper mla_wide.cu takes more than 16
+// is read by mma.sync's ldmatrix, 0.6 MB for 64 x 64. On Hopper mla_wide_*.cu take more than 16
 // heads, and every FP8 cache.
 #include <cuda_fp8.h>
 
@@ -442,14 +442,18 @@ cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t st
 }
 
 // A cache of FP8 is slow with mma.sync, whatever the number of heads: its values become BF16 on the
-// way to shared memory, which nothing hides there.
-bool goes_wide(const MlaShape& shape, const KvCacheView& cache) {
-  return mla_decode_fits(shape, cache) && (shape.num_heads > 16 || cache.dtype == DType::kF8E4m3) &&
+// way to shared memory, which nothing hides there. 16 heads fill a quarter of a block of
+// mla_wide_bf16.cu, whose products are then done before the next entries are there; its blocks
+// begin later than those of mma.sync, which tells for a token or two (measured: docs/cuda.md).
+bool goes_wide(const MlaShape& shape, const KvCacheView& cache, int64_t tokens) {
+  constexpr int64_t kFew = 2;
+  return mla_decode_fits(shape, cache) &&
+         (shape.num_heads > 16 || cache.dtype == DType::kF8E4m3 || tokens > kFew) &&
          mla_wide_runs_here();
 }
 
 // Few heads and FP8 entries: mla_narrow.cu. A few tokens of more than 16 heads are sooner done by
-// mla_wide.cu, whose blocks begin and end faster (measured: docs/cuda.md).
+// mla_wide_fp8.cu, whose blocks begin and end faster (measured: docs/cuda.md).
 constexpr int64_t kFewTokens = 12;
 bool goes_narrow(const MlaShape& shape, const KvCacheView& cache, int64_t tokens) {
   return shape.num_heads <= kNarrowHeads && cache.dtype == DType::kF8E4m3 &&
@@ -462,7 +466,10 @@ cudaError_t launch_runs(const DecodeArgs& args, int64_t tokens, cudaStream_t str
   if (goes_narrow(shape, args.attend.cache, as_of)) {
     return launch_mla_narrow(args, tokens, stream);
   }
-  if (goes_wide(shape, args.attend.cache)) return launch_mla_wide(args, tokens, stream);
+  if (goes_wide(shape, args.attend.cache, as_of)) {
+    return args.attend.cache.dtype == DType::kBf16 ? launch_mla_wide_bf16(args, tokens, stream)
+                                                   : launch_mla_wide_fp8(args, tokens, stream);
+  }
   const bool few = args.attend.shape.num_heads <= 16;
   if (args.attend.cache.dtype == DType::kBf16) {
     return few ? launch_typed<uint16_t, 1, 1>(args, tokens, stream)
@@ -486,9 +493,9 @@ int64_t mla_decode_scratch(int64_t tokens, int64_t heads, int max_runs) {
 int mla_runs(int64_t tokens, const MlaShape& shape, const KvCacheView& cache, int64_t max_visible) {
   static const int num_sms = multiprocessors();
   const bool narrow = goes_narrow(shape, cache, tokens);
-  const int64_t heads_each = narrow                                            ? kNarrowHeads
-                             : goes_wide(shape, cache) || shape.num_heads > 16 ? kWideHeads
-                                                                               : 16;
+  const int64_t heads_each = narrow ? kNarrowHeads
+                             : goes_wide(shape, cache, tokens) || shape.num_heads > 16 ? kWideHeads
+                                                                                       : 16;
   const int64_t blocks = tokens * ((shape.num_heads + heads_each - 1) / heads_each);
   const int64_t places = narrow ? 2 * num_sms : num_sms;  // of blocks on the GPU
   // In positions: what a block needs besides, and the merging of runs.

@@ -1,5 +1,5 @@
-// What the kernels of absorbed attention share: mla_decode.cu (mma.sync), mla_wide.cu and
-// mla_narrow.cu (wgmma).
+// What the kernels of absorbed attention share: mla_decode.cu (mma.sync), mla_wide_bf16.cu,
+// mla_wide_fp8.cu and mla_narrow.cu (wgmma).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -95,12 +95,14 @@ struct RunEntries {
   }
 };
 
-// On wgmma (mla_wide.cu), 64 heads a block; partial results as mla_decode.cu leaves them.
+// On wgmma, 64 heads a block (mla_wide_bf16.cu, mla_wide_fp8.cu); partial results as mla_decode.cu
+// leaves them.
 constexpr int kWideHeads = 64;
-cudaError_t launch_mla_wide(const DecodeArgs& args, int64_t tokens, cudaStream_t stream);
+cudaError_t launch_mla_wide_bf16(const DecodeArgs& args, int64_t tokens, cudaStream_t stream);
+cudaError_t launch_mla_wide_fp8(const DecodeArgs& args, int64_t tokens, cudaStream_t stream);
 bool mla_wide_runs_here();
 
-// On wgmma (mla_narrow.cu), of FP8 entries, 16 or 32 heads a block; runs where mla_wide.cu does.
+// On wgmma (mla_narrow.cu), of FP8 entries, 16 or 32 heads a block; runs where those do.
 constexpr int kNarrowHeads = 32;
 cudaError_t launch_mla_narrow(const DecodeArgs& args, int64_t tokens, cudaStream_t stream);
 

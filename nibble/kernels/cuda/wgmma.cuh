@@ -127,6 +127,11 @@ __device__ void wgmma_registers(float (&c)[N / 2], const uint32_t (&a)[4], uint6
 __device__ inline void wgmma_scores(float (&c)[16], uint64_t a, uint64_t b, int add) {
   NIBBLE_SS("32", NIBBLE_R1, "16", "17", "18", "0", NIBBLE_C8(c, 0), NIBBLE_C8(c, 8));
 }
+// Of 64 columns.
+__device__ inline void wgmma_scores(float (&c)[32], uint64_t a, uint64_t b, int add) {
+  NIBBLE_SS("64", NIBBLE_R3, "32", "33", "34", "0", NIBBLE_C8(c, 0), NIBBLE_C8(c, 8),
+            NIBBLE_C8(c, 16), NIBBLE_C8(c, 24));
+}
 
 // c [64, 256] += a [64, 16] b [16, 256], b with neighbouring columns.
 __device__ inline void wgmma_values(float (&c)[128], uint64_t a, uint64_t b, int add) {

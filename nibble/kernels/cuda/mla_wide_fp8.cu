@@ -1,9 +1,9 @@
-// Absorbed attention for many heads on wgmma: 64 heads of a token and a run of its positions a
-// block, 32 positions at a time.
+// Absorbed attention for many heads and an FP8 cache on wgmma: 64 heads of a token and a run of its
+// positions a block, 32 positions at a time.
 //
 // Three warpgroups: one computes scores and the running softmax; two multiply the weights with the
 // left and the right half of the latents, 64 x 256 sums each in registers, and bring the next cache
-// entries (mla_wide_loader.cuh). Tiles are passed on through mbarriers, so that the scores
+// entries (mla_wide_fp8_loader.cuh). Tiles are passed on through mbarriers, so that the scores
 // of one tile and the values of the one before are computed at the same time. Keys and values are
 // the same bytes in shared memory: nine blocks of 64 columns, 128 swizzled bytes a row.
 //
@@ -13,7 +13,8 @@
 
 #include "nibble/kernels/cuda/launch.cuh"
 #include "nibble/kernels/cuda/mla_runs.cuh"
-#include "nibble/kernels/cuda/mla_wide_loader.cuh"
+#include "nibble/kernels/cuda/mla_wide_block.cuh"
+#include "nibble/kernels/cuda/mla_wide_fp8_loader.cuh"
 #include "nibble/kernels/cuda/ptx.cuh"
 #include "nibble/kernels/cuda/wgmma.cuh"
 
@@ -22,16 +23,15 @@ namespace {
 
 constexpr int kHeads = kWideHeads;
 constexpr int kTile = kWideTile;
-constexpr int kThreads = 384;
+constexpr int kThreads = kWideThreads;
 constexpr int kBlocks = kWideBlocks;
 constexpr int kHeldBlocks = 4;  // of the queries, in registers
-constexpr int kQueryBlockBytes = kHeads * 128;
+constexpr int kQueryBlockBytes = kWideQueryBlockBytes;
 constexpr int kKeyBlockBytes = kWideKeyBlockBytes;
-constexpr int kQueryBytes = kBlocks * kQueryBlockBytes;
+constexpr int kQueryBytes = kWideQueryBytes;
 constexpr int kTileBytes = kWideTileBytes;
 constexpr int kWeightBytes = kHeads * 128;  // two tiles' weights, side by side
-template <typename T>
-constexpr int kShared = kQueryBytes + kWideRingBytes<T> + kWeightBytes + 1024;
+constexpr int kShared = kQueryBytes + kWideRingBytes + kWeightBytes + 1024;
 
 struct Softmax {
   float peak[2] = {-INFINITY, -INFINITY};  // of rows g and g + 8, times log2 e
@@ -71,7 +71,6 @@ __device__ void weigh(const float (&score)[16], int left, float scale, int buffe
   }
 }
 
-template <int kTiles>
 __device__ void score_tiles(const DecodeArgs& a, int begin, int end, const uint8_t* queries,
                             const uint8_t* tiles, uint8_t* weights, float* factors, float2* stats,
                             WideBarriers& barriers) {
@@ -113,7 +112,7 @@ __device__ void score_tiles(const DecodeArgs& a, int begin, int end, const uint8
       }
     }
     wgmma_commit();
-    turn.advance(kTiles);
+    turn.advance(kWideTiles);
   };
   Softmax state;
   Turn buffer;
@@ -142,10 +141,9 @@ __device__ void score_tiles(const DecodeArgs& a, int begin, int end, const uint8
   }
 }
 
-template <typename T>
 __device__ void sum_values(int begin, int end, int half, const uint8_t* tiles,
                            const uint8_t* weights, const float* factors, WideBarriers& barriers,
-                           WideLoader<T>& loader, float (&out)[128]) {
+                           WideLoader& loader, float (&out)[128]) {
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = 16 * warp + lane / 4;
@@ -155,13 +153,11 @@ __device__ void sum_values(int begin, int end, int half, const uint8_t* tiles,
 #pragma unroll
   for (int i = 0; i < 128; ++i) out[i] = 0;
   // FP8 entries are converted to a slot of their own while the tensor cores read another one.
-  constexpr bool kConverts = sizeof(T) == 1;
   Turn tile;
   Turn next;
-  next.slot = kWideTiles<T> - 1;
+  next.slot = kWideTiles - 1;
   Turn buffer;
   for (int first = begin; first < end; first += kTile) {
-    if constexpr (!kConverts) loader.find();
     barrier_wait(&barriers.weights_full[buffer.slot], buffer.phase);
     fence_shared_for_wgmma();
     const float low = factors[buffer.slot * kHeads + row];
@@ -178,117 +174,18 @@ __device__ void sum_values(int begin, int end, int half, const uint8_t* tiles,
                    values + (tile.slot * kTileBytes >> 4) + (step * 2048 >> 4), 1);
     }
     wgmma_commit();
-    if constexpr (kConverts) {
-      sync_warps(3 + half, 128);  // all four warps are done with the tile before this one
-      loader.bring(next.slot);
-      next.advance(kWideTiles<T>);
-    }
+    sync_warps(3 + half, 128);  // all four warps are done with the tile before this one
+    loader.bring(next.slot);
+    next.advance(kWideTiles);
     wgmma_wait<0>();
     wgmma_hold(out);
     warp_arrive(&barriers.weights_empty[buffer.slot]);  // all lanes have read the factors
-    if constexpr (!kConverts) {
-      sync_warps(3 + half, 128);  // all four warps have read this half of the tile
-      loader.bring(tile.slot);
-    }
-    tile.advance(kWideTiles<T>);
+    tile.advance(kWideTiles);
     buffer.advance(2);
   }
 }
 
-// Brings the block's queries, rounded to BF16; rows behind the last
-// head are zero.
-__device__ void bring_queries(const DecodeArgs& a, int64_t token, int64_t first_head,
-                              uint8_t* queries) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t heads = a.attend.shape.num_heads;
-  constexpr int kChunks = kHeads * (kEntry / 8);
-  constexpr int kAtOnce = 6;
-  static_assert(kChunks % (kAtOnce * kThreads) == 0);
-  for (int first = thread; first < kChunks; first += kAtOnce * kThreads) {
-    float4 q[kAtOnce][2];
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int i = first + k * kThreads;
-      const int64_t head = first_head + i / (kEntry / 8);
-      q[k][0] = q[k][1] = make_float4(0, 0, 0, 0);
-      if (head >= heads) continue;
-      const float* const source = query_values(a.attend, token, head, i % (kEntry / 8));
-      if (i % (kEntry / 8) < kRank / 8) {
-        q[k][0] = reinterpret_cast<const float4*>(source)[0];
-        q[k][1] = reinterpret_cast<const float4*>(source)[1];
-      } else {  // of a row of any stride
-        q[k][0] = make_float4(source[0], source[1], source[2], source[3]);
-        q[k][1] = make_float4(source[4], source[5], source[6], source[7]);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const int i = first + k * kThreads;
-      const int chunk = i % (kEntry / 8);
-      *reinterpret_cast<uint4*>(queries + chunk / 8 * kQueryBlockBytes +
-                                swizzled(i / (kEntry / 8), chunk % 8, 128)) =
-          make_uint4(bf16x2(q[k][0].x, q[k][0].y), bf16x2(q[k][0].z, q[k][0].w),
-                     bf16x2(q[k][1].x, q[k][1].y), bf16x2(q[k][1].z, q[k][1].w));
-    }
-  }
-  fence_shared_for_wgmma();
-  sync_warps(1, kThreads);
-}
-
-// A block's run: out of the half of a warpgroup, or partial results. Those of a run go through
-// `staging` in shared memory, 64 KB a warpgroup, so that a row's values leave together.
-__device__ void store_values(const DecodeArgs& a, int64_t token, int run, int64_t first_head,
-                             int group, const float2* stats, const float (&out)[128],
-                             uint8_t* staging) {
-  const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int64_t heads = a.attend.shape.num_heads;
-  const int lane = thread % 32;
-  const int first_row = thread / 32 * 16;  // of the warp
-  const int rows = static_cast<int>(min(heads - first_head - first_row, int64_t{16}));
-  if (rows <= 0) return;
-  if (!a.split) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = lane / 4 + 8 * r;
-      if (row >= rows) continue;
-      const float factor = 1 / stats[first_row + row].y;
-#pragma unroll
-      for (int n = 0; n < 32; ++n) {
-        store_latents(a.attend, token, first_head + first_row + row,
-                      256 * group + 8 * n + 2 * (lane % 4), out[4 * n + 2 * r],
-                      out[4 * n + 2 * r + 1], factor);
-      }
-    }
-    return;
-  }
-  // The warp's 16 rows of 256 values; chunks of 16 bytes trade places by the row's number.
-  constexpr int kStagedRowBytes = 1024;
-  uint8_t* const mine = staging + (8 * group + 2 * (thread / 32)) * (8 * kStagedRowBytes);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = lane / 4 + 8 * r;
-#pragma unroll
-    for (int n = 0; n < 32; ++n) {
-      *reinterpret_cast<float2*>(mine + swizzled(row, 2 * n + lane % 4 / 2, kStagedRowBytes) +
-                                 8 * (lane % 2)) =
-          make_float2(out[4 * n + 2 * r], out[4 * n + 2 * r + 1]);
-    }
-  }
-  __syncwarp();
-  const int64_t at = (int64_t{blockIdx.z} * a.runs + run) * heads + first_head + first_row;
-  if (group == 0 && lane < rows) a.stats[at + lane] = stats[first_row + lane];
-  float* const to = a.partial + at * kRank + 256 * group;
-#pragma unroll 4
-  for (int i = 0; i < 2 * rows; ++i) {
-    const int row = i / 2;
-    const int chunk = i % 2 * 32 + lane;
-    *reinterpret_cast<float4*>(to + row * kRank + 4 * chunk) =
-        *reinterpret_cast<const float4*>(mine + swizzled(row, chunk, kStagedRowBytes));
-  }
-}
-
-template <typename T>
-__global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs a) {
+__global__ __launch_bounds__(kThreads, 1) void mla_wide_fp8_kernel(const DecodeArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   __shared__ WideBarriers barriers;
@@ -298,7 +195,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
   uint8_t* const weights = queries + kQueryBytes;
   uint8_t* const tiles = weights + kWeightBytes;
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kWideTiles<T>) barrier_init(&barriers.full[thread], 256);
+  if (thread < kWideTiles) barrier_init(&barriers.full[thread], 256);
   if (thread < kWideRawTiles) {
     barrier_init(&barriers.raw_full[thread], 1);
     barrier_init(&barriers.raw_empty[thread], 8 * kWarpArrivals);
@@ -307,7 +204,7 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
     barrier_init(&barriers.weights_full[thread], 4 * kWarpArrivals);
     barrier_init(&barriers.weights_empty[thread], 8 * kWarpArrivals);
   }
-  if (thread < kWideTiles<T>) fence_barrier_init();
+  if (thread < kWideTiles) fence_barrier_init();
   let_next_start();
   const int64_t token = a.first_token + blockIdx.z;
   const int run = static_cast<int>(blockIdx.x);
@@ -322,23 +219,23 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
   if (thread >= 256) {
     wait_for_previous();
     __syncthreads();  // the barriers are there
-    bring_queries(a, token, first_head, queries);
-    score_tiles<kWideTiles<T>>(a, begin, end, queries, tiles, weights, factors, stats, barriers);
+    bring_wide_queries(a, token, first_head, queries);
+    score_tiles(a, begin, end, queries, tiles, weights, factors, stats, barriers);
     sync_warps(2, kThreads);
   } else {
     const int half = thread / 128;
-    const RunEntries<T> positions{a, view, begin, end};
-    WideLoader<T> loader(positions, half, tiles, barriers);
+    const RunEntries<uint8_t> positions{a, view, begin, end};
+    WideLoader loader(positions, half, tiles, barriers);
     wait_for_previous();
     __syncthreads();  // the barriers are there
     loader.ask_first();
-    bring_queries(a, token, first_head, queries);
+    bring_wide_queries(a, token, first_head, queries);
     loader.bring_first();
     float out[128];
     sum_values(begin, end, half, tiles, weights, factors, barriers, loader, out);
     asm volatile("cp.async.wait_all;" ::: "memory");
     sync_warps(2, kThreads);  // the sums of weights are there, and nobody reads the tiles
-    store_values(a, token, run, first_head, half, stats, out, tiles);
+    store_wide_values(a, token, run, first_head, half, stats, out, tiles);
   }
 #endif
 }
@@ -346,28 +243,17 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_kernel(const DecodeArgs 
 }  // namespace
 
 bool mla_wide_runs_here() {
-  static const bool runs = has_body(mla_wide_kernel<uint16_t>);
+  static const bool runs = has_body(mla_wide_fp8_kernel);
   return runs;
 }
 
-namespace {
-
-template <typename T>
-cudaError_t launch_typed(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
-  constexpr auto kernel = mla_wide_kernel<T>;
-  const cudaError_t configured = allow_shared<kernel>(kShared<T>);
+cudaError_t launch_mla_wide_fp8(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
+  const cudaError_t configured = allow_shared<mla_wide_fp8_kernel>(kShared);
   if (configured != cudaSuccess) return configured;
   const auto head_blocks =
       static_cast<unsigned>((args.attend.shape.num_heads + kHeads - 1) / kHeads);
   const dim3 grid(static_cast<unsigned>(args.runs), head_blocks, static_cast<unsigned>(tokens));
-  return launch_overlapped(kernel, grid, dim3(kThreads), kShared<T>, stream, args);
-}
-
-}  // namespace
-
-cudaError_t launch_mla_wide(const DecodeArgs& args, int64_t tokens, cudaStream_t stream) {
-  return args.attend.cache.dtype == DType::kBf16 ? launch_typed<uint16_t>(args, tokens, stream)
-                                                 : launch_typed<uint8_t>(args, tokens, stream);
+  return launch_overlapped(mla_wide_fp8_kernel, grid, dim3(kThreads), kShared, stream, args);
 }
 
 }  // namespace nibble::cuda

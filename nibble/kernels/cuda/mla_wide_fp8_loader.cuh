@@ -1,36 +1,33 @@
-// How mla_wide.cu's tiles come to shared memory.
+// How mla_wide_fp8.cu's tiles come to shared memory.
 //
 // A tile is 32 cache entries as BF16: nine blocks of 64 columns, 128 swizzled bytes a row. Each of
 // two warpgroups brings its share of the columns: the left half of the latents, or the right one
-// and the rope keys. BF16 entries go straight to their place. FP8 ones come as they are, by bulk
-// copies of as many rows as lie together, and are converted while the tensor cores are busy.
+// and the rope keys. Entries come as they are, by bulk copies of as many rows as lie together, and
+// are converted while the tensor cores are busy.
 #pragma once
 
 #include <cstdint>
 
 #include "nibble/kernels/cuda/mla_runs.cuh"
+#include "nibble/kernels/cuda/mla_wide_block.cuh"
 #include "nibble/kernels/cuda/ptx.cuh"
 #include "nibble/kernels/cuda/units.cuh"
 #include "nibble/kernels/cuda/wgmma.cuh"
 
 namespace nibble::cuda {
 
-constexpr int kWideTile = 32;             // positions
-constexpr int kWideBlocks = kEntry / 64;  // of 64 columns
+constexpr int kWideTile = 32;  // positions
 constexpr int kWideKeyBlockBytes = kWideTile * 128;
 constexpr int kWideTileBytes = kWideBlocks * kWideKeyBlockBytes;
 
 // Tiles in shared memory, and FP8 tiles on their way there.
-template <typename T>
-constexpr int kWideTiles = sizeof(T) == 2 ? 4 : 3;
+constexpr int kWideTiles = 3;
 constexpr int kWideRawTiles = 2;
 constexpr int kWideRawBytes = kWideTile * kEntry;
-template <typename T>
-constexpr int kWideRingBytes = kWideTiles<T>* kWideTileBytes +
-                               (sizeof(T) == 2 ? 0 : kWideRawTiles * kWideRawBytes);
+constexpr int kWideRingBytes = kWideTiles * kWideTileBytes + kWideRawTiles * kWideRawBytes;
 
 struct WideBarriers {
-  uint64_t full[4];
+  uint64_t full[kWideTiles];
   uint64_t raw_full[kWideRawTiles];
   uint64_t raw_empty[kWideRawTiles];
   uint64_t weights_full[2];
@@ -49,90 +46,21 @@ struct Turn {
   }
 };
 
-// Brings a warpgroup's share of the run's tiles, one after the other.
-template <typename T>
-class WideLoader;
-
-template <>
-class WideLoader<uint16_t> {
- public:
-  __device__ WideLoader(const RunEntries<uint16_t>& run, int half, uint8_t* tiles,
-                        WideBarriers& barriers)
-      : run_(run), next_(run.begin), half_(half), tiles_(tiles), barriers_(barriers) {}
-
-  // The first tiles. Before queries: they take longer.
-  __device__ void ask_first() {
-#pragma unroll
-    for (int slot = 0; slot < kWideTiles<uint16_t>; ++slot) {
-      find();
-      bring(slot);
-    }
-  }
-  __device__ void bring_first() {}
-
-  // Looks up where the next tile is.
-  __device__ void find() {
-    any_ = next_ < run_.end;
-    if (!any_) return;
-    const int thread = static_cast<int>(threadIdx.x) % 128;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int position = next_ + thread / 8 + 16 * i;
-      from_[i] = run_.entry(position) + 256 * half_ + 8 * (thread % 8);
-      bytes_[i] = position < run_.end ? 16 : 0;
-    }
-    next_ += kWideTile;
-  }
-
-  // It comes to `slot`, which nobody of the warpgroup reads any more.
-  __device__ void bring(int slot) {
-    if (!any_) return;
-    const int thread = static_cast<int>(threadIdx.x) % 128;
-    const int row = thread / 8;
-    uint8_t* const to = tiles_ + slot * kWideTileBytes + 4 * half_ * kWideKeyBlockBytes +
-                        swizzled(row, thread % 8, 128);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int b = 0; b < 5; ++b) {
-        if (b == 4 && half_ == 0) break;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                         shared_address(to + b * kWideKeyBlockBytes + i * 2048)),
-                     "l"(from_[i] + 64 * b), "r"(bytes_[i])
-                     : "memory");
-      }
-    }
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
-                     shared_address(&barriers_.full[slot]))
-                 : "memory");
-  }
-
- private:
-  const RunEntries<uint16_t>& run_;
-  int next_;  // the first position of the tile to be brought
-  int half_;
-  uint8_t* tiles_;
-  WideBarriers& barriers_;
-  bool any_ = false;
-  const uint16_t* from_[2];
-  int bytes_[2];
-};
-
 // Two values of a cache entry as BF16; NaN, which weights don't have, stays NaN.
 __device__ inline uint32_t entry_pair(uint32_t word, int upper) {
   const uint32_t nan = __vcmpeq4(word & 0x7f7f7f7fu, 0x7f7f7f7fu);
   return Fp8Unit::pair(word, upper) | __byte_perm(nan, 0, upper == 0 ? 0x1100 : 0x3322);
 }
 
-template <>
-class WideLoader<uint8_t> {
+// Brings a warpgroup's share of the run's tiles, one after the other.
+class WideLoader {
  public:
   __device__ WideLoader(const RunEntries<uint8_t>& run, int half, uint8_t* tiles,
                         WideBarriers& barriers)
       : run_(run),
         half_(half),
         tiles_(tiles),
-        raw_(tiles + kWideTiles<uint8_t> * kWideTileBytes),
+        raw_(tiles + kWideTiles * kWideTileBytes),
         barriers_(barriers) {
     if (!asks()) return;
     // For ask_first() to find near.
@@ -146,7 +74,7 @@ class WideLoader<uint8_t> {
   }
   __device__ void bring_first() {
 #pragma unroll 1
-    for (int slot = 0; slot + 1 < kWideTiles<uint8_t>; ++slot) bring(slot);
+    for (int slot = 0; slot + 1 < kWideTiles; ++slot) bring(slot);
   }
 
   // The next tile to `slot`, which nobody of the warpgroup reads any more.
