@@ -69,6 +69,7 @@ void bench_moe(Kernels& kernels, const Limits& limits);
 void bench_mla(Kernels& kernels, const Limits& limits);
 void bench_prompts(Kernels& kernels, const Limits& limits);
 void bench_layers(Kernels& kernels, const Limits& limits);
+void bench_sampling(Kernels& kernels);
 
 // A thread for each of tp_size GPUs; the layers' weights must fit.
 struct RanksOptions {

@@ -1,5 +1,5 @@
-// bench_cuda [linear] [moe] [mla] [layers] [prompts]: all but the last by default. Ratios are to
-// the copy bandwidth and the BF16 product measured in the same process, before and after.
+// bench_cuda [linear] [moe] [mla] [layers] [prompts] [sampling]: the first four by default. Ratios
+// are to the copy bandwidth and the BF16 product measured in the same process, before and after.
 //
 // bench_cuda ranks:TP:EP:DP:DENSE:MOE ...: R1 on TP GPUs with EP expert groups, with (DP 1) or
 // without (0) attention data parallel, DENSE and MOE layers of it; ranks:4:1:0:3:58 is all of R1.
@@ -107,6 +107,7 @@ int main(int argc, char** argv) {
   if (wanted("moe")) nibble::bench::bench_moe(**kernels, limits);
   if (wanted("mla")) nibble::bench::bench_mla(**kernels, limits);
   if (wanted("prompts")) nibble::bench::bench_prompts(**kernels, limits);
+  if (wanted("sampling")) nibble::bench::bench_sampling(**kernels);
   if (wanted("layers")) nibble::bench::bench_layers(**kernels, limits);
   measure(**kernels);
   return 0;

@@ -173,6 +173,8 @@ EngineStats DataParallelEngine::stats() const {
     all.guided_seconds += stats.guided_seconds;
     all.num_device_windows += stats.num_device_windows;
     all.num_host_windows += stats.num_host_windows;
+    all.num_device_drafts += stats.num_device_drafts;
+    all.num_host_drafts += stats.num_host_drafts;
   }
   return all;
 }

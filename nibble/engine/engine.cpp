@@ -75,6 +75,9 @@ PassPlan pass_plan(const LoadedModel& model, const EngineOptions& options) {
     plan.options.graph_sizes = step_graph_sizes(options.cuda_graph_batch_sizes,
                                                 options.max_batch_size, options.num_drafts);
   }
+  if (options.draft.draft_sampling) {
+    plan.options.num_weight_rows = options.max_batch_size * options.num_drafts;
+  }
   plan.record_all = !options.cuda_graph_batch_sizes.empty();
   return plan;
 }
@@ -557,6 +560,8 @@ EngineStats Engine::stats() const {
   stats.graphs = passes_->graph_stats();
   stats.num_device_windows = sampler_.num_device_windows();
   stats.num_host_windows = sampler_.num_host_windows();
+  stats.num_device_drafts = sampler_.num_device_drafts();
+  stats.num_host_drafts = sampler_.num_host_drafts();
   return stats;
 }
 

@@ -43,9 +43,13 @@ Status perform_part(LoadedModel& model, LocalPasses& local, const PassRound& rou
   const PassRound::Part& part = round.parts[me];
   PassMessage message;
   if (!part.message.empty()) message = PassMessage::decode(part.message);
-  if (round.kind == PassKind::kLogits || round.kind == PassKind::kSample) {
+  if (round.kind == PassKind::kLogits || round.kind == PassKind::kSample ||
+      round.kind == PassKind::kWeights) {
     std::vector<std::byte> answer;
-    if (!part.message.empty() && round.kind == PassKind::kLogits) {
+    if (!part.message.empty() && round.kind == PassKind::kWeights) {
+      const std::vector<float> weights = local.kept_weights(message.weight_row);
+      append(answer, std::as_bytes(std::span(weights)));
+    } else if (!part.message.empty() && round.kind == PassKind::kLogits) {
       local.logits(message.from, message.rows, [&](size_t, const MatrixView& logits) {
         for (int64_t r = 0; r < logits.rows; ++r) {
           append(answer, std::as_bytes(std::span(logits.row<const float>(r),
@@ -78,6 +82,7 @@ int priority(PassKind kind) {
       return 0;
     case PassKind::kLogits:
       return 1;
+    case PassKind::kWeights:
     case PassKind::kSample:
       return 2;
     case PassKind::kForwardMtp:
@@ -146,6 +151,19 @@ class LanePasses : public ModelPasses {
     group_.perform(lane_, call);
     std::memcpy(sampled_.data(), call.answer.data(), call.answer.size());
     return sampled_;
+  }
+
+  int64_t num_weight_rows() const override { return group_.local_->num_weight_rows(); }
+
+  std::vector<float> kept_weights(int64_t row) override {
+    std::vector<float> weights(static_cast<size_t>(group_.model_.config.vocab_size));
+    LaneGroup::Call call;
+    call.kind = PassKind::kWeights;
+    call.message = PassMessage::weights(row);
+    call.answer_size = static_cast<int64_t>(std::span(weights).size_bytes());
+    group_.perform(lane_, call);
+    std::memcpy(weights.data(), call.answer.data(), call.answer.size());
+    return weights;
   }
 
  private:

@@ -54,6 +54,9 @@ Result<std::unique_ptr<LocalPasses>> LocalPasses::create(LoadedModel& model,
   passes->graphs_ = std::move(graphs);
   if (shard.rank == 0 || shard.enable_attention_dp) {
     passes->sampler_ = NIBBLE_TRY(model.kernels->make_sampler(model.config.vocab_size));
+    if (passes->sampler_ && options.num_weight_rows > 0) {
+      NIBBLE_TRY(passes->sampler_->reserve_weights(options.num_weight_rows));
+    }
   }
   const auto bytes = [](int64_t rows, int64_t cols) {
     return static_cast<size_t>(rows * cols) * sizeof(float);
@@ -290,6 +293,14 @@ std::span<const SampledRow> LocalPasses::sample(HiddenRow::From from,
   sampler_->sample(logits, asked);
   finish();
   return sampler_->results();
+}
+
+std::vector<float> LocalPasses::kept_weights(int64_t row) {
+  NIBBLE_CHECK(sampler_ != nullptr);
+  std::vector<float> weights(static_cast<size_t>(model_->config.vocab_size));
+  const Status copied = sampler_->copy_weights(row, weights);
+  if (!copied) throw PassFailure(copied.error());
+  return weights;
 }
 
 // Nothing can go on without its device, so that an error here is thrown, not returned.

@@ -22,6 +22,8 @@ struct PassOptions {
   // Numbers of tokens, ascending, of which passes over generated tokens are recorded, where the
   // backend can; a pass over fewer is filled up. Empty: nothing is recorded.
   std::vector<int64_t> graph_sizes;
+  // Drawn drafts whose weights the device keeps at once, where it samples.
+  int64_t num_weight_rows = 0;
 };
 
 // The sizes for batch_sizes sequences with and without drafts. Without any: all small ones and a
@@ -48,6 +50,8 @@ class LocalPasses : public ModelPasses {
   bool can_sample() const override { return sampler_ != nullptr; }
   std::span<const SampledRow> sample(HiddenRow::From from,
                                      std::span<const SampleRow> rows) override;
+  int64_t num_weight_rows() const override { return sampler_ ? options_.num_weight_rows : 0; }
+  std::vector<float> kept_weights(int64_t row) override;
   // The part of sample() that every rank has: the head over head_rows(rows), where needs_head().
   bool needs_head(HiddenRow::From from) const {
     return from != HiddenRow::From::kStep || step_logits_ == 0;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <stdexcept>
+#include <vector>
 
 #include "nibble/base/result.h"
 #include "nibble/kernels/device_sampler.h"
@@ -89,6 +90,12 @@ class ModelPasses {
                                              std::span<const SampleRow> /*rows*/) {
     return {};
   }
+
+  // Drawn drafts' weights may be kept in so many rows (SampleRow::keep_weights).
+  virtual int64_t num_weight_rows() const { return 0; }
+
+  // The weights [vocab_size] of a row, for the host to judge a draft.
+  virtual std::vector<float> kept_weights(int64_t /*row*/) { return {}; }
 
   // Of passes that were recorded and replayed.
   virtual StepGraphStats graph_stats() const { return {}; }

@@ -140,6 +140,12 @@ std::vector<std::byte> PassMessage::sample(HiddenRow::From from, std::span<const
   return writer.take();
 }
 
+std::vector<std::byte> PassMessage::weights(int64_t row) {
+  Writer writer(PassKind::kWeights);
+  writer.put(row);
+  return writer.take();
+}
+
 std::vector<std::byte> PassMessage::of_round(const PassRound& round) {
   Writer writer(PassKind::kRound);
   writer.put(round.kind);
@@ -164,6 +170,7 @@ std::vector<std::byte> PassMessage::set_up(const PassPlan& plan) {
   writer.put(plan.cache_fraction);
   writer.put(plan.record_all);
   writer.put_all(std::span<const int64_t>(plan.options.graph_sizes));
+  writer.put(plan.options.num_weight_rows);
   return writer.take();
 }
 
@@ -180,6 +187,7 @@ PassMessage PassMessage::decode(std::span<const std::byte> bytes) {
       message.plan.cache_fraction = reader.get<double>();
       message.plan.record_all = reader.get<bool>();
       message.plan.options.graph_sizes = reader.get_all<int64_t>();
+      message.plan.options.num_weight_rows = reader.get<int64_t>();
       break;
     case PassKind::kForward:
     case PassKind::kForwardMtp:
@@ -207,6 +215,9 @@ PassMessage PassMessage::decode(std::span<const std::byte> bytes) {
         sample.seen = reader.get_all<TokenSeen>();
         sample.row = reader.get<SampleRow>();
       }
+      break;
+    case PassKind::kWeights:
+      message.weight_row = reader.get<int64_t>();
       break;
     case PassKind::kRound:
       message.round.kind = reader.get<PassKind>();

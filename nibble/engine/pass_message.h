@@ -19,6 +19,7 @@ enum class PassKind : uint8_t {
   kKeepHidden,
   kLogits,
   kSample,   // logits to tokens on each rank; in rounds alone
+  kWeights,  // kept weights of a drawn draft; in rounds alone
   kRound,    // attention data parallel: for each rank its part of the same
   kHead,     // logits that stay on rank 0's device, to be sampled there
   kNothing,  // to be heard of, and to hear of a lost peer
@@ -52,6 +53,7 @@ class PassMessage {
   static std::vector<std::byte> logits(HiddenRow::From from, std::span<const RowRange> rows);
   static std::vector<std::byte> head(HiddenRow::From from, std::span<const int64_t> rows);
   static std::vector<std::byte> sample(HiddenRow::From from, std::span<const SampleRow> rows);
+  static std::vector<std::byte> weights(int64_t row);
   static std::vector<std::byte> of_round(const PassRound& round);
   // kNothing, kStop, kEnd.
   static std::vector<std::byte> of_kind(PassKind kind);
@@ -65,6 +67,7 @@ class PassMessage {
   HiddenRow::From from{};           // kLogits, kHead, kSample
   std::vector<RowRange> rows;       // kLogits
   std::vector<int64_t> head_rows;   // kHead
+  int64_t weight_row = 0;           // kWeights
   PassPlan plan;                    // kSetUp
   PassRound round;                  // kRound
   // kForward, kForwardMtp: views into this message.

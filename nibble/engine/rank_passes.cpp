@@ -97,6 +97,12 @@ std::span<const SampledRow> RankPasses::sample(HiddenRow::From from,
   return local_->sample(from, rows);
 }
 
+// Sampling is rank 0's alone.
+std::vector<float> RankPasses::kept_weights(int64_t row) {
+  const auto held = link_.hold();
+  return local_->kept_weights(row);
+}
+
 Status serve_rank(LoadedModel& model) {
   NIBBLE_CHECK(model.comm != nullptr && model.comm->rank() != 0);
   Communicator& comm = *model.comm;

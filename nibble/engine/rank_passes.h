@@ -30,6 +30,8 @@ class RankPasses : public ModelPasses {
   bool can_sample() const override { return local_->can_sample(); }
   std::span<const SampledRow> sample(HiddenRow::From from,
                                      std::span<const SampleRow> rows) override;
+  int64_t num_weight_rows() const override { return local_->num_weight_rows(); }
+  std::vector<float> kept_weights(int64_t row) override;
   StepGraphStats graph_stats() const override { return local_->graph_stats(); }
   int64_t num_replayed() const override { return local_->num_replayed(); }
 

@@ -18,6 +18,9 @@ uint64_t order_key(float weight, size_t id) {
   return uint64_t{std::bit_cast<uint32_t>(weight)} << 32 | (0xFFFFFFFF - id);
 }
 float key_weight(uint64_t key) { return std::bit_cast<float>(static_cast<uint32_t>(key >> 32)); }
+bool limits_top_k(const SamplingParams& params, size_t vocab_size) {
+  return params.top_k > 0 && params.top_k < static_cast<int64_t>(vocab_size);
+}
 int32_t key_id(uint64_t key) { return static_cast<int32_t>(0xFFFFFFFF - (key & 0xFFFFFFFF)); }
 
 }  // namespace
@@ -68,7 +71,7 @@ bool Sampler::extend_order() {
 
 // Fills kept_ and total_ by top_k, then top_p.
 void Sampler::select(const SamplingParams& params) {
-  const bool has_k = params.top_k > 0 && params.top_k < static_cast<int64_t>(weights_.size());
+  const bool has_k = limits_top_k(params, weights_.size());
   all_ = !has_k && params.top_p >= 1;
   if (all_) return;
 
@@ -140,6 +143,24 @@ Result<Distribution> Sampler::distribution(std::span<const float> logits,
     result.push_back({id, probability});
     return true;
   });
+  return result;
+}
+
+Distribution distribution_of_weights(std::span<const float> weights, const SamplingParams& params) {
+  // The total is taken in the order of compute_weights() and select().
+  const bool is_whole =
+      params.min_p <= 0 && params.top_p >= 1 && !limits_top_k(params, weights.size());
+  double total = 0;
+  if (is_whole) {
+    total = sum_weights(weights);
+  } else {
+    for (const float weight : weights) total += static_cast<double>(weight);
+  }
+  Distribution result;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] <= 0) continue;
+    result.push_back({static_cast<int32_t>(i), static_cast<double>(weights[i]) / total});
+  }
   return result;
 }
 

@@ -64,6 +64,10 @@ Result<int32_t> sample(std::span<const float> logits, const SamplingParams& para
 Result<std::vector<double>> sampling_distribution(std::span<const float> logits,
                                                   const SamplingParams& params);
 
+// Sampler::distribution() from the weights [vocab_size] that its filters left, 0 for what can't be
+// drawn: the same bits. A device keeps them so.
+Distribution distribution_of_weights(std::span<const float> weights, const SamplingParams& params);
+
 // The first id in id order whose cumulative probability exceeds u; through rounding none: the last.
 // `distribution` is not empty.
 int32_t draw(const Distribution& distribution, double u);
@@ -82,5 +86,8 @@ Status check_logits(std::span<const float> logits);
 // peak, none is NaN. out has the size of logits. Returns the sum of out in binary64.
 double softmax_weights(std::span<const float> logits, float peak, float temperature,
                        std::span<float> out);
+
+// The sum that softmax_weights() returns, of its `out`.
+double sum_weights(std::span<const float> weights);
 
 }  // namespace nibble

@@ -6,8 +6,19 @@
 
 namespace nibble {
 
+void SequenceSampler::describe_draw(int64_t position, RandomStream stream, SampleRow& row) const {
+  row.greedy = is_greedy(params_);
+  row.temperature = static_cast<float>(params_.temperature);
+  row.top_k = std::max<int64_t>(params_.top_k, 0);
+  row.top_p = params_.top_p;
+  row.min_p = params_.min_p;
+  row.uniform = uniform(params_, position, stream, choice_);
+}
+
 int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, SampleRows& rows) {
-  if (!drafts.distributions.empty()) return 0;
+  const bool drawn = judges_drawn(drafts);
+  const auto is_here = [](const WeightRow& row) { return row == nullptr; };
+  if (drawn && std::any_of(drafts.rows.begin(), drafts.rows.end(), is_here)) return 0;
   // Log-probabilities of processed logits, and of drafts that stand whatever the logits say, are
   // the host's.
   if (params_.logprobs && (context_.processed_logprobs || num_forced(drafts))) return 0;
@@ -32,18 +43,19 @@ int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, Sample
     } else if (!processor_.is_identity() || rule.mask != nullptr) {
       processor_.describe(counts_, position + i, rule.mask, &rows.rules.emplace_back(), &row);
     }
-    row.greedy = is_greedy(params_);
-    row.temperature = static_cast<float>(params_.temperature);
-    row.top_k = std::max<int64_t>(params_.top_k, 0);
-    row.top_p = params_.top_p;
-    row.min_p = params_.min_p;
-    row.uniform = uniform(params_, position + i, RandomStream::kDraw, choice_);
+    describe_draw(position + i, RandomStream::kDraw, row);
     static_assert(kMaxLogprobs <= kMaxSampledTop);
     if (params_.logprobs) row.logprobs = static_cast<int32_t>(*params_.logprobs);
     if (relaxed && i < drafts.size()) {
       row.draft = drafts.token_ids[static_cast<size_t>(i)];
       row.relaxed_topk = relaxed->topk;
       row.relaxed_delta = relaxed->delta;
+    }
+    if (drawn && i < drafts.size()) {
+      row.draft = drafts.token_ids[static_cast<size_t>(i)];
+      row.draft_weights = static_cast<int32_t>(*drafts.rows[static_cast<size_t>(i)]);
+      row.acceptance = uniform(params_, position + i, RandomStream::kAcceptance, choice_);
+      row.uniform = uniform(params_, position + i, RandomStream::kResidual, choice_);
     }
   }
   counts_.pop(pushed);
@@ -53,7 +65,8 @@ int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, Sample
 
 std::optional<SequenceSampler::Window> SequenceSampler::finish(
     const Drafts& drafts, std::span<const SampledRow> sampled) {
-  const bool relaxed = relaxed_now(drafts).has_value();
+  // Under these rules the row itself says whether its draft stands.
+  const bool judged = relaxed_now(drafts).has_value() || judges_drawn(drafts);
   const std::optional<int64_t> forced = num_forced(drafts);
   Verification verified;
   for (size_t i = 0;; ++i) {
@@ -61,11 +74,10 @@ std::optional<SequenceSampler::Window> SequenceSampler::finish(
     const bool has_draft = i < drafts.token_ids.size();
     const int32_t draft = has_draft ? drafts.token_ids[i] : -1;
     const bool is_forced = forced && static_cast<int64_t>(i) < *forced;
-    const bool passes =
-        has_draft && (is_forced || (!forced && relaxed && sampled[i].accepted != 0));
+    const bool passes = has_draft && (is_forced || (!forced && judged && sampled[i].accepted != 0));
     verified.token_ids.push_back(passes ? draft : sampled[i].token);
-    // As in verify.cpp: relaxed acceptance draws only where it refuses.
-    const bool goes_on = relaxed || forced ? passes : has_draft && sampled[i].token == draft;
+    // As in verify.cpp: these draw only where they refuse.
+    const bool goes_on = judged || forced ? passes : has_draft && sampled[i].token == draft;
     if (!goes_on) break;
     ++verified.accepted;
   }
@@ -80,7 +92,8 @@ std::optional<SequenceSampler::Window> SequenceSampler::finish(
   return window;
 }
 
-bool SequenceSampler::prepare_proposal(const Drafts& drafts, int64_t row, SampleRows& rows) {
+bool SequenceSampler::prepare_proposal(const Drafts& drafts, int64_t row, const WeightRow& weights,
+                                       SampleRows& rows) {
   size_t pushed = 0;
   bool allowed = true;
   SampleRow asked;
@@ -97,8 +110,14 @@ bool SequenceSampler::prepare_proposal(const Drafts& drafts, int64_t row, Sample
     }
     constraint_.pop(pushed);
   }
-  if (allowed) rows.rows.push_back(asked);
-  return allowed;
+  if (!allowed) return false;
+  if (weights != nullptr) {
+    const auto position = static_cast<int64_t>(counts_.output().size()) + drafts.size();
+    describe_draw(position, RandomStream::kDraft, asked);
+    asked.keep_weights = static_cast<int32_t>(*weights);
+  }
+  rows.rows.push_back(asked);
+  return true;
 }
 
 }  // namespace nibble

@@ -60,6 +60,11 @@ std::optional<int64_t> SequenceSampler::num_forced(const Drafts& drafts) const {
                              std::min(drafts.size(), static_cast<int64_t>(std::ceil(length)) - 1));
 }
 
+// Whether drafts are judged by rejection sampling.
+bool SequenceSampler::judges_drawn(const Drafts& drafts) const {
+  return drafts.are_drawn() && !num_forced(drafts) && !relaxed_now(drafts);
+}
+
 Result<Verification> SequenceSampler::verify(const Drafts& drafts, const ProcessedRow& row,
                                              Sampler& sampler) const {
   const VerifyContext context{params_, static_cast<int64_t>(counts_.output().size()), choice_};
@@ -70,7 +75,7 @@ Result<Verification> SequenceSampler::verify(const Drafts& drafts, const Process
   if (const auto relaxed = relaxed_now(drafts)) {
     return verify_relaxed(drafts.token_ids, row, relaxed->topk, relaxed->delta, context, sampler);
   }
-  if (!drafts.distributions.empty()) {
+  if (judges_drawn(drafts)) {
     return verify_drawn(drafts.token_ids, drafts.distributions, row, context, sampler);
   }
   return verify_strict(drafts.token_ids, row, context, sampler);
@@ -205,8 +210,8 @@ bool SequenceSampler::propose(std::span<float> logits, bool draw, Sampler& sampl
   if (!distribution) return false;
   const auto position = static_cast<int64_t>(counts_.output().size()) + drafts.size();
   const double number = uniform(params_, position, RandomStream::kDraft, choice_);
-  drafts.token_ids.push_back(nibble::draw(*distribution, number));
-  drafts.distributions.push_back(*std::move(distribution));
+  const int32_t token = nibble::draw(*distribution, number);
+  drafts.add(token, *std::move(distribution), nullptr);
   return true;
 }
 

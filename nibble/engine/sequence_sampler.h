@@ -18,6 +18,7 @@
 #include "nibble/engine/stop_matcher.h"
 #include "nibble/engine/token_counts.h"
 #include "nibble/engine/verify.h"
+#include "nibble/engine/weight_rows.h"
 #include "nibble/kernels/device_sampler.h"
 #include "nibble/kernels/matrix_view.h"
 #include "nibble/tokenizer/detokenizer.h"
@@ -48,15 +49,24 @@ struct DraftRule {
   bool relaxed = false;
 };
 
-// Drafts of a window. Drawn drafts come with what each was drawn from.
+// Drafts of a window. Drawn drafts come with what each was drawn from: a distribution, or the row
+// of a DeviceSampler's kept weights.
 struct Drafts {
   std::vector<int32_t> token_ids;
-  std::vector<Distribution> distributions;  // empty: token_ids are argmaxes
+  std::vector<Distribution> distributions;  // empty: token_ids are argmaxes; one: it has a row
+  std::vector<WeightRow> rows;              // as many; null: it has a distribution
 
   int64_t size() const { return static_cast<int64_t>(token_ids.size()); }
+  bool are_drawn() const { return !distributions.empty(); }
+  void add(int32_t token, Distribution distribution, WeightRow row) {
+    token_ids.push_back(token);
+    distributions.push_back(std::move(distribution));
+    rows.push_back(std::move(row));
+  }
   void clear() {
     token_ids.clear();
     distributions.clear();
+    rows.clear();
   }
 };
 
@@ -98,15 +108,22 @@ class SequenceSampler {
 
   // The same with a DeviceSampler. prepare() appends the rows that it needs, the first of the
   // window being `first_row` of the logits, and returns their number: 0 when the host has to sample
-  // (log-probabilities of processed logits are wanted, or drafts were drawn). finish() judges what
-  // came back; none when a row is undecided: then sample() has to be called with the logits.
+  // (log-probabilities of processed logits are wanted, or the host drew one of the drafts).
+  // finish() judges what came back; none when a row is undecided: then sample() has to be called
+  // with the logits.
   int64_t prepare(const Drafts& drafts, int64_t first_row, SampleRows& rows);
   std::optional<Window> finish(const Drafts& drafts, std::span<const SampledRow> sampled);
 
-  // propose() with a DeviceSampler, for drafts that are not drawn (draws_drafts()). Whether there
-  // can be one: it appends a row then.
-  bool prepare_proposal(const Drafts& drafts, int64_t row, SampleRows& rows);
+  // propose() with a DeviceSampler: whether there can be a draft; it appends a row then. One that
+  // is drawn (draws_drafts()) keeps its weights in row `weights`; null: it is not drawn.
+  bool prepare_proposal(const Drafts& drafts, int64_t row, const WeightRow& weights,
+                        SampleRows& rows);
   bool draws_drafts(bool draw) const { return draw && !is_greedy(params_); }
+
+  // Turns kept weights [vocab_size] of a draft of this sequence into what sample() needs.
+  Distribution draft_distribution(std::span<const float> weights) const {
+    return distribution_of_weights(weights, params_);
+  }
 
   // Appends a draft from the MTP layer's `logits` [vocab_size], which are changed: the likeliest
   // token that the grammar allows behind the drafts so far; with `draw`, when this sequence is not
@@ -123,6 +140,8 @@ class SequenceSampler {
   RelaxedThinking relaxed() const;
   std::optional<RelaxedThinking> relaxed_now(const Drafts& drafts) const;
   std::optional<int64_t> num_forced(const Drafts& drafts) const;
+  bool judges_drawn(const Drafts& drafts) const;
+  void describe_draw(int64_t position, RandomStream stream, SampleRow& row) const;
   // When the window has all tokens that it will have.
   static void close(const Verification& verified, Window& window);
   Result<Verification> verify(const Drafts& drafts, const ProcessedRow& row,

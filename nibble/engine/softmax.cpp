@@ -96,14 +96,20 @@ double softmax_weights(std::span<const float> logits, float peak, float temperat
   const float* const in = logits.data();
   float* const to = out.data();
   for (size_t i = 0; i < size; ++i) to[i] = exp_not_positive((in[i] - peak) / temperature);
+  return sum_weights(out);
+}
+
+double sum_weights(std::span<const float> weights) {
+  const size_t size = weights.size();
+  const float* const in = weights.data();
   std::array<double, kLanes> sums = {};
   const size_t whole = size / kLanes * kLanes;
   for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(to[i + lane]);
+    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(in[i + lane]);
   }
   double sum = 0;
   for (const double lane : sums) sum += lane;
-  for (size_t i = whole; i < size; ++i) sum += static_cast<double>(to[i]);
+  for (size_t i = whole; i < size; ++i) sum += static_cast<double>(in[i]);
   return sum;
 }
 

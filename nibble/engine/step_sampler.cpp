@@ -1,6 +1,7 @@
 #include "nibble/engine/step_sampler.h"
 
-#include <algorithm>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "nibble/base/check.h"
@@ -72,43 +73,91 @@ void StepSampler::sample_part(std::span<const Window> windows, size_t first,
       sink(first + i, *std::move(decided[i]));
     } else {
       ++num_host_windows_;
+      bring_distributions(*windows[i].sequence);
       sample_on_host(windows.subspan(i, 1), first + i, sink);
     }
   }
 }
 
-void StepSampler::propose(std::span<const Window> windows, bool draw, const ProposalSink& sink) {
-  const bool any_drawn = std::any_of(windows.begin(), windows.end(), [&](const Window& window) {
-    return window.sequence->sampler.draws_drafts(draw);
-  });
-  if (!passes_.can_sample() || any_drawn) {
-    passes_.logits(From::kMtp, ranges_of(windows), [&](size_t i, const MatrixView& logits) {
-      Sequence& sequence = *windows[i].sequence;
-      const std::span<float> row(logits.row<float>(0), static_cast<size_t>(logits.cols));
-      sink(i, sequence.sampler.propose(row, draw, sampler_, sequence.drafts));
-    });
-    return;
+// What the device drew drafts from, for the host to judge them.
+void StepSampler::bring_distributions(Sequence& sequence) {
+  Drafts& drafts = sequence.drafts;
+  for (size_t i = 0; i < drafts.rows.size(); ++i) {
+    if (drafts.rows[i] == nullptr) continue;
+    drafts.distributions[i] =
+        sequence.sampler.draft_distribution(passes_.kept_weights(*drafts.rows[i]));
+    drafts.rows[i] = nullptr;
   }
-  for (size_t begin = 0; begin < windows.size();) {
-    const auto part = first_part(windows.subspan(begin));
-    rows_.clear();
-    std::vector<bool> asked;
-    for (const Window& window : part) {
-      Sequence& sequence = *window.sequence;
-      asked.push_back(sequence.sampler.prepare_proposal(sequence.drafts, window.rows.first, rows_));
+}
+
+void StepSampler::propose(std::span<const Window> windows, bool draw, const ProposalSink& sink) {
+  std::vector<size_t> left;  // to the host
+  if (passes_.can_sample()) {
+    for (size_t begin = 0; begin < windows.size();) {
+      const auto part = first_part(windows.subspan(begin));
+      propose_part(part, begin, draw, sink, left);
+      begin += part.size();
     }
-    const std::span<const SampledRow> results = passes_.sample(From::kMtp, rows_.rows);
-    size_t next = 0;
-    for (size_t i = 0; i < part.size(); ++i) {
-      bool has_token = false;
-      if (asked[i]) {
-        const SampledRow& sampled = results[next++];
-        has_token = sampled.outcome == SampledRow::kToken;
-        if (has_token) part[i].sequence->drafts.token_ids.push_back(sampled.token);
+  } else {
+    left.resize(windows.size());
+    std::iota(left.begin(), left.end(), size_t{0});
+  }
+  if (!left.empty()) propose_on_host(windows, left, draw, sink);
+}
+
+void StepSampler::propose_on_host(std::span<const Window> windows, std::span<const size_t> places,
+                                  bool draw, const ProposalSink& sink) {
+  std::vector<RowRange> ranges;
+  for (const size_t place : places) ranges.push_back(windows[place].rows);
+  passes_.logits(From::kMtp, ranges, [&](size_t i, const MatrixView& logits) {
+    Sequence& sequence = *windows[places[i]].sequence;
+    const std::span<float> row(logits.row<float>(0), static_cast<size_t>(logits.cols));
+    sink(places[i], sequence.sampler.propose(row, draw, sampler_, sequence.drafts));
+  });
+}
+
+// `windows` are those from `first` on; places that the device can't decide go to `left`.
+void StepSampler::propose_part(std::span<const Window> windows, size_t first, bool draw,
+                               const ProposalSink& sink, std::vector<size_t>& left) {
+  struct Asked {
+    size_t place = 0;  // in windows
+    WeightRow weights;
+  };
+  rows_.clear();
+  std::vector<Asked> asked;
+  for (size_t i = 0; i < windows.size(); ++i) {
+    Sequence& sequence = *windows[i].sequence;
+    WeightRow weights;
+    if (sequence.sampler.draws_drafts(draw)) {
+      weights = weight_rows_.take();
+      ++(weights == nullptr ? num_host_drafts_ : num_device_drafts_);
+      if (weights == nullptr) {
+        left.push_back(first + i);
+        continue;
       }
-      sink(begin + i, has_token);
     }
-    begin += part.size();
+    if (sequence.sampler.prepare_proposal(sequence.drafts, windows[i].rows.first, weights, rows_)) {
+      asked.push_back({i, std::move(weights)});
+    } else {
+      sink(first + i, false);
+    }
+  }
+  const std::span<const SampledRow> results = passes_.sample(From::kMtp, rows_.rows);
+  for (size_t i = 0; i < asked.size(); ++i) {
+    auto& [place, weights] = asked[i];
+    const bool has_token = results[i].outcome == SampledRow::kToken;
+    Drafts& drafts = windows[place].sequence->drafts;
+    if (!has_token && weights != nullptr) {
+      ++num_host_drafts_;
+      left.push_back(first + place);
+      continue;
+    }
+    if (weights != nullptr) {
+      drafts.add(results[i].token, {}, std::move(weights));
+    } else if (has_token) {
+      drafts.token_ids.push_back(results[i].token);
+    }
+    sink(first + place, has_token);
   }
 }
 

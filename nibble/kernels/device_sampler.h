@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 
+#include "nibble/base/result.h"
 #include "nibble/kernels/matrix_view.h"
 
 namespace nibble {
@@ -41,11 +42,18 @@ struct SampleRow {
   double top_p = 1;
   double min_p = 0;
   double uniform = 0;  // the random number, in [0, 1)
+  // A row of reserve_weights() where the weights of the draw are kept, for a draft; -1: none.
+  int32_t keep_weights = -1;
 
-  // A draft to be judged by relaxed acceptance, or -1: SampledRow::accepted.
+  // A draft to be judged, or -1: SampledRow::accepted. By relaxed acceptance,
   int32_t draft = -1;
   int64_t relaxed_topk = 1;
   double relaxed_delta = 0;
+  // or, where it was drawn from the weights kept in this row (q), by rejection sampling: it stands
+  // when acceptance < p(draft) / q(draft), and is the token then; else the token is drawn with
+  // `uniform` from max(0, p - q). Not for greedy rows; -1: relaxed acceptance.
+  int32_t draft_weights = -1;
+  double acceptance = 0;  // a random number, in [0, 1)
 
   // Log-probabilities of the row as it is (SampledRow::logprobs), with so many of the likeliest
   // tokens, at most kMaxSampledTop; -1: none.
@@ -93,6 +101,15 @@ class DeviceSampler {
 
   // Of the last sample(), one for each row, after Device::synchronize().
   virtual std::span<const SampledRow> results() const = 0;
+
+  // Makes room for the weights of so many drawn drafts, 4 bytes for each token of the vocabulary,
+  // as SampleRow::keep_weights and draft_weights name them; once, before the first sample().
+  // Errors: kOutOfMemory.
+  [[nodiscard]] virtual Status reserve_weights(int64_t rows) = 0;
+
+  // The weights [vocab_size] that a draft was drawn from: exp((logit - largest) / temperature), 0
+  // where the filters leave nothing. Waits for the device. Errors: the device's.
+  [[nodiscard]] virtual Status copy_weights(int64_t row, std::span<float> weights) = 0;
 };
 
 }  // namespace nibble

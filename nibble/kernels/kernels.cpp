@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "nibble/base/check.h"
+#include "nibble/kernels/device_sampler.h"
+#include "nibble/kernels/step_graphs.h"
 
 namespace nibble {
 

@@ -18,13 +18,14 @@
 #include "nibble/base/result.h"
 #include "nibble/device/device.h"
 #include "nibble/kernels/attention_view.h"
-#include "nibble/kernels/device_sampler.h"
 #include "nibble/kernels/linear_weight.h"
 #include "nibble/kernels/matrix_view.h"
 #include "nibble/kernels/staged_moe.h"
-#include "nibble/kernels/step_graphs.h"
 
 namespace nibble {
+
+class DeviceSampler;
+class StepGraphs;
 
 // Cosines and sines of the rotary angles: float [max_positions, qk_rope_head_dim / 2] each, in
 // device memory. Made by model/rope.h.

@@ -8,6 +8,7 @@
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/engine/engine_thread.h"
 #include "tests/model/demo.h"
+#include "tests/model/forwarding_kernels.h"
 
 namespace nibble {
 namespace {
@@ -18,6 +19,15 @@ std::unique_ptr<LoadedModel> load_batch_invariant() {
   options.cuda.batch_invariant = true;
   return LoadedModel::load(testing::demo_checkpoint(), options).value();
 }
+
+// Sampling is the host's: rows of logits come back.
+class HostSampledKernels final : public testing::ForwardingKernels {
+ public:
+  using ForwardingKernels::ForwardingKernels;
+  Result<std::unique_ptr<DeviceSampler>> make_sampler(int64_t /*vocab_size*/) override {
+    return std::unique_ptr<DeviceSampler>();
+  }
+};
 
 struct Answer {
   std::vector<int32_t> token_ids;
@@ -146,6 +156,69 @@ TEST(EngineOnCuda, EveryWayOfRunningGivesTheSameBits) {
     EXPECT_EQ(stats.num_windows > 0, way.options.num_drafts > 0);
     EXPECT_GT(stats.num_device_windows, stats.num_host_windows);
   }
+}
+
+// Drafts that are drawn on the device: the tokens of an engine whose host draws and judges them.
+TEST(EngineOnCuda, DrawnDraftsGiveTheTokensOfAHostThatSamples) {
+  const auto model = load_batch_invariant();
+  const auto of_host = load_batch_invariant();
+  of_host->kernels = std::make_unique<HostSampledKernels>(std::move(of_host->kernels));
+  const std::vector<Request> asked = requests(48);
+  for (const int64_t drafts : {1, 3}) {
+    EngineOptions options = base_options();
+    options.num_drafts = drafts;
+    options.draft.draft_sampling = true;
+    std::vector<Answer> want;
+    {
+      auto engine = Engine::create(*of_host, options).value();
+      want = run(*engine, asked);
+      EXPECT_EQ(engine->stats().num_device_windows, 0);
+      EXPECT_GT(engine->stats().acceptance_length(), 1.1);
+    }
+    struct Way {
+      const char* name;
+      int64_t batch = 10;
+      bool graphs = false;
+    };
+    for (const Way& way : {Way{"alone", 1}, Way{"in a batch"}, Way{"recorded", 10, true},
+                           Way{"recorded, in batches of four", 4, true}}) {
+      SCOPED_TRACE(way.name);
+      options.cuda_graphs = way.graphs;
+      options.max_batch_size = way.batch;
+      auto engine = Engine::create(*model, options).value();
+      const std::vector<Answer> got = run(*engine, asked);
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_EQ(got[i].token_ids, want[i].token_ids) << "request " << i;
+        ASSERT_EQ(got[i].logprobs.size(), want[i].logprobs.size());
+        for (size_t at = 0; at < want[i].logprobs.size(); ++at) {
+          EXPECT_NEAR(got[i].logprobs[at], want[i].logprobs[at], 1e-11);
+        }
+      }
+      const EngineStats stats = engine->stats();
+      std::cout << drafts << " drawn drafts, " << way.name << ": " << stats.num_device_drafts
+                << " drafts on the device, " << stats.num_host_drafts << " left to the host; "
+                << stats.num_device_windows << " windows, " << stats.num_host_windows
+                << " left; acceptance length " << stats.acceptance_length() << "\n";
+      EXPECT_GT(stats.num_device_drafts, 100);
+      EXPECT_LE(stats.num_host_drafts, 2);
+      EXPECT_LE(stats.num_host_windows, 2);
+    }
+  }
+}
+
+// What drafts are drawn from has its room before the cache takes the rest.
+TEST(EngineOnCuda, TheRowsOfDrawnDraftsAreWorkspace) {
+  const auto model = load_batch_invariant();
+  EngineOptions options = base_options();
+  options.num_drafts = 3;
+  const auto workspace = [&] {
+    return Engine::create(*model, options).value()->memory().value().uses.at(2);
+  };
+  const auto without = workspace();
+  EXPECT_EQ(without.first, "workspace");
+  options.draft.draft_sampling = true;
+  const uint64_t rows = 3 * 10 * static_cast<uint64_t>(model->config.vocab_size) * sizeof(float);
+  EXPECT_GE(workspace().second, without.second + rows);
 }
 
 TEST(EngineOnCuda, AFailingDeviceEndsItsRequestsWithItsWords) {

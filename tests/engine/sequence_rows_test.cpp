@@ -12,79 +12,16 @@
 #include "nibble/engine/padded_batch.h"
 #include "nibble/engine/sequence_sampler.h"
 #include "nibble/tokenizer/tokenizer.h"
+#include "tests/engine/told_sampler.h"
 
 namespace nibble {
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr int64_t kRowVocab = 4096;
 
 const Tokenizer& demo_tokenizer() {
-  static const Tokenizer tokenizer = Tokenizer::load(NIBBLE_SOURCE_DIR "/models/demo").value();
-  return tokenizer;
-}
-
-// What SampledLogprobs says, from the raw row.
-SampledLogprobs logprobs_as_told(const MatrixView& logits, const SampleRow& row, int32_t token) {
-  const float* const x = logits.row<float>(row.row);
-  std::vector<int32_t> order(static_cast<size_t>(logits.cols));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return x[a] > x[b]; });
-  SampledLogprobs told;
-  told.peak = x[order[0]];
-  told.chosen = x[token];
-  for (int64_t i = 0; i < logits.cols; ++i) {
-    told.sum += std::exp(static_cast<double>(x[i]) - static_cast<double>(told.peak));
-  }
-  told.rank =
-      static_cast<int32_t>(std::find(order.begin(), order.end(), token) - order.begin()) + 1;
-  told.count = row.logprobs;
-  for (int32_t i = 0; i < told.count; ++i) {
-    const int32_t id = order[static_cast<size_t>(i)];
-    told.top[i] = {id, x[id]};
-  }
-  return told;
-}
-
-// The contract of SampleRow, step by step.
-SampledRow sample_as_told(const MatrixView& logits, const SampleRow& row) {
-  std::vector<float> x(logits.row<float>(row.row), logits.row<float>(row.row) + logits.cols);
-  if (row.forced >= 0) return {SampledRow::kToken, row.forced, row.forced == row.draft};
-  for (const TokenBias& entry : row.bias) x[static_cast<size_t>(entry.id)] += entry.bias;
-  for (size_t i = 0; i < x.size() && !row.allowed.empty(); ++i) {
-    if ((row.allowed[i / 64] >> (i % 64) & 1) == 0) x[i] = kNever;
-  }
-  for (const int32_t id : row.forbidden) x[static_cast<size_t>(id)] = kNever;
-  for (const TokenSeen& seen : row.seen) {
-    float& logit = x[static_cast<size_t>(seen.id)];
-    logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
-    logit -= row.frequency_penalty * static_cast<float>(seen.in_output) +
-             (seen.in_output > 0 ? row.presence_penalty : 0);
-  }
-  SamplingParams params;
-  params.temperature = row.greedy ? 0 : static_cast<double>(row.temperature);
-  params.top_k = row.top_k;
-  params.top_p = row.top_p;
-  params.min_p = row.min_p;
-  const int32_t best = argmax(x).value();
-  SampledRow sampled{SampledRow::kToken, best, 0};
-  if (!row.greedy) {
-    sampled.token = draw(Sampler().distribution(x, params).value(), row.uniform);
-  }
-  if (row.draft < 0) return sampled;
-  const auto probabilities = sampling_distribution(x, {}).value();
-  const double own = probabilities[static_cast<size_t>(row.draft)];
-  int64_t rank = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    const float draft = x[static_cast<size_t>(row.draft)];
-    if (x[i] > draft || (x[i] == draft && i < static_cast<size_t>(row.draft))) ++rank;
-  }
-  const auto top = static_cast<float>(probabilities[static_cast<size_t>(best)]);
-  sampled.accepted = own > 0 && relaxed_accepts(top, static_cast<float>(own), rank,
-                                                row.relaxed_topk, row.relaxed_delta)
-                         ? 1
-                         : 0;
-  return sampled;
+  static const Tokenizer kTokenizer = Tokenizer::load(NIBBLE_SOURCE_DIR "/models/demo").value();
+  return kTokenizer;
 }
 
 class SequenceRows : public ::testing::Test {
@@ -117,11 +54,12 @@ class SequenceRows : public ::testing::Test {
       ASSERT_EQ(static_cast<size_t>(count), asked.rows.size());
       std::vector<SampledRow> sampled;
       for (const SampleRow& row : asked.rows) {
-        sampled.push_back(sample_as_told(logits, row));
+        sampled.push_back(testing::sample_as_told(logits, row));
         EXPECT_EQ(row.logprobs, params.logprobs.value_or(-1));
         if (row.logprobs < 0) continue;
         SampledRow& told = sampled.back();
-        told.logprobs = logprobs_as_told(logits, row, told.accepted != 0 ? row.draft : told.token);
+        told.logprobs =
+            testing::logprobs_as_told(logits, row, told.accepted != 0 ? row.draft : told.token);
       }
       const auto got = by_rows.finish(drafted, sampled);
       Sampler sampler;
@@ -202,7 +140,7 @@ TEST_F(SequenceRows, SayRelaxedAcceptanceAndForcedTokens) {
   EXPECT_GT(accepted_, 5);
 }
 
-TEST_F(SequenceRows, AreNotForProcessedLogprobsAndDrawnDrafts) {
+TEST_F(SequenceRows, AreNotForProcessedLogprobsAndDraftsThatTheHostDrew) {
   SamplingContext context;
   context.tokenizer = &demo_tokenizer();
   context.vocab_size = kRowVocab;
@@ -217,9 +155,12 @@ TEST_F(SequenceRows, AreNotForProcessedLogprobsAndDrawnDrafts) {
   auto with_processed = SequenceSampler::create(context, params, 0, prompt_, 10).value();
   EXPECT_EQ(with_processed.prepare({}, 0, asked), 0);
   Drafts drawn;
-  drawn.token_ids = {7};
-  drawn.distributions = {{{7, 1.0}}};
+  WeightRows rows(1);
+  drawn.add(7, {}, rows.take());
   auto plain = SequenceSampler::create(context, {}, 0, prompt_, 10).value();
+  EXPECT_EQ(plain.prepare(drawn, 0, asked), 2);
+  asked.clear();
+  drawn.add(7, {{7, 1.0}}, nullptr);
   EXPECT_EQ(plain.prepare(drawn, 0, asked), 0);
   EXPECT_TRUE(asked.rows.empty());
 }
@@ -240,6 +181,102 @@ TEST_F(SequenceRows, AnUndecidedRowLeavesTheWindowToTheHost) {
   const auto window = sampler.finish(drafts, std::vector<SampledRow>{other, SampledRow()});
   ASSERT_TRUE(window.has_value());
   EXPECT_EQ(window->token_ids, std::vector<int32_t>{8});
+}
+
+// Drafts drawn by rows and by logits, then judged: the same tokens, whichever draft is the first to
+// be refused, and whether the weights of some have to be fetched.
+TEST_F(SequenceRows, DrawDraftsAndJudgeThemAsTheHostDoes) {
+  SamplingContext context;
+  context.tokenizer = &demo_tokenizer();
+  context.vocab_size = kRowVocab;
+  context.eos_token_ids = eos_;
+  context.grammars = &grammars_;
+  std::vector<int> accepted(4);
+  for (int i = 0; i < 240; ++i) {
+    SamplingParams params;
+    params.seed = i;
+    params.temperature = i % 2 == 0 ? 1 : 0.7;
+    params.top_p = i % 3 == 0 ? 0.9 : 1;
+    params.top_k = i % 5 == 0 ? 40 : 0;
+    params.min_p = i % 7 == 0 ? 0.05 : 0;
+    if (i % 4 == 0) params.repetition_penalty = 1.3;
+    if (i % 6 == 5) params.logprobs = 2;
+    if (i % 8 == 7) params.guided = Guided{Guided::Kind::kRegex, "[0-9]{9}", {}, true};
+    auto by_rows = SequenceSampler::create(context, params, 0, prompt_, 100).value();
+    auto by_logits = SequenceSampler::create(context, params, 0, prompt_, 100).value();
+    // The target's logits are near the drafts'.
+    std::vector<float> values(4 * kRowVocab);
+    std::vector<float> draft_values(4 * kRowVocab);
+    std::normal_distribution<float> normal(0, 3);
+    std::normal_distribution<float> noise(0, 0.1F * static_cast<float>(i % 6));
+    for (size_t at = 0; at < values.size(); ++at) {
+      draft_values[at] = normal(rng_);
+      values[at] = draft_values[at] + noise(rng_);
+    }
+    WeightRows free(5);
+    testing::KeptWeights kept;
+    Drafts mine;
+    Drafts hosts;
+    Sampler sampler;
+    for (int64_t d = 0; d < 3; ++d) {
+      const MatrixView view{draft_values.data(), DType::kF32, 4, kRowVocab, kRowVocab};
+      SampleRows asked;
+      WeightRow row = free.take();
+      ASSERT_TRUE(by_rows.prepare_proposal(mine, d, row, asked));
+      ASSERT_EQ(asked.rows.size(), 1U);
+      mine.add(testing::sample_as_told(view, asked.rows[0], &kept).token, {}, std::move(row));
+      std::vector<float> copy(view.row<float>(d), view.row<float>(d) + kRowVocab);
+      ASSERT_TRUE(by_logits.propose(copy, true, sampler, hosts));
+    }
+    EXPECT_EQ(mine.token_ids, hosts.token_ids);
+    EXPECT_EQ(free.num_free(), 2);
+    const MatrixView logits{values.data(), DType::kF32, 4, kRowVocab, kRowVocab};
+    SampleRows asked;
+    ASSERT_GE(by_rows.prepare(mine, 0, asked), 1);
+    std::vector<SampledRow> sampled;
+    for (const SampleRow& row : asked.rows) {
+      sampled.push_back(testing::sample_as_told(logits, row, &kept));
+      SampledRow& told = sampled.back();
+      if (row.logprobs < 0) continue;
+      told.logprobs =
+          testing::logprobs_as_told(logits, row, told.accepted != 0 ? row.draft : told.token);
+    }
+    for (size_t d = 0; d < 3; ++d) {
+      const auto& weights = kept.at(static_cast<int32_t>(*mine.rows[d])).weights;
+      const Distribution fetched = by_rows.draft_distribution(weights);
+      ASSERT_EQ(fetched.size(), hosts.distributions[d].size());
+      for (size_t at = 0; at < fetched.size(); ++at) {
+        ASSERT_EQ(fetched[at].id, hosts.distributions[d][at].id);
+        ASSERT_EQ(fetched[at].probability, hosts.distributions[d][at].probability);
+      }
+    }
+    const auto got = by_rows.finish(mine, sampled);
+    const auto want = by_logits.sample(hosts, logits, sampler);
+    ASSERT_TRUE(got.has_value() && want.has_value());
+    EXPECT_EQ(got->token_ids, want->token_ids);
+    EXPECT_EQ(got->num_accepted, want->num_accepted);
+    EXPECT_EQ(got->logprobs.size(), want->logprobs.size());
+    ++accepted[static_cast<size_t>(want->num_accepted)];
+    mine.clear();
+    EXPECT_EQ(free.num_free(), 5);
+  }
+  for (const int count : accepted) EXPECT_GE(count, 8);
+}
+
+TEST(WeightRows, AreFreeWhenTheirLastOwnerIsGone) {
+  auto rows = std::make_unique<WeightRows>(2);
+  WeightRow first = rows->take();
+  WeightRow second = rows->take();
+  EXPECT_EQ(*first, 0);
+  EXPECT_EQ(*second, 1);
+  EXPECT_EQ(rows->take(), nullptr);
+  WeightRow copy = second;
+  second = nullptr;
+  EXPECT_EQ(rows->num_free(), 0);
+  copy = nullptr;
+  EXPECT_EQ(rows->num_free(), 1);
+  rows.reset();
+  first = nullptr;
 }
 
 TEST(PaddedBatch, RepeatsItsLastTokenUpToARecordedSize) {

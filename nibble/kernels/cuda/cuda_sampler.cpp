@@ -81,18 +81,39 @@ class CudaSampler final : public DeviceSampler {
       to.top_p = row.top_p;
       to.min_p = row.min_p;
       to.uniform = row.uniform;
+      NIBBLE_CHECK(row.keep_weights < kept_rows_ && row.draft_weights < kept_rows_);
+      NIBBLE_CHECK(row.draft_weights < 0 || (row.draft >= 0 && !row.greedy));
+      to.keep_weights = row.keep_weights;
       to.draft = row.draft;
       to.relaxed_topk = row.relaxed_topk;
       to.relaxed_delta = row.relaxed_delta;
+      to.draft_weights = row.draft_weights;
+      to.acceptance = row.acceptance;
       NIBBLE_CHECK(row.logprobs <= kMaxSampledTop);
       to.logprobs = row.logprobs;
-      needs_work |= to.plain == 0 || to.greedy == 0;
+      needs_work |= (to.plain == 0 || to.greedy == 0) && to.keep_weights < 0;
     }
     launch(logits, device_rows, bias, forbidden, seen, masks, needs_work);
   }
 
   std::span<const SampledRow> results() const override {
     return {results_.as<const SampledRow>(), count_};
+  }
+
+  Status reserve_weights(int64_t rows) override {
+    NIBBLE_CHECK(kept_rows_ == 0 && rows >= 0);
+    kept_totals_ = NIBBLE_TRY(device_->allocate(static_cast<size_t>(rows) * sizeof(double)));
+    kept_ = NIBBLE_TRY(device_->allocate(static_cast<size_t>(rows * vocab_size_) * sizeof(float)));
+    kept_rows_ = rows;
+    return {};
+  }
+
+  Status copy_weights(int64_t row, std::span<float> weights) override {
+    NIBBLE_CHECK(row >= 0 && row < kept_rows_);
+    NIBBLE_CHECK(static_cast<int64_t>(weights.size()) == vocab_size_);
+    NIBBLE_TRY(device_->copy_to_host(std::as_writable_bytes(weights),
+                                     kept_.as<const float>() + row * vocab_size_));
+    return device_->synchronize();
   }
 
  private:
@@ -123,6 +144,8 @@ class CudaSampler final : public DeviceSampler {
     args.forbidden = reinterpret_cast<const int32_t*>(at + forbidden_at);
     args.seen = reinterpret_cast<const TokenSeen*>(at + seen_at);
     args.masks = reinterpret_cast<const uint64_t*>(at + masks_at);
+    args.kept = kept_.as<float>();
+    args.kept_totals = kept_totals_.as<double>();
     args.results = out;
     cudaStream_t stream = cuda_stream(*device_);
     keep(launch_sample(args, static_cast<int64_t>(rows.size()), stream), "sample");
@@ -159,6 +182,9 @@ class CudaSampler final : public DeviceSampler {
   Scratch out_;
   Buffer results_;
   size_t count_ = 0;
+  int64_t kept_rows_ = 0;
+  Buffer kept_;         // float [kept_rows_, vocab_size_]
+  Buffer kept_totals_;  // double [kept_rows_]
 };
 
 }  // namespace

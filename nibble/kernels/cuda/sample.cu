@@ -7,7 +7,8 @@
 // another order, too.
 //
 // Bound by the passes over a row, 4 bytes a token of the vocabulary each, by one SM: two or three
-// for a greedy token, about ten with top_p, nine more for log-probabilities.
+// for a greedy token, about ten with top_p, nine more for log-probabilities, five more of two rows
+// for a drawn draft that is refused.
 #include "nibble/kernels/cuda/sample.h"
 
 namespace nibble::cuda {
@@ -319,21 +320,24 @@ __device__ bool select(const float* weights, int32_t vocab, const DeviceSampleRo
   return true;
 }
 
-// The first id in id order at which the kept weights' sum exceeds uniform * their total; -1:
-// undecided.
-__device__ int32_t draw(const float* weights, int32_t vocab, const Kept& kept, double uniform,
-                        double margin, Shared& s) {
+struct Drawn {
+  int32_t id;    // -1: undecided
+  double total;  // of all values
+};
+
+// The first id in id order at which the sum of value(id) exceeds uniform * their total, each value
+// at least 0. Sums may be off by a half of margin * total + absolute_margin.
+template <typename Value>
+__device__ Drawn draw(int32_t vocab, const Value& value, double uniform, double margin,
+                      double absolute_margin, Shared& s) {
   const int32_t tile = 128 * ((vocab + 128 * kMaxTiles - 1) / (128 * kMaxTiles));
   const int tiles = (vocab + tile - 1) / tile;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const auto value = [&](int32_t i) {
-    const float weight = i < vocab ? weights[i] : 0;
-    return weight > 0 && kept.has(weight, i) ? static_cast<double>(weight) : 0.0;
-  };
+  const auto value_at = [&](int32_t i) { return i < vocab ? value(i) : 0.0; };
   double own = 0;
   for (int t = static_cast<int>(threadIdx.x / 32); t < tiles; t += kWarps) {
     double sum = 0;
-    for (int32_t i = lane; i < tile; i += 32) sum += value(t * tile + i);
+    for (int32_t i = lane; i < tile; i += 32) sum += value_at(t * tile + i);
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
     if (lane == 0) {
       s.tiles[t] = sum;
@@ -342,22 +346,23 @@ __device__ int32_t draw(const float* weights, int32_t vocab, const Kept& kept, d
   }
   const double total = block_sum(own, s);  // also a barrier behind s.tiles
   const double target = uniform * total;
-  margin *= total;
+  margin = margin * total + absolute_margin;
   find_place(
       tiles, 0, target, [&](int t) { return s.tiles[t]; }, s);
   __syncthreads();
   const int found = s.found;
   const double before = s.before;
   __syncthreads();
-  if (found < 0) return -1;
+  if (found < 0) return {-1, total};
   find_place(
-      tile, before, target, [&](int i) { return value(found * tile + i); }, s);
+      tile, before, target, [&](int i) { return value_at(found * tile + i); }, s);
   __syncthreads();
-  if (s.found < 0) return -1;
-  // The very first weight has nothing before it that could round.
-  const bool is_first = s.before == 0;
-  if (!(s.after - target > margin) || !(is_first || target - s.before > margin)) return -1;
-  return found * tile + s.found;
+  if (s.found < 0) return {-1, total};
+  // The very first weight has nothing before it that could round; the first difference may have
+  // one that the host doesn't find to be 0.
+  const bool is_first = s.before == 0 && absolute_margin == 0;
+  if (!(s.after - target > margin) || !(is_first || target - s.before > margin)) return {-1, total};
+  return {found * tile + s.found, total};
 }
 
 // Relaxed acceptance of p.draft beside the likeliest: 1, 0, or -1 for undecided. `x` are the
@@ -427,10 +432,54 @@ struct Choice {
   int32_t accepted;
 };
 
+// Rejection sampling of p.draft, which was drawn from kept weights q; `weights` of which `kept` can
+// be drawn are those of the target.
+//
+// A probability is a weight by its total, which the host's order puts off by `margin` / 2 of it at
+// most. So the quotient of two is off by `margin`, and a sum of differences by 3 / 2 `margin`: an
+// element's error is a half of margin * (p + q), which add up to `margin`, and the sum's own order
+// adds a half. The doubt left here is above both.
+__device__ Choice judge_drawn(const SampleArgs& a, const DeviceSampleRow& p, const float* weights,
+                              const Kept& kept, double margin, Shared& s) {
+  const Choice undecided = {SampledRow::kUndecided, 0, 0};
+  const float* const q = a.kept + static_cast<int64_t>(p.draft_weights) * a.vocab;
+  const double q_total = a.kept_totals[p.draft_weights];
+  const auto weight_at = [&](int32_t i) {
+    return kept.has(weights[i], i) ? static_cast<double>(weights[i]) : 0.0;
+  };
+  double total = 0;
+#pragma unroll 4
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < a.vocab; i += kThreads) {
+    total += weight_at(i);
+  }
+  total = block_sum(total, s);
+  const double ratio = weight_at(p.draft) / total / (static_cast<double>(q[p.draft]) / q_total);
+  if (p.acceptance < ratio * (1 - 2 * margin)) return {SampledRow::kToken, p.draft, 1};
+  if (!(p.acceptance >= ratio * (1 + 2 * margin))) return undecided;
+  const double scale = 1 / total;
+  const double q_scale = 1 / q_total;
+  const auto left = [&](int32_t i) {
+    return fmax(0.0, weight_at(i) * scale - static_cast<double>(q[i]) * q_scale);
+  };
+  const int32_t token = draw(a.vocab, left, p.uniform, 0, 4 * margin, s).id;
+  if (token < 0) return undecided;
+  return {SampledRow::kToken, token, 0};
+}
+
+// Leaves in `weights`, a row of a.kept, what a draft was drawn from.
+__device__ void keep_drawn(const SampleArgs& a, const DeviceSampleRow& p, float* weights,
+                           const Kept& kept, double total) {
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < a.vocab; i += kThreads) {
+    if (!kept.has(weights[i], i)) weights[i] = 0;
+  }
+  if (threadIdx.x == 0) a.kept_totals[p.keep_weights] = total;
+}
+
 __device__ Choice sample_row(const SampleArgs& a, const DeviceSampleRow& p, Shared& s) {
   const Choice undecided = {SampledRow::kUndecided, 0, 0};
   const float* x = a.logits + p.row * a.stride;
-  float* const work = a.work + static_cast<int64_t>(blockIdx.x) * a.vocab;
+  float* const work = p.keep_weights >= 0 ? a.kept + static_cast<int64_t>(p.keep_weights) * a.vocab
+                                          : a.work + static_cast<int64_t>(blockIdx.x) * a.vocab;
   if (p.plain == 0) {
     if (!apply_rules(x, work, a, p)) return undecided;
     x = work;
@@ -444,14 +493,22 @@ __device__ Choice sample_row(const SampleArgs& a, const DeviceSampleRow& p, Shar
     if (is_better({value, i}, best)) best = {value, i};
   }
   if (__syncthreads_or(bad)) return undecided;
-  if (p.forced >= 0) return {SampledRow::kToken, p.forced, p.forced == p.draft};
+  if (p.forced >= 0) {
+    if (p.keep_weights >= 0) {
+      for (int32_t i = static_cast<int32_t>(threadIdx.x); i < a.vocab; i += kThreads) {
+        work[i] = i == p.forced ? 1.0f : 0.0f;
+      }
+      if (threadIdx.x == 0) a.kept_totals[p.keep_weights] = 1;
+    }
+    return {SampledRow::kToken, p.forced, p.forced == p.draft};
+  }
   best = block_best(best, s);
   if (!(best.value > -INFINITY)) return undecided;
 
   // Twice what n sums in binary64 can be off, of their total.
   const double margin = static_cast<double>(a.vocab) * 0x1p-51;
   int accepted = 0;
-  if (p.draft >= 0) {
+  if (p.draft >= 0 && p.draft_weights < 0) {
     accepted = accepts(x, a.vocab, p, best, margin, s);
     if (accepted < 0) return undecided;
   }
@@ -468,9 +525,14 @@ __device__ Choice sample_row(const SampleArgs& a, const DeviceSampleRow& p, Shar
   total = block_sum(total, s);
   Kept kept;
   if (!select(work, a.vocab, p, total, margin, s, &kept)) return undecided;
-  const int32_t token = draw(work, a.vocab, kept, p.uniform, margin, s);
-  if (token < 0) return undecided;
-  return {SampledRow::kToken, token, accepted};
+  if (p.draft_weights >= 0) return judge_drawn(a, p, work, kept, margin, s);
+  const auto weight_at = [&](int32_t i) {
+    return kept.has(work[i], i) ? static_cast<double>(work[i]) : 0.0;
+  };
+  const Drawn drawn = draw(a.vocab, weight_at, p.uniform, margin, 0, s);
+  if (drawn.id < 0) return undecided;
+  if (p.keep_weights >= 0) keep_drawn(a, p, work, kept, drawn.total);
+  return {SampledRow::kToken, drawn.id, accepted};
 }
 
 // Bits that order as the logits do; 0 and -0 are one.

@@ -23,9 +23,12 @@ struct DeviceSampleRow {
   float temperature = 1;
   int64_t top_k = 0;
   double top_p = 1, min_p = 0, uniform = 0;
+  int32_t keep_weights = -1;
   int32_t draft = -1;
   int64_t relaxed_topk = 1;
   double relaxed_delta = 0;
+  int32_t draft_weights = -1;
+  double acceptance = 0;
   int32_t logprobs = -1;
 };
 
@@ -33,7 +36,9 @@ struct SampleArgs {
   const float* logits = nullptr;  // [any, vocab]
   int64_t stride = 0;
   int32_t vocab = 0;
-  float* work = nullptr;  // [rows, vocab]; null when all rows are plain and greedy
+  float* work = nullptr;          // [rows, vocab]; null when all rows are plain and greedy
+  float* kept = nullptr;          // [any, vocab], weights of drawn drafts
+  double* kept_totals = nullptr;  // [any], their sums
   const DeviceSampleRow* rows = nullptr;
   const TokenBias* bias = nullptr;
   const int32_t* forbidden = nullptr;
