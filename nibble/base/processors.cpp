@@ -135,6 +135,19 @@ std::vector<std::vector<int>> place_threads(int num_threads, const std::vector<N
   return places;
 }
 
+std::vector<size_t> thread_nodes(const std::vector<std::vector<int>>& places,
+                                 const std::vector<NumaNode>& nodes) {
+  std::vector<size_t> result(places.size());
+  for (size_t i = 0; i < places.size(); ++i) {
+    result[i] = i % nodes.size();
+    for (size_t n = 0; n < nodes.size() && !places[i].empty(); ++n) {
+      const std::vector<int>& processors = nodes[n].processors;
+      if (std::binary_search(processors.begin(), processors.end(), places[i][0])) result[i] = n;
+    }
+  }
+  return result;
+}
+
 void keep_thread_to(const std::vector<int>& processors) {
   if (processors.empty()) return;
   cpu_set_t set;

@@ -35,6 +35,11 @@ std::vector<NumaNode> numa_nodes(const std::vector<int>& allowed,
 //   fewer threads, one node: no choice, so that they move to whatever others leave idle
 std::vector<std::vector<int>> place_threads(int num_threads, const std::vector<NumaNode>& nodes);
 
+// For each thread the index of the node that its place (of place_threads) lies in; threads that
+// keep to no processor get the nodes in turn.
+std::vector<size_t> thread_nodes(const std::vector<std::vector<int>>& places,
+                                 const std::vector<NumaNode>& nodes);
+
 // Keeps the calling thread to these processors; does nothing when there are none, or when the
 // system refuses.
 void keep_thread_to(const std::vector<int>& processors);

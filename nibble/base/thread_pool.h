@@ -3,7 +3,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <type_traits>
+#include <vector>
+
+#include "nibble/base/processors.h"
 
 namespace nibble {
 
@@ -39,6 +43,8 @@ class ThreadPool {
   // num_threads >= 1, the caller included. NIBBLE_PIN=0 in the environment makes kPinned kFree.
   // Throws std::system_error when the system starts no more threads.
   explicit ThreadPool(int num_threads, Placement placement = Placement::kFree);
+  // The same on these nodes (a test may make its own) instead of the machine's.
+  ThreadPool(int num_threads, Placement placement, const std::vector<NumaNode>& nodes);
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
   ~ThreadPool();
@@ -49,6 +55,19 @@ class ThreadPool {
   // of at most `grain` (>= 1), taken by whichever thread is free. Returns when all are done; what
   // the tasks wrote is then visible to the caller.
   void parallel_for(int64_t count, int64_t grain, RangeTask task);
+
+  // The system's numbers of the nodes that the threads keep to, rising. One where they keep to
+  // none, or where there is one.
+  std::span<const int> nodes() const;
+  // The index in nodes() of a thread's node; the caller's is that of its last loop, for it moves.
+  int home(int thread_id) const;
+  // Where the part of nodes()[node] of `count` things begins, in proportion to its threads; `count`
+  // for node = nodes().size().
+  int64_t share_begin(int64_t count, size_t node) const;
+  // parallel_for of pieces that belong to nodes: nodes()[i] has bounds[i] to bounds[i + 1], the
+  // last bound is the count. A thread takes its own node's pieces first, then what others have
+  // left. No piece has parts of two nodes.
+  void parallel_for_nodes(std::span<const int64_t> bounds, int64_t grain, RangeTask task);
 
  private:
   struct State;

@@ -45,7 +45,7 @@ std::string backend_name(Isa isa, const TileIsa* tiles) {
 }  // namespace
 
 CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats, bool int8_activations,
-                       const TileIsa* tiles)
+                       const TileIsa* tiles, const Numa& numa)
     : isa_(panel_isa(isa)),
       blocks_(block_isa(isa)),
       tiles_(tiles != nullptr ? tiles : tile_isa(isa)),
@@ -53,11 +53,16 @@ CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats, bool in
       moe_scratch_floats_(moe_scratch_floats),
       name_(backend_name(isa, tiles)),
       device_(make_host_device()),
-      pool_(threads, Placement::kPinned),
+      pool_(threads, Placement::kPinned, numa.nodes),
+      placement_(pool_, *numa.memory),
       thread_scratch_(static_cast<size_t>(threads)),
       thread_bases_(static_cast<size_t>(threads)) {}
 
 CpuKernels::~CpuKernels() = default;
+
+CpuKernels::Numa CpuKernels::machine_numa() {
+  return {numa_nodes(allowed_processors()), &system_numa_memory()};
+}
 
 void CpuKernels::multiply_panels(const PanelMatrix& matrix, int64_t first_panel, int64_t panels,
                                  const float* a, int64_t tokens, float* c, int64_t c_row,

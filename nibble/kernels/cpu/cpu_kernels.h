@@ -22,6 +22,7 @@
 #include "nibble/kernels/cpu/panel_layout.h"
 #include "nibble/kernels/cpu/scratch.h"
 #include "nibble/kernels/cpu/tile_isa.h"
+#include "nibble/kernels/cpu/weight_placement.h"
 #include "nibble/kernels/kernels.h"
 
 namespace nibble {
@@ -34,12 +35,20 @@ class CpuKernels final : public Kernels {
   // several passes.
   static constexpr int64_t kMoeScratchFloats = int64_t{128} << 20;
 
+  // Nodes that threads keep to, and who places memory on them.
+  struct Numa {
+    std::vector<NumaNode> nodes;
+    NumaMemory* memory;
+  };
+  static Numa machine_numa();
+
   // isa must be one that this machine has, threads >= 1. With int8_activations NVFP4 weights meet
   // unquantized activations as 8-bit integers: faster, with 0.5 % of noise. With tiles it is BF16,
   // 0.17 %, and BF16 weights meet two BF16 numbers instead of binary32. `tiles`: kTileIsaPortable
-  // for a test; by default the level's, which only AMX has.
+  // for a test; by default the level's, which only AMX has. `numa`: for a test, too.
   CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats = kMoeScratchFloats,
-             bool int8_activations = false, const TileIsa* tiles = nullptr);
+             bool int8_activations = false, const TileIsa* tiles = nullptr,
+             const Numa& numa = machine_numa());
   ~CpuKernels() override;
 
   std::string_view name() const override { return name_; }
@@ -177,6 +186,7 @@ class CpuKernels final : public Kernels {
   std::string name_;
   std::unique_ptr<Device> device_;
   ThreadPool pool_;
+  WeightPlacement placement_;
 
   Scratch activations_;
   Scratch products_;
@@ -187,6 +197,7 @@ class CpuKernels final : public Kernels {
   // Lists that keep their memory from call to call.
   std::vector<MlpRun> runs_;
   std::vector<RunTask> tasks_;
+  std::vector<int64_t> bounds_;  // of the nodes' pieces, for parallel_for_nodes
   std::vector<const float*> rows_;
   std::vector<int32_t> row_run_;
   std::vector<int64_t> expert_count_;

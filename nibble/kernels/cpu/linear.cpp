@@ -68,7 +68,8 @@ void CpuKernels::perform_linear(const MatrixView& x, const LinearWeight& weight,
         }
       }
     };
-    pool_.parallel_for(ceil_div(groups, step), 1, multiply);
+    placement_.piece_bounds(groups, step, &bounds_);
+    pool_.parallel_for_nodes(bounds_, 1, multiply);
   }
 }
 

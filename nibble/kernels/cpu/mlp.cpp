@@ -44,30 +44,33 @@ void CpuKernels::perform_runs() {
   const auto num_rows = static_cast<int64_t>(rows_.size());
   pool_.parallel_for(num_rows, num_rows >= int64_t{64} * pool_.num_threads() ? 16 : 4, copy);
 
-  // Tasks of a few groups of the outputs of `matrices` matrices of each run, and each thread's
-  // scratch for them.
+  // Tasks of a few groups of the outputs of `matrices` matrices of each run, node by node with
+  // their bounds, and each thread's scratch for them.
   int64_t scratch_weights = 0;
   int64_t scratch_results = 0;  // of each matrix
   const auto list_tasks = [&](LinearWeight MlpWeight::*matrix, int64_t matrices) {
     int64_t all_groups = 0;
     for (const MlpRun& run : runs_) all_groups += groups_of((run.weight->*matrix).rows);
     tasks_.clear();
+    bounds_.assign(1, 0);
     scratch_weights = 0;
     scratch_results = 0;
-    for (size_t i = 0; i < runs_.size(); ++i) {
-      const LinearWeight& weight = runs_[i].weight->*matrix;
-      const int64_t groups = groups_of(weight.rows);
-      const int64_t tokens = runs_[i].tokens;
-      const int64_t step = groups_of_task(row_format(weight), all_groups, tokens, matrices);
-      scratch_weights = std::max(scratch_weights, weight_floats(tokens, step * matrices));
-      scratch_results = std::max(scratch_results, step * tokens * kGroupCols);
-      for (int64_t g = 0; g < groups; g += step) {
-        tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g),
-                          static_cast<int32_t>(std::min(step, groups - g))});
+    for (size_t node = 0; node < pool_.nodes().size(); ++node) {
+      for (size_t i = 0; i < runs_.size(); ++i) {
+        const LinearWeight& weight = runs_[i].weight->*matrix;
+        const int64_t end = placement_.first_group(groups_of(weight.rows), node + 1);
+        const int64_t tokens = runs_[i].tokens;
+        const int64_t step = groups_of_task(row_format(weight), all_groups, tokens, matrices);
+        scratch_weights = std::max(scratch_weights, weight_floats(tokens, step * matrices));
+        scratch_results = std::max(scratch_results, step * tokens * kGroupCols);
+        for (int64_t g = placement_.first_group(groups_of(weight.rows), node); g < end; g += step) {
+          tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g),
+                            static_cast<int32_t>(std::min(step, end - g))});
+        }
       }
+      bounds_.push_back(static_cast<int64_t>(tasks_.size()));
     }
     reserve_thread_scratch(ScratchCursor::padded(scratch_weights) + matrices * scratch_results);
-    return static_cast<int64_t>(tasks_.size());
   };
 
   const auto gate_up = [&](int64_t begin, int64_t end, int thread_id) {
@@ -120,7 +123,8 @@ void CpuKernels::perform_runs() {
       }
     }
   };
-  pool_.parallel_for(list_tasks(&MlpWeight::gate_proj, 2), 1, gate_up);
+  list_tasks(&MlpWeight::gate_proj, 2);
+  pool_.parallel_for_nodes(bounds_, 1, gate_up);
 
   const auto down = [&](int64_t begin, int64_t end, int thread_id) {
     ScratchCursor scratch = thread_scratch(thread_id);
@@ -152,7 +156,8 @@ void CpuKernels::perform_runs() {
       }
     }
   };
-  pool_.parallel_for(list_tasks(&MlpWeight::down_proj, 1), 1, down);
+  list_tasks(&MlpWeight::down_proj, 1);
+  pool_.parallel_for_nodes(bounds_, 1, down);
 }
 
 void CpuKernels::mlp(const MatrixView& x, const MlpWeight& weight, const MatrixView& out) {

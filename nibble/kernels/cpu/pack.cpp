@@ -168,6 +168,7 @@ Result<LinearWeight> CpuKernels::pack(const HostLinear& source, ActivationFormat
   NIBBLE_CHECK(source.format != LinearFormat::kNvfp4 || source.cols % kNvfp4BlockSize == 0);
   NIBBLE_TRY(check_source_codes(source));
   const LinearWeight weight = packed_weight(source, activation, source.rows, destination);
+  placement_.place(destination, source.format, source.rows, source.cols);
   for (int64_t p = 0; p < panels_of(source.rows); ++p) {
     int64_t rows[kPanelRows];
     for (int64_t r = 0; r < kPanelRows; ++r) {
@@ -195,6 +196,7 @@ Result<MlaUpWeight> CpuKernels::pack_mla_up(const HostLinear& kv_b_proj, const M
   NIBBLE_CHECK(kv_b_proj.rows == shape.num_heads * head_rows);
   NIBBLE_CHECK(kv_b_proj.cols == shape.kv_lora_rank);
   NIBBLE_TRY(check_source_codes(kv_b_proj));
+  placement_.spread(destination, packed_mla_up_bytes(kv_b_proj.format, shape));
 
   std::vector<float> values;
   HostLinear as_float = kv_b_proj;
