@@ -64,7 +64,7 @@ void bench_moe(Kernels& kernels, const Limits& limits) {
   shape.n_routed_experts = kExperts;
   shape.num_experts_per_tok = kPerToken;
 
-  for (const int64_t tokens : {1, 2, 4, 8, 16, 32, 64, 128, 256, 2048, 4096}) {
+  for (const int64_t tokens : {1, 2, 4, 8, 16, 32, 64, 128, 256, 2048, 4096, 8192}) {
     // Other experts each time; a graph's start is not the layer's.
     const int rounds = tokens <= 4 ? 48 : tokens <= 256 ? 8 : 1;
     std::vector<Choice> choices;

@@ -220,7 +220,7 @@ __device__ void consume(const GemmArgs& p, const Tile& t, const uint8_t* shared,
     multiply<N>(c0, even, low, unit > 0);
     wgmma_wait<1>();
     // All lanes have read their weights of the last unit, too.
-    if (last_slot >= 0) warp_arrive(&ring.empty[last_slot]);
+    warp_arrive(&ring.empty[max(last_slot, 0)], last_slot >= 0);
     decode(second, 0, lane, odd);
     multiply<N>(c1, odd, low, unit > 0);
     wgmma_wait<1>();

@@ -109,9 +109,12 @@ __device__ inline void barrier_arrive(uint64_t* barrier) {
 
 // A warp tells a barrier that all of its lanes are done with what lies in front. racecheck does not
 // follow __syncwarp (tools/racecheck_ring.cu): for it, NIBBLE_RACECHECK lets every lane speak.
+// `really`: a branch around it instead would end a stage of wgmma, which ptxas then serialises.
 #ifdef NIBBLE_RACECHECK
 constexpr int kWarpArrivals = 32;
-__device__ inline void warp_arrive(uint64_t* barrier) { barrier_arrive(barrier); }
+__device__ inline void warp_arrive(uint64_t* barrier, bool really = true) {
+  if (really) barrier_arrive(barrier);
+}
 // The warp's lanes wait for each other; `barrier` is theirs, `phase` its next one.
 __device__ inline void warp_meet(uint64_t* barrier, uint32_t& phase) {
   barrier_arrive(barrier);
@@ -120,9 +123,9 @@ __device__ inline void warp_meet(uint64_t* barrier, uint32_t& phase) {
 }
 #else
 constexpr int kWarpArrivals = 1;
-__device__ inline void warp_arrive(uint64_t* barrier) {
+__device__ inline void warp_arrive(uint64_t* barrier, bool really = true) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
+  if (really && threadIdx.x % 32 == 0) barrier_arrive(barrier);
 }
 __device__ inline void warp_meet(uint64_t*, uint32_t&) { __syncwarp(); }
 #endif
