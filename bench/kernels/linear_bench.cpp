@@ -6,8 +6,8 @@
 //
 // of_read is the share of the read bandwidth, of_peak that of the instruction that multiplies
 // (16-bit products for NVFP4 weights, 8-bit ones when activations are quantized, else FMAs; at the
-// level of AMX tiles of BF16 with operands in L1 for NVFP4 weights; nvfp4 there needs two products
-// for each that is counted, nvfp4_w4a8 one).
+// level of AMX tiles of BF16 with operands in L1; nvfp4_exact there needs two products for each
+// that is counted).
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -30,6 +30,7 @@ struct Format {
   ActivationFormat activation;
   double MachineLimits::*peak;
   bool int8_activations = false;
+  bool exact_activations = false;
 };
 
 struct Shape {
@@ -98,6 +99,7 @@ void bench_linear(benchmark::State& state, Format format, Shape shape, Isa isa, 
   options.isa = isa;
   options.threads = threads;
   options.cpu_int8_activations = format.int8_activations;
+  options.cpu_exact_activations = format.exact_activations;
   auto kernels = make_kernels("cpu", options).value();
   const Source source = random_source(format.format, shape);
   const size_t bytes = kernels->packed_bytes(format.format, shape.rows, shape.cols);
@@ -126,8 +128,7 @@ void bench_linear(benchmark::State& state, Format format, Shape shape, Isa isa, 
   const MatrixView x_view{x.data(), DType::kF32, tokens, shape.cols, shape.cols};
   const MatrixView out_view{out.data(), DType::kF32, tokens, shape.rows, shape.rows};
 
-  const bool tiles = isa >= Isa::kAmx && format.format == LinearFormat::kNvfp4 &&
-                     format.activation == ActivationFormat::kUnquantized;
+  const bool tiles = isa >= Isa::kAmx && format.activation == ActivationFormat::kUnquantized;
   if (tiles) format.peak = &MachineLimits::amx_gflops;
   const MachineLimits before = measure_limits(threads);
   size_t next = 0;
@@ -164,6 +165,7 @@ int main(int argc, char** argv) {
       integers ? &MachineLimits::int8_gops : &MachineLimits::fma_gflops;
   const Format formats[] = {
       {"nvfp4", LinearFormat::kNvfp4, ActivationFormat::kUnquantized, int16},
+      {"nvfp4_exact", LinearFormat::kNvfp4, ActivationFormat::kUnquantized, int16, false, true},
       {"nvfp4_w4a4", LinearFormat::kNvfp4, ActivationFormat::kNvfp4, int8},
       {"nvfp4_w4a8", LinearFormat::kNvfp4, ActivationFormat::kUnquantized, int8, true},
       {"fp8", LinearFormat::kFp8Block, ActivationFormat::kUnquantized, &MachineLimits::fma_gflops},
@@ -177,6 +179,8 @@ int main(int argc, char** argv) {
   for (const Isa isa : kAllIsas) {
     if (isa > detected_isa()) continue;
     for (const Format& format : formats) {
+      if (format.exact_activations && isa < Isa::kAmx) continue;
+      if (format.int8_activations && isa >= Isa::kAmx) continue;
       for (const Shape& shape : shapes) {
         for (const int threads : thread_counts) {
           const std::string name = std::string(format.name) + "/" + std::string(isa_name(isa)) +
@@ -194,6 +198,7 @@ int main(int argc, char** argv) {
   }
   for (const Format& format : formats) {
     if (format.activation != ActivationFormat::kUnquantized) continue;
+    if (format.exact_activations || format.int8_activations) continue;
     benchmark::RegisterBenchmark((std::string("pack/") + format.name).c_str(), bench_pack, format)
         ->Unit(benchmark::kMillisecond);
   }

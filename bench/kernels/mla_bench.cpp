@@ -1,14 +1,16 @@
 // Kernels::mla_attention for one generated token (absorbed form) on a BF16 cache, and for prompts
-// (expanded form), with R1's head sizes. GB/s counts the cache once, of_read its share of the read
-// bandwidth; GFLOP/s counts 2 (576 + 512) operations a head and position (absorbed), or 2 (192 +
-// 128) for every visible pair (expanded), of_fma their share of FMAs, of_amx of what tiles reach
-// from L1.
+// (expanded form), with R1's head sizes. GB/s counts the cache and kv_b_proj once, of_read its
+// share of the read bandwidth; GFLOP/s counts 2 (576 + 512) operations a head and position
+// (absorbed), or 2 (192 + 128) for every visible pair (expanded), of_fma their share of FMAs,
+// of_amx of what tiles reach from L1; GFLOP/s+ and of_amx+ count the products with kv_b_proj too.
+// "exact": two BF16 numbers each, where tiles are used.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/kernels/machine_limits.h"
@@ -23,12 +25,14 @@ struct Case {
   int64_t heads;
   MlaForm form;
   int threads;
+  bool exact;
 };
 
 void bench_mla(benchmark::State& state, Case c) {
   const int64_t context = state.range(0);
   KernelOptions options;
   options.threads = c.threads;
+  options.cpu_exact_activations = c.exact;
   auto kernels = make_kernels("cpu", options).value();
   const MlaShape shape = {c.heads, 512, 128, 64, 128, 0.1352f};
   std::mt19937 rng(1);
@@ -65,10 +69,14 @@ void bench_mla(benchmark::State& state, Case c) {
   const double read = (before.read_gb_per_s + after.read_gb_per_s) / 2;
   const double fma = (before.fma_gflops + after.fma_gflops) / 2;
   const double amx = (before.amx_gflops + after.amx_gflops) / 2;
-  const double gigabytes = 1e-9 * static_cast<double>(context * shape.entry_size() * 2);
+  const double gigabytes =
+      1e-9 * static_cast<double>(context * shape.entry_size() * 2 + c.heads * 256 * 512 * 2);
   const auto pairs = static_cast<double>(
       c.heads * (c.form == MlaForm::kAbsorbed ? context : context * (context + 1) / 2));
   const double operations = 2e-9 * pairs * (c.form == MlaForm::kAbsorbed ? 576 + 512 : 192 + 128);
+  const double with_kv_b =
+      operations + 2e-9 * static_cast<double>(c.heads * 256 * 512 *
+                                              (c.form == MlaForm::kAbsorbed ? 1 : context));
   using benchmark::Counter;
   state.counters["GB/s"] = Counter(gigabytes, Counter::kIsIterationInvariantRate);
   state.counters["of_read"] = Counter(gigabytes / read, Counter::kIsIterationInvariantRate);
@@ -76,6 +84,8 @@ void bench_mla(benchmark::State& state, Case c) {
   state.counters["of_fma"] = Counter(operations / fma, Counter::kIsIterationInvariantRate);
   if (amx > 0) {
     state.counters["of_amx"] = Counter(operations / amx, Counter::kIsIterationInvariantRate);
+    state.counters["GFLOP/s+"] = Counter(with_kv_b, Counter::kIsIterationInvariantRate);
+    state.counters["of_amx+"] = Counter(with_kv_b / amx, Counter::kIsIterationInvariantRate);
   }
 }
 
@@ -87,15 +97,20 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   std::vector<int> thread_counts = {1};
   if (available_processors() > 1) thread_counts.push_back(available_processors());
+  std::vector<std::pair<int, bool>> runs;
+  for (const int threads : thread_counts) {
+    runs.emplace_back(threads, false);
+    if (detected_isa() == Isa::kAmx) runs.emplace_back(threads, true);
+  }
   for (const int64_t heads : {16, 128}) {
     for (const MlaForm form : {MlaForm::kAbsorbed, MlaForm::kExpanded}) {
-      for (const int threads : thread_counts) {
+      for (const auto& [threads, exact] : runs) {
         const bool decode = form == MlaForm::kAbsorbed;
         const std::string name = std::string("mla/") + (decode ? "decode" : "prefill") +
                                  "/heads:" + std::to_string(heads) +
-                                 "/threads:" + std::to_string(threads);
-        auto* const registered =
-            benchmark::RegisterBenchmark(name.c_str(), bench_mla, Case{heads, form, threads});
+                                 "/threads:" + std::to_string(threads) + (exact ? "/exact" : "");
+        auto* const registered = benchmark::RegisterBenchmark(name.c_str(), bench_mla,
+                                                              Case{heads, form, threads, exact});
         registered->Unit(benchmark::kMillisecond);
         const std::vector<int64_t> contexts =
             decode ? std::vector<int64_t>{4096, 32768, 163840} : std::vector<int64_t>{512, 4096};

@@ -70,7 +70,8 @@ bool has_amx() {
   constexpr unsigned kTiles = 1u << 24;
   constexpr unsigned kInt8Tiles = 1u << 25;
   constexpr unsigned kAll = kBf16Tiles | kFp16 | kTiles | kInt8Tiles;
-  if ((d & kAll) != kAll) return false;
+  constexpr unsigned kVbmi = 1u << 1;
+  if ((d & kAll) != kAll || (c & kVbmi) == 0) return false;
   constexpr unsigned kBf16 = 1u << 5;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kBf16) == 0) return false;
   // The state of tiles is 8 kB a thread, which Linux gives to processes that ask for it.

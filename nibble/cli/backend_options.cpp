@@ -29,10 +29,12 @@ void add_kernel_options(CLI::App& command, BackendOptions* o, const std::string&
   add_to(command.add_option("--threads", o->threads, "Threads [all processors]")->type_name("N"),
          group);
   add_to(
-      command.add_flag(
-          "--cpu-int8-activations", o->cpu_int8_activations,
-          "On cpu: activations of 8 bits, not of 16, for NVFP4 weights and, with AMX, attention"),
+      command.add_flag("--cpu-int8-activations", o->cpu_int8_activations,
+                       "On cpu without AMX: activations of 8 bits, not of 16, for NVFP4 weights"),
       group);
+  add_to(command.add_flag("--cpu-exact-activations", o->cpu_exact_activations,
+                          "On cpu with AMX: activations of 16 bits and more, as without, not BF16"),
+         group);
   add_to(command.add_flag("--cuda-batch-invariant", o->cuda_batch_invariant,
                           "On cuda: the same bits in every batch, at some cost"),
          group);
@@ -70,6 +72,10 @@ Status validate(const BackendOptions& options) {
     return invalid_argument(
         fmt::format("--threads is {}, expected 1..1024, or 0 for all processors", options.threads));
   }
+  if (options.cpu_int8_activations && options.cpu_exact_activations) {
+    return invalid_argument(
+        "--cpu-int8-activations and --cpu-exact-activations exclude each other; give one");
+  }
   for (const int64_t size : options.cuda_graph_batch_sizes) {
     if (size < 1 || size > 65536) {
       return invalid_argument(
@@ -87,6 +93,7 @@ KernelOptions kernel_options(const BackendOptions& options) {
   KernelOptions kernels;
   kernels.threads = options.threads;
   kernels.cpu_int8_activations = options.cpu_int8_activations;
+  kernels.cpu_exact_activations = options.cpu_exact_activations;
   kernels.cuda = cuda_options(options);
   return kernels;
 }
@@ -106,6 +113,7 @@ void apply(const BackendOptions& options, ModelOptions* model) {
   model->backend = options.backend;
   model->threads = options.threads;
   model->cpu_int8_activations = options.cpu_int8_activations;
+  model->cpu_exact_activations = options.cpu_exact_activations;
   model->weight_cache = options.weight_cache;
   model->cuda = cuda_options(options);
 }

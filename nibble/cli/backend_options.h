@@ -19,6 +19,7 @@ struct BackendOptions {
   std::string backend = "auto";  // auto, cpu, cuda, reference
   int threads = 0;               // of the processor; 0: all
   bool cpu_int8_activations = false;
+  bool cpu_exact_activations = false;
   std::string weight_cache;  // directory; empty: none
   bool cuda_batch_invariant = false;
   bool cuda_exact_activations = false;
@@ -26,8 +27,9 @@ struct BackendOptions {
   std::vector<int64_t> cuda_graph_batch_sizes;  // empty: as they come
 };
 
-// Registers --backend, --threads, --cpu-int8-activations, --cuda-batch-invariant and
-// --cuda-exact-activations, for what runs the kernels alone, such as calibration.
+// Registers --backend, --threads, --cpu-int8-activations, --cpu-exact-activations,
+// --cuda-batch-invariant and --cuda-exact-activations, for what runs the kernels alone, such as
+// calibration.
 void add_kernel_options(CLI::App& command, BackendOptions* options, const std::string& group = "");
 
 // Those, and what an engine needs beside them: --weight-cache, --disable-cuda-graphs,

@@ -341,14 +341,20 @@ void add_engine_settings(std::vector<ServeSetting>& s) {
                integer(0, 1024, [](Options& o, int64_t v) {
                  o.model_options.threads = static_cast<int>(v);
                })});
-  s.push_back(
-      {"cpu_int8_activations",
-       {},
-       {},
-       kEngine,
-       "On cpu: activations of 8 bits, not of 16, for NVFP4 weights and, with AMX, attention",
-       "",
-       boolean([](Options& o, bool v) { o.model_options.cpu_int8_activations = v; })});
+  s.push_back({"cpu_int8_activations",
+               {},
+               {},
+               kEngine,
+               "On cpu without AMX: activations of 8 bits, not of 16, for NVFP4 weights",
+               "",
+               boolean([](Options& o, bool v) { o.model_options.cpu_int8_activations = v; })});
+  s.push_back({"cpu_exact_activations",
+               {},
+               {},
+               kEngine,
+               "On cpu with AMX: activations of 16 bits and more, as without, not BF16",
+               "",
+               boolean([](Options& o, bool v) { o.model_options.cpu_exact_activations = v; })});
   s.push_back({"weight_cache",
                {},
                {},

@@ -56,6 +56,7 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   kernel_options.threads = threads;
   kernel_options.cuda = options.cuda;
   kernel_options.cpu_int8_activations = options.cpu_int8_activations;
+  kernel_options.cpu_exact_activations = options.cpu_exact_activations;
   const bool tiers = wants_tiers(directory, options.experts);
   // The same bits wherever an expert comes from.
   kernel_options.cuda.fixed_expert_order = tiers;

@@ -23,7 +23,8 @@ struct ModelOptions {
   std::string backend = "auto";       // auto, cpu, cuda, reference
   CudaOptions cuda;                   // of the cuda backend
   bool cpu_int8_activations = false;  // of the cpu backend (kernels/registry.h)
-  int threads = 0;                    // 0: all processors that this process may use
+  bool cpu_exact_activations = false;
+  int threads = 0;  // 0: all processors that this process may use
   ActivationFormat nvfp4_activation = ActivationFormat::kUnquantized;
   bool load_mtp = true;
   std::filesystem::path weight_cache;  // of packed weights for the next start; empty: none

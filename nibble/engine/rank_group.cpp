@@ -74,12 +74,12 @@ Result<std::string> checkpoint_fingerprint(const std::filesystem::path& director
 
 std::string options_text(const ModelOptions& model) {
   std::string text = fmt::format(
-      "tp_size {} ep_size {} attention_dp {} all2all {} backend {} w4a4 {} w4a8 {} mtp {} "
+      "tp_size {} ep_size {} attention_dp {} all2all {} backend {} w4a4 {} w4a8 {} exact {} mtp {} "
       "max_seq_len {}",
       model.shard.tp_size, model.shard.ep_size, model.shard.enable_attention_dp,
       all2all_backend_name(model.shard.all2all_backend), model.backend,
       model.nvfp4_activation == ActivationFormat::kNvfp4, model.cpu_int8_activations,
-      model.load_mtp, model.max_seq_len);
+      model.cpu_exact_activations, model.load_mtp, model.max_seq_len);
   if (!model.expert_placement.empty()) {
     const auto placement = load_expert_placement(model.expert_placement);
     text += placement

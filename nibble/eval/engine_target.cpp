@@ -51,6 +51,7 @@ class EngineTarget : public CompletionTarget {
         {"relaxed_topk", options_.engine.relaxed_thinking.topk},
         {"relaxed_delta", options_.engine.relaxed_thinking.delta}};
     if (options_.model.cpu_int8_activations) identity["cpu_int8_activations"] = true;
+    if (options_.model.cpu_exact_activations) identity["cpu_exact_activations"] = true;
     // Sums over ranks round differently. One rank is as it was before there were more.
     if (ranks_->shard().tp_size > 1) {
       const Shard& shard = ranks_->shard();

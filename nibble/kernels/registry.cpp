@@ -29,9 +29,15 @@ Result<std::unique_ptr<Kernels>> make_cpu_kernels(const KernelOptions& options) 
     return unsupported(fmt::format("instruction set {} asked for, but this processor has only {}",
                                    isa_name(isa), isa_name(detected_isa())));
   }
+  if (options.cpu_int8_activations && options.cpu_exact_activations) {
+    return invalid_argument(
+        "activations of 8 bits and exact ones were asked for; they exclude each other");
+  }
   const int threads = options.threads == 0 ? available_processors() : options.threads;
-  return std::make_unique<CpuKernels>(isa, threads, CpuKernels::kMoeScratchFloats,
-                                      options.cpu_int8_activations);
+  const CpuActivations activations = options.cpu_exact_activations  ? CpuActivations::kExact
+                                     : options.cpu_int8_activations ? CpuActivations::kInt8
+                                                                    : CpuActivations::kStandard;
+  return std::make_unique<CpuKernels>(isa, threads, CpuKernels::kMoeScratchFloats, activations);
 }
 
 }  // namespace

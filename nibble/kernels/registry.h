@@ -17,6 +17,9 @@ struct KernelOptions {
   std::optional<Isa> isa;  // of the cpu backend; by default selected_isa()
   // Of the cpu backend: NVFP4 weights meet activations as 8-bit integers, not as 16-bit ones.
   bool cpu_int8_activations = false;
+  // Of the cpu backend at the AMX level: activations keep 16 bits and more, not BF16's 8. The
+  // levels below always do.
+  bool cpu_exact_activations = false;
   CudaOptions cuda;  // of the cuda backend
 };
 

@@ -20,11 +20,16 @@ std::vector<TestBackend> cpu_backends(int threads) {
     std::string name((*kernels)->name());
     backends.push_back({std::move(name), *std::move(kernels)});
   }
-  auto tiles =
-      std::make_unique<CpuKernels>(std::min(detected_isa(), Isa::kAvx512Vnni), threads,
-                                   CpuKernels::kMoeScratchFloats, false, &kTileIsaPortable);
-  std::string name(tiles->name());
-  backends.push_back({std::move(name), std::move(tiles)});
+  const auto add = [&](Isa isa, CpuActivations activations, const TileIsa* tiles) {
+    auto kernels = std::make_unique<CpuKernels>(isa, threads, CpuKernels::kMoeScratchFloats,
+                                                activations, tiles);
+    std::string name(kernels->name());
+    backends.push_back({std::move(name), std::move(kernels)});
+  };
+  const Isa below = std::min(detected_isa(), Isa::kAvx512Vnni);
+  add(below, CpuActivations::kStandard, &kTileIsaPortable);
+  add(below, CpuActivations::kExact, &kTileIsaPortable);
+  if (detected_isa() == Isa::kAmx) add(Isa::kAmx, CpuActivations::kExact, nullptr);
   return backends;
 }
 

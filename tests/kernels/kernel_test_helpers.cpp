@@ -232,8 +232,15 @@ std::string format_name(LinearFormat format) {
 }
 
 int tile_planes(const std::string& backend, LinearFormat format) {
-  const bool tiles = backend == "cpu amx" || backend.ends_with("tiles given");
-  return tiles && format == LinearFormat::kNvfp4 ? 2 : 0;
+  const bool tiles = backend.starts_with("cpu amx") || backend.find("tiles given") != backend.npos;
+  if (!tiles || format == LinearFormat::kF32) return 0;
+  if (!backend.ends_with("exact")) return 1;
+  return format == LinearFormat::kNvfp4 ? 2 : 0;
+}
+
+double rounding_bound(const std::string& backend, LinearFormat format) {
+  if (tile_planes(backend, format) == 1) return 2.5e-5;
+  return format == LinearFormat::kNvfp4 && backend.starts_with("cpu ") ? 1e-8 : 0;
 }
 
 TestMatrix rounded_to_planes(TestMatrix& x, int planes) {

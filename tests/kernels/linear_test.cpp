@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
 
 #include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/reference/reference_kernels.h"
@@ -122,12 +121,10 @@ TestMatrix rounded_to_int16(TestMatrix& x) {
   }
   return rounded;
 }
-bool rounds_activations(const std::string& backend, LinearFormat format) {
-  return format == LinearFormat::kNvfp4 && backend.starts_with("cpu ");
-}
-// As a cpu backend does for NVFP4 weights.
-TestMatrix rounded_by(const std::string& backend, TestMatrix& x) {
-  const int planes = tile_planes(backend, LinearFormat::kNvfp4);
+// As a cpu backend does for weights of this format.
+TestMatrix rounded_by(const std::string& backend, LinearFormat format, TestMatrix& x) {
+  if (rounding_bound(backend, format) == 0) return x;
+  const int planes = tile_planes(backend, format);
   return planes > 0 ? rounded_to_planes(x, planes) : rounded_to_int16(x);
 }
 
@@ -151,12 +148,11 @@ TEST(Linear, EveryBackendAgreesWithTheReference) {
           const PackedWeight packed = pack_weight(*kernels, weight);
           poison_scratch(*kernels, tokens + 1, packed.weight);
           const TestMatrix got = linear_of(*kernels, x, packed.weight);
-          const bool rounds = rounds_activations(name, format);
-          TestMatrix rounded = rounds ? rounded_by(name, x) : x;
+          TestMatrix rounded = rounded_by(name, format, x);
           const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
-          EXPECT_LE(nmse(got.values(), (rounds ? want_rounded : want).values()),
-                    linear_bound(name));
-          EXPECT_LE(nmse(got.values(), want.values()), rounds ? 1e-8 : linear_bound(name));
+          EXPECT_LE(nmse(got.values(), want_rounded.values()), linear_bound(name));
+          EXPECT_LE(nmse(got.values(), want.values()),
+                    std::max(rounding_bound(name, format), linear_bound(name)));
           EXPECT_TRUE(got.padding_intact());
         }
       }
@@ -180,7 +176,12 @@ TEST(Linear, ColumnsNeedNotBeAMultipleOfSixteen) {
           SCOPED_TRACE(testing::Message() << name << " " << format_name(format) << " " << cols);
           const PackedWeight packed = pack_weight(*kernels, weight);
           poison_scratch(*kernels, tokens, packed.weight);
-          EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()), 1e-12);
+          TestMatrix rounded = rounded_by(name, format, x);
+          const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
+          const TestMatrix got = linear_of(*kernels, x, packed.weight);
+          EXPECT_LE(nmse(got.values(), want_rounded.values()), 1e-12);
+          EXPECT_LE(nmse(got.values(), want.values()),
+                    std::max(rounding_bound(name, format), 1e-12));
         }
       }
     }
@@ -196,13 +197,12 @@ TEST(Linear, AgreesForManyTokens) {
   const TestMatrix want = linear_of(reference, x, plain.weight);
   for (const auto& [name, kernels] : available_backends()) {
     SCOPED_TRACE(name);
-    TestMatrix rounded = rounded_by(name, x);
+    TestMatrix rounded = rounded_by(name, LinearFormat::kNvfp4, x);
     const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
     const PackedWeight packed = pack_weight(*kernels, weight);
-    const bool rounds = rounds_activations(name, LinearFormat::kNvfp4);
-    EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(),
-                   (rounds ? want_rounded : want).values()),
-              linear_bound(name));
+    const TestMatrix got = linear_of(*kernels, x, packed.weight);
+    EXPECT_LE(nmse(got.values(), want_rounded.values()), linear_bound(name));
+    EXPECT_LE(nmse(got.values(), want.values()), rounding_bound(name, LinearFormat::kNvfp4));
   }
 }
 
@@ -230,8 +230,8 @@ TEST(Linear, Int8ActivationsAreRoundedAndThenExact) {
       const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
       for (const Isa isa : kAllIsas) {
         if (isa > detected_isa()) continue;
-        if (isa == Isa::kAmx) continue;  // TilesTakeBf16WhereEightBitsAreEnough
-        CpuKernels kernels(isa, 2, CpuKernels::kMoeScratchFloats, /*int8_activations=*/true);
+        if (isa == Isa::kAmx) continue;  // takes BF16 instead, as without kInt8
+        CpuKernels kernels(isa, 2, CpuKernels::kMoeScratchFloats, CpuActivations::kInt8);
         SCOPED_TRACE(testing::Message() << kernels.name() << " " << cols << " x " << tokens);
         const PackedWeight packed = pack_weight(kernels, weight);
         TestMatrix got = linear_of(kernels, x, packed.weight);
@@ -246,38 +246,18 @@ TEST(Linear, Int8ActivationsAreRoundedAndThenExact) {
   }
 }
 
-// The 8 bits of tiles are BF16's for NVFP4 weights; BF16 weights meet two BF16 numbers.
-TEST(Linear, TilesTakeBf16WhereEightBitsAreEnough) {
-  ReferenceKernels reference;
-  std::vector<std::unique_ptr<CpuKernels>> backends;
-  backends.push_back(std::make_unique<CpuKernels>(std::min(detected_isa(), Isa::kAvx512Vnni), 2,
-                                                  CpuKernels::kMoeScratchFloats, true,
-                                                  &kTileIsaPortable));
-  if (detected_isa() == Isa::kAmx) {
-    backends.push_back(
-        std::make_unique<CpuKernels>(Isa::kAmx, 2, CpuKernels::kMoeScratchFloats, true));
-  }
+// With tiles, 8-bit activations are the default's BF16, to the bit.
+TEST(Linear, TilesTakeBf16ForEightBits) {
+  const Isa below = std::min(detected_isa(), Isa::kAvx512Vnni);
+  CpuKernels eight(below, 2, CpuKernels::kMoeScratchFloats, CpuActivations::kInt8,
+                   &kTileIsaPortable);
+  CpuKernels standard(below, 2, CpuKernels::kMoeScratchFloats, CpuActivations::kStandard,
+                      &kTileIsaPortable);
   for (const LinearFormat format : {LinearFormat::kNvfp4, LinearFormat::kBf16}) {
-    for (const int64_t cols : {16, 208, 1040}) {
-      const TestWeight weight = TestWeight::random(format, 300, cols, 11);
-      const PackedWeight plain = pack_weight(reference, weight);
-      for (const int64_t tokens : {1, 8, 16, 33, 70}) {
-        TestMatrix x = TestMatrix::random(tokens, cols, 12);
-        const int planes = format == LinearFormat::kNvfp4 ? 1 : 2;
-        TestMatrix rounded = rounded_to_planes(x, planes);
-        const TestMatrix want = linear_of(reference, x, plain.weight);
-        const TestMatrix want_rounded = linear_of(reference, rounded, plain.weight);
-        for (const auto& kernels : backends) {
-          SCOPED_TRACE(testing::Message() << kernels->name() << " " << format_name(format) << " "
-                                          << cols << " x " << tokens);
-          const PackedWeight packed = pack_weight(*kernels, weight);
-          poison_scratch(*kernels, tokens + 1, packed.weight);
-          const TestMatrix got = linear_of(*kernels, x, packed.weight);
-          EXPECT_LE(nmse(got.values(), want_rounded.values()), 1e-12);
-          EXPECT_LE(nmse(got.values(), want.values()), planes == 1 ? 1e-5 : 3e-11);
-        }
-      }
-    }
+    const TestWeight weight = TestWeight::random(format, 55, 208, 11);
+    TestMatrix x = TestMatrix::random(9, 208, 12);
+    EXPECT_TRUE(same_bits(linear_of(eight, x, pack_weight(eight, weight).weight).values(),
+                          linear_of(standard, x, pack_weight(standard, weight).weight).values()));
   }
 }
 
@@ -408,7 +388,8 @@ TEST(Linear, IntegerActivationsKeepTheirPrecisionAtAnyMagnitude) {
       const bool tiles = tile_planes(name, LinearFormat::kNvfp4) > 0;
       if (tiles && (magnitude > 1e18f || magnitude < 1e-18f)) continue;
       const PackedWeight packed = pack_weight(*kernels, weight);
-      EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()), 1e-8);
+      EXPECT_LE(nmse(linear_of(*kernels, x, packed.weight).values(), want.values()),
+                rounding_bound(name, LinearFormat::kNvfp4));
     }
   }
 }

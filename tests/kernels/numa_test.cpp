@@ -48,7 +48,8 @@ class RecordedMemory final : public NumaMemory {
 
 std::unique_ptr<CpuKernels> kernels_on(std::vector<NumaNode> nodes, int threads, NumaMemory* memory,
                                        Isa isa = detected_isa()) {
-  return std::make_unique<CpuKernels>(isa, threads, CpuKernels::kMoeScratchFloats, false, nullptr,
+  return std::make_unique<CpuKernels>(isa, threads, CpuKernels::kMoeScratchFloats,
+                                      CpuActivations::kStandard, nullptr,
                                       CpuKernels::Numa{std::move(nodes), memory});
 }
 

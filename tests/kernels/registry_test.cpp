@@ -42,6 +42,13 @@ TEST(Registry, RefusesImpossibleThreadCounts) {
   EXPECT_EQ(make_kernels("cpu", options).error().code, ErrorCode::kInvalidArgument);
 }
 
+TEST(Registry, RefusesActivationsOfEightBitsThatAreExact) {
+  KernelOptions options;
+  options.cpu_int8_activations = true;
+  options.cpu_exact_activations = true;
+  EXPECT_EQ(make_kernels("cpu", options).error().code, ErrorCode::kInvalidArgument);
+}
+
 TEST(Registry, RefusesAnInstructionSetThatTheMachineLacks) {
   if (detected_isa() == Isa::kAmx) GTEST_SKIP() << "this machine has all of them";
   KernelOptions options;

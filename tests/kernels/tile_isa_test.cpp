@@ -92,8 +92,10 @@ struct TileProduct {
 // Rows and columns that are whole tiles and not, one block of steps and more, every path of rows.
 std::vector<TileCase> tile_cases() {
   std::vector<TileCase> cases;
-  for (const LinearFormat format : {LinearFormat::kNvfp4, LinearFormat::kBf16}) {
+  for (const LinearFormat format :
+       {LinearFormat::kNvfp4, LinearFormat::kBf16, LinearFormat::kFp8Block}) {
     for (const int planes : {1, 2}) {
+      if (format == LinearFormat::kFp8Block && planes == 2) continue;
       for (const int64_t tokens : {1, 7, 16, 17, 32, 33, 48, 70}) {
         cases.push_back({format, 55, 592, tokens, planes});
       }
@@ -104,6 +106,10 @@ std::vector<TileCase> tile_cases() {
       cases.push_back({format, 72, 1120, 50, planes});  // three blocks of steps
     }
     if (format == LinearFormat::kBf16) cases.push_back({format, 40, 77, 40, 2});
+    if (format != LinearFormat::kNvfp4) {
+      cases.push_back({format, 40, 333, 5, 1});
+      cases.push_back({format, 40, 333, 77, 1});
+    }
   }
   return cases;
 }
@@ -124,9 +130,9 @@ TEST(TileIsa, PlainLoopsComputeTheProductOfRoundedActivations) {
     TestMatrix rounded = rounded_to_planes(x, c.planes);
     TestMatrix want(c.tokens, c.rows);
     reference.linear(rounded.view(), plain.weight, want.view());
-    const float factor = c.format == LinearFormat::kNvfp4
-                             ? kTileNvfp4Factor * product.source.host.global_scale
-                             : kTileBf16Factor;
+    const float factor = c.format == LinearFormat::kBf16
+                             ? kTileBf16Factor
+                             : kTileCodeFactor * product.source.host.global_scale;
     std::vector<float> got;
     for (int64_t t = 0; t < c.tokens; ++t) {
       for (int64_t r = 0; r < c.rows; ++r) {

@@ -27,6 +27,7 @@ inline std::unique_ptr<LoadedModel> load_model(
   ModelOptions options;
   options.backend = backend;
   options.nvfp4_activation = activation;
+  options.cpu_exact_activations = true;  // where a processor has AMX
   auto model = LoadedModel::load(directory, options);
   if (!model) throw std::runtime_error(model.error().message);
   return *std::move(model);

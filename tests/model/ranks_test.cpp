@@ -31,7 +31,7 @@ std::vector<std::vector<float>> hidden_on_ranks(const Shard& shape,
     const auto tokens = static_cast<int64_t>(ids.size());
     const auto source = SafetensorsSource::open(testing::demo_checkpoint()).value();
     const ModelConfig config = load_config(testing::demo_checkpoint()).value();
-    const auto kernels = make_kernels("cpu", {1, {}, false, {}}).value();
+    const auto kernels = make_kernels("cpu", {1, {}, false, false, {}}).value();
     WeightsOptions options;
     options.load_mtp = false;
     options.max_positions = 256;

@@ -69,7 +69,7 @@ class LoggingStepGraphs final : public StepGraphs {
 class RecordingKernels final : public ForwardingKernels {
  public:
   RecordingKernels(Communicator& comm, RecordedRuns& log)
-      : ForwardingKernels(make_kernels("cpu", {1, {}, false, {}}).value()),
+      : ForwardingKernels(make_kernels("cpu", {1, {}, false, false, {}}).value()),
         comm_(comm),
         log_(log) {}
   std::unique_ptr<StepGraphs> make_step_graphs() override {

@@ -51,7 +51,7 @@ class WholeModelRun {
  public:
   WholeModelRun(const CheckpointSource& source, const ModelConfig& config,
                 const std::vector<std::vector<int32_t>>& samples)
-      : config_(config), kernels_(make_kernels("cpu", {2, {}, false, {}}).value()) {
+      : config_(config), kernels_(make_kernels("cpu", {2, {}, false, false, {}}).value()) {
     WeightsOptions options;
     options.max_positions = 512;
     weights_.emplace(Weights::load(source, config, options, *kernels_).value());

@@ -39,22 +39,20 @@ void quantize_nvfp4_row(const BlockIsa& isa, const float* x, int64_t count, floa
 }
 
 bool same_activation(const LinearWeight& a, const LinearWeight& b) {
-  // Rows of NVFP4 and BF16 weights have forms of their own; all others are floats.
-  const auto own_form = [](const LinearWeight& weight) {
-    return weight.format == LinearFormat::kNvfp4 || weight.format == LinearFormat::kBf16;
-  };
-  if (a.format != b.format && (own_form(a) || own_form(b))) return false;
+  // A format's rows may have a form of their own.
+  if (a.format != b.format) return false;
   if (a.activation != b.activation) return false;
   return a.activation == ActivationFormat::kUnquantized || a.input_scale == b.input_scale;
 }
 
 float output_scale(const LinearWeight& weight, RowFormat rows) {
   const bool tiles = rows == RowFormat::kBf16 || rows == RowFormat::kBf16Split;
+  if (weight.format == LinearFormat::kFp8Block) return tiles ? kTileCodeFactor : 1;
   if (weight.format != LinearFormat::kNvfp4) return tiles ? kTileBf16Factor : 1;
   if (weight.activation == ActivationFormat::kNvfp4) {
     return weight.input_scale * weight.global_scale;
   }
-  return tiles ? kTileNvfp4Factor * weight.global_scale : weight.global_scale;
+  return tiles ? kTileCodeFactor * weight.global_scale : weight.global_scale;
 }
 
 }  // namespace nibble

@@ -38,20 +38,24 @@ const TileIsa* tile_isa(Isa isa) {
   return isa == Isa::kAmx ? &kTileIsaPortable : nullptr;
 }
 
-std::string backend_name(Isa isa, const TileIsa* tiles) {
-  return fmt::format("cpu {}{}", isa_name(isa), tiles != nullptr ? ", tiles given" : "");
+// "cpu amx", "cpu amx, exact"; levels without tiles are exact anyway.
+std::string backend_name(Isa isa, const TileIsa* tiles, CpuActivations activations) {
+  const bool exact =
+      activations == CpuActivations::kExact && (tiles != nullptr || tile_isa(isa) != nullptr);
+  return fmt::format("cpu {}{}{}", isa_name(isa), tiles != nullptr ? ", tiles given" : "",
+                     exact ? ", exact" : "");
 }
 
 }  // namespace
 
-CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats, bool int8_activations,
+CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats, CpuActivations activations,
                        const TileIsa* tiles, const Numa& numa)
     : isa_(panel_isa(isa)),
       blocks_(block_isa(isa)),
       tiles_(tiles != nullptr ? tiles : tile_isa(isa)),
-      int8_activations_(int8_activations),
+      activation_bits_(activations),
       moe_scratch_floats_(moe_scratch_floats),
-      name_(backend_name(isa, tiles)),
+      name_(backend_name(isa, tiles, activations)),
       device_(make_host_device()),
       pool_(threads, Placement::kPinned, numa.nodes),
       placement_(pool_, *numa.memory),
@@ -137,14 +141,12 @@ int64_t CpuKernels::groups_of_task(RowFormat rows, int64_t groups, int64_t token
 }
 
 RowFormat CpuKernels::row_format(const LinearWeight& weight) const {
-  const bool tiles = tiles_ != nullptr;
-  if (weight.format == LinearFormat::kNvfp4) {
-    if (weight.activation == ActivationFormat::kNvfp4) return RowFormat::kInt8;
-    if (tiles) return int8_activations_ ? RowFormat::kBf16 : RowFormat::kBf16Split;
-    return int8_activations_ ? RowFormat::kInt8 : RowFormat::kInt16;
-  }
-  const bool bf16 = weight.format == LinearFormat::kBf16 && tiles && int8_activations_;
-  return bf16 ? RowFormat::kBf16Split : RowFormat::kFloat;
+  if (weight.format == LinearFormat::kF32) return RowFormat::kFloat;
+  if (weight.activation == ActivationFormat::kNvfp4) return RowFormat::kInt8;
+  if (bf16()) return RowFormat::kBf16;
+  if (weight.format != LinearFormat::kNvfp4) return RowFormat::kFloat;
+  if (tiles_ != nullptr) return RowFormat::kBf16Split;
+  return activation_bits_ == CpuActivations::kInt8 ? RowFormat::kInt8 : RowFormat::kInt16;
 }
 
 void CpuKernels::copy_slice(const float* x, int64_t count, const LinearWeight& weight,

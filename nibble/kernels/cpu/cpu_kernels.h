@@ -6,7 +6,8 @@
 // that fits the cache (many). Both ways add in the same order, so an output has the same bits in
 // any batch and with any number of threads; between instruction sets bits may differ.
 //
-// With AMX, NVFP4 weights meet activations split into two BF16 numbers, in tiles (tile_isa.h).
+// With AMX, weights meet activations in BF16, in tiles (tile_isa.h), and so do attention's queries
+// its keys (tile_attention.h): what the model was trained and is served with.
 #pragma once
 
 #include <memory>
@@ -27,6 +28,14 @@
 
 namespace nibble {
 
+// What activations become where weights allow it. Levels below AMX have no BF16; kExact is as
+// kStandard there, and kInt8 at the AMX level.
+enum class CpuActivations {
+  kStandard,  // BF16 in tiles; elsewhere integers of 16 bits against NVFP4, binary32 otherwise
+  kInt8,      // integers of 8 bits against NVFP4: 0.5 % of noise
+  kExact,     // two BF16 numbers in tiles, of NVFP4 and attention only
+};
+
 // The operations are called by one thread at a time; pack() by any number. Scratch memory is kept
 // between calls; when it can't grow, an operation throws std::bad_alloc.
 class CpuKernels final : public Kernels {
@@ -42,12 +51,10 @@ class CpuKernels final : public Kernels {
   };
   static Numa machine_numa();
 
-  // isa must be one that this machine has, threads >= 1. With int8_activations NVFP4 weights meet
-  // unquantized activations as 8-bit integers: faster, with 0.5 % of noise. With tiles it is BF16,
-  // 0.17 %, and BF16 weights meet two BF16 numbers instead of binary32. `tiles`: kTileIsaPortable
-  // for a test; by default the level's, which only AMX has. `numa`: for a test, too.
+  // isa must be one that this machine has, threads >= 1. `tiles`: kTileIsaPortable for a test; by
+  // default the level's, which only AMX has. `numa`: for a test, too.
   CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats = kMoeScratchFloats,
-             bool int8_activations = false, const TileIsa* tiles = nullptr,
+             CpuActivations activations = CpuActivations::kStandard, const TileIsa* tiles = nullptr,
              const Numa& numa = machine_numa());
   ~CpuKernels() override;
 
@@ -108,9 +115,17 @@ class CpuKernels final : public Kernels {
     int32_t num_groups;
   };
 
-  // How rows meet a weight: NVFP4 takes whole numbers, of 16 bits, or of 8 where activations are
-  // quantized; the other formats take floats; tiles take BF16.
+  // How rows meet a weight: tiles take BF16 for all formats but F32, or two BF16 numbers for NVFP4
+  // alone; elsewhere NVFP4 takes whole numbers, of 16 bits, or of 8 where activations are
+  // quantized, and the other formats take floats.
   RowFormat row_format(const LinearWeight& weight) const;
+
+  // Whether activations are BF16 numbers, those of attention too.
+  bool bf16() const { return tiles_ != nullptr && activation_bits_ != CpuActivations::kExact; }
+  // How rows meet MLA's kv_b_proj, which tiles of two planes and whole numbers leave alone.
+  RowFormat mla_up_rows(const LinearWeight& weight) const {
+    return bf16() ? row_format(weight) : RowFormat::kFloat;
+  }
 
   // Groups of panels of a task, of each of `matrices` matrices: several where tiles use what they
   // read of the activations for all of them, as many as keep their results in L2 and leave every
@@ -139,7 +154,7 @@ class CpuKernels final : public Kernels {
   // Scratch for the expanded weights of a product of at most `tokens` tokens and `groups` groups.
   int64_t weight_floats(int64_t tokens, int64_t groups) const;
 
-  // linear(), which may use tiles for other weights than NVFP4 or not.
+  // linear(), which may round activations to BF16 or not.
   void perform_linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
                       bool tiles);
 
@@ -155,16 +170,19 @@ class CpuKernels final : public Kernels {
   // Performs runs_ on rows_ (one pointer for each row, in the order of the runs).
   void perform_runs();
 
-  // How many BF16 numbers stand for a binary32 in attention's tiles: two, one where 8 bits are
-  // enough, and one for entries of the cache that are BF16 numbers.
-  AttentionTiles::Planes attention_planes(bool exact_entries) const {
-    const int planes = int8_activations_ ? 1 : 2;
-    return {planes, exact_entries ? 1 : planes};
+  // How many BF16 numbers stand for a binary32 in the tiles of exact attention: two, and one for
+  // entries of the cache that are BF16 numbers.
+  static AttentionTiles::Planes attention_planes(bool exact_entries) {
+    return {2, exact_entries ? 1 : 2};
   }
 
   void attend_expanded(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
                        const AttentionBatch& batch, const KvCacheView& cache,
                        const MatrixView& out);
+  // The same with queries, keys and values of BF16 in tiles.
+  void attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
+                            const AttentionBatch& batch, const KvCacheView& cache,
+                            const MatrixView& out);
   void attend_absorbed(const MatrixView& q, const MlaUpWeight& weight, const MlaShape& shape,
                        const AttentionBatch& batch, const KvCacheView& cache,
                        const MatrixView& out);
@@ -181,7 +199,7 @@ class CpuKernels final : public Kernels {
   const PanelIsa* isa_;
   const BlockIsa* blocks_;
   const TileIsa* tiles_;  // null where there are none
-  bool int8_activations_;
+  CpuActivations activation_bits_;
   int64_t moe_scratch_floats_;
   std::string name_;
   std::unique_ptr<Device> device_;

@@ -30,7 +30,11 @@ void CpuKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
   NIBBLE_CHECK(out.cols == shape.num_heads * shape.v_head_dim);
   NIBBLE_CHECK(q.rows == batch.num_tokens && out.rows == batch.num_tokens);
   NIBBLE_CHECK(cache.entry_size == shape.entry_size());
-  attend_expanded(q, weight, shape, batch, cache, out);
+  if (bf16()) {
+    attend_expanded_bf16(q, weight, shape, batch, cache, out);
+  } else {
+    attend_expanded(q, weight, shape, batch, cache, out);
+  }
   attend_absorbed(q, weight, shape, batch, cache, out);
 }
 

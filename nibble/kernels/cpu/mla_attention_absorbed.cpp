@@ -10,6 +10,7 @@
 #include "nibble/kernels/cpu/activations.h"
 #include "nibble/kernels/cpu/attention_block.h"
 #include "nibble/kernels/cpu/attention_tiles.h"
+#include "nibble/kernels/cpu/bf16_attention.h"
 #include "nibble/kernels/cpu/cpu_kernels.h"
 
 namespace nibble {
@@ -54,8 +55,9 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
                                         const MlaShape& shape, const KvCacheView& cache,
                                         int64_t tokens, const MatrixView& out) {
   const MlaPanels panels(shape);
-  const PanelMatrix up = panel_matrix(weight.kv_b_proj, RowFormat::kFloat);
-  const PanelMatrix trans = panel_matrix(weight.kv_b_k_trans, RowFormat::kFloat);
+  const PanelMatrix up = panel_matrix(weight.kv_b_proj, mla_up_rows(weight.kv_b_proj));
+  const PanelMatrix trans = panel_matrix(weight.kv_b_k_trans, mla_up_rows(weight.kv_b_k_trans));
+  const float query_scale = output_scale(weight.kv_b_k_trans, trans.rows);
   const int64_t heads = shape.num_heads;
   const int64_t latent = panels.latent * kPanelRows;    // kv_lora_rank, padded
   const int64_t dim = latent + shape.qk_rope_head_dim;  // of a query row
@@ -73,22 +75,26 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
 
   const int64_t nope_floats = slices_of(shape.qk_nope_head_dim) * kSliceCols * tokens;
   const int64_t latent_slice_floats = slices_of(shape.kv_lora_rank) * kSliceCols * tokens;
+  const int64_t weight_scratch = ScratchCursor::padded(weight_floats(tokens, 1));
   const int64_t value_floats = tokens * panels.value * kPanelRows;
   const int64_t key_floats = slices_of(dim) * kGroupFloats;
   const int64_t most_rows = std::max(kAbsorbedRows, heads);
   const bool as_stored = heads <= kFewHeads && shape.kv_lora_rank % kPanelRows == 0 &&
                          shape.qk_rope_head_dim % kPanelRows == 0;
-  const bool use_tiles = tiles_ != nullptr && !as_stored;
+  const bool use_bf16 = bf16() && !as_stored;
+  const bool use_tiles = tiles_ != nullptr && !as_stored && !use_bf16;
   // BF16 entries become tiles as they are.
   const bool stored_tiles =
       use_tiles && cache.dtype == DType::kBf16 && shape.kv_lora_rank % kPanelRows == 0;
   const AttentionTiles::Planes planes = attention_planes(cache.dtype != DType::kF32);
   const int64_t block_floats =
-      use_tiles ? AttentionTiles::scratch_floats(most_rows, dim, panels.latent, planes)
-                : attend_block_floats(dim);
+      use_bf16 ? Bf16Attention::scratch_floats(most_rows, dim, panels.latent) +
+                     LatentBlocks::scratch_floats(shape)
+      : use_tiles ? AttentionTiles::scratch_floats(most_rows, dim, panels.latent, planes)
+                  : attend_block_floats(dim);
   reserve_thread_scratch(std::max({
-      nope_floats + kGroupFloats,
-      latent_slice_floats + kGroupFloats + value_floats,
+      nope_floats + weight_scratch,
+      latent_slice_floats + weight_scratch + value_floats,
       key_floats + panels.latent * kPanelFloats +
           ScratchCursor::padded(kContextBlock * shape.entry_size()) + block_floats +
           AttentionRows::scratch_floats(most_rows, panels.latent),
@@ -99,11 +105,11 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
     for (int64_t head = begin; head < end; ++head) {
       ScratchCursor scratch = thread_scratch(thread_id);
       float* const slices = scratch.take(nope_floats);
-      float* const weights = scratch.take(kGroupFloats);
+      float* const weights = scratch.take(weight_scratch);
       for (int64_t i = 0; i < tokens; ++i) {
         const float* const row =
             q.row<float>(batch_rows_[static_cast<size_t>(i)]) + head * shape.qk_head_dim();
-        copy_floats_to_slices(row, shape.qk_nope_head_dim, i, tokens, slices);
+        copy_to_slices(&row, 1, weight.kv_b_k_trans, trans.rows, i, tokens, slices);
       }
       for (int64_t p = 0; p < panels.latent; p += kGroupPanels) {
         multiply_panels(trans, head * panels.latent + p,
@@ -111,9 +117,11 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
                         queries + head * dim + p * kPanelRows, heads * dim, kPanelRows, weights);
       }
       for (int64_t i = 0; i < tokens; ++i) {
+        float* const query = queries + (i * heads + head) * dim;
+        if (query_scale != 1) isa_->scale(query, latent, query_scale);
         const float* const row = q.row<float>(batch_rows_[static_cast<size_t>(i)]) +
                                  head * shape.qk_head_dim() + shape.qk_nope_head_dim;
-        std::copy_n(row, shape.qk_rope_head_dim, queries + (i * heads + head) * dim + latent);
+        std::copy_n(row, shape.qk_rope_head_dim, query + latent);
       }
     }
   };
@@ -123,7 +131,9 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
   const auto pieces = static_cast<int64_t>(segments_.size());
   const int64_t head_groups =
       std::min(heads, std::max<int64_t>(1, ceil_div(pool_.num_threads(), pieces)));
-  const int64_t group_heads = ceil_div(heads, head_groups);
+  // Tiles are of 16 heads.
+  const int64_t group_unit = use_bf16 ? std::min<int64_t>(heads, kPanelRows) : 1;
+  const int64_t group_heads = ceil_div(ceil_div(heads, head_groups), group_unit) * group_unit;
   const auto attend = [&](int64_t begin, int64_t end, int thread_id) {
     for (int64_t task = begin; task < end; ++task) {
       const AttentionSegment& segment = segments_[static_cast<size_t>(task / head_groups)];
@@ -145,6 +155,20 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
       rows.first_visible = segment.first_position + 1;
       rows.value_panels = panels.latent;
       rows.softmax_scale = shape.softmax_scale;
+      if (use_bf16) {
+        Bf16Attention attention(*tiles_, rows, scratch);
+        LatentBlocks blocks(*isa_, *tiles_, cache, shape, segment, scratch);
+        const int64_t context = segment.first_position + segment.num_tokens;
+        for (int64_t start = 0; start < context; start += kTileContext) {
+          attention.attend(blocks.block(start, context));
+        }
+        for (int64_t m = 0; m < rows.rows; ++m) {
+          const int64_t token = first_row + m / num_heads;
+          attention.result(m, 1, latent,
+                           latents + (token * heads + first_head + m % num_heads) * latent);
+        }
+        continue;
+      }
       if (use_tiles) rows.softmax_scale *= AttentionTiles::kFactor;
       rows.start(scratch);
       std::optional<AttentionTiles> tiles;
@@ -222,17 +246,17 @@ void CpuKernels::attend_absorbed_tokens(const MatrixView& q, const MlaUpWeight& 
   };
   pool_.parallel_for(pieces * head_groups, 1, attend);
 
-  const float alpha = output_scale(weight.kv_b_proj, RowFormat::kFloat);
+  const float alpha = output_scale(weight.kv_b_proj, up.rows);
   const auto expand = [&](int64_t begin, int64_t end, int thread_id) {
     for (int64_t head = begin; head < end; ++head) {
       ScratchCursor scratch = thread_scratch(thread_id);
       float* const slices = scratch.take(latent_slice_floats);
-      float* const weights = scratch.take(kGroupFloats);
+      float* const weights = scratch.take(weight_scratch);
       float* const values = scratch.take(value_floats);
       const int64_t stride = panels.value * kPanelRows;
       for (int64_t i = 0; i < tokens; ++i) {
-        copy_floats_to_slices(latents + (i * heads + head) * latent, shape.kv_lora_rank, i, tokens,
-                              slices);
+        const float* const row = latents + (i * heads + head) * latent;
+        copy_to_slices(&row, 1, weight.kv_b_proj, up.rows, i, tokens, slices);
       }
       for (int64_t p = 0; p < panels.value; p += kGroupPanels) {
         multiply_panels(up, head * panels.head() + panels.nope + p,

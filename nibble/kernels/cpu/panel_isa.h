@@ -50,7 +50,7 @@ struct PanelMatrix {
   int64_t panel_bytes;   // from one panel to the next
   int64_t panel_scales;  // ceil(cols / 128)
   PanelFormat format;
-  RowFormat rows;  // kFloat unless NVFP4
+  RowFormat rows;
 };
 
 struct PanelIsa {

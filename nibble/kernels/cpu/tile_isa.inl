@@ -40,12 +40,22 @@ struct TileWork {
   int64_t panel_bytes;
   const uint8_t* a;
   int64_t rows;
-  int64_t slice_bytes;  // from one slice of rows to the next
-  int64_t c_bytes;      // from one row of results to the next
-  bool keep_tiles;      // results end up in `sums`, not in c
+  int64_t slice_bytes;               // from one slice of rows to the next
+  int64_t c_bytes;                   // from one row of results to the next
+  bool keep_tiles;                   // results end up in `sums`, not in c
+  const float* scales[kTilePanels];  // of slices, FP8 only
   uint8_t* expanded;
-  float* sums;  // tiles of results between blocks of steps: [rows / 16, panels] of 1 kB
+  float* partial;  // kPartialFloats
+  float* sums;     // tiles of results between blocks of steps: [rows / 16, panels] of 1 kB
 };
+
+// As many columns as are left of 16 to a block of 16, zeros behind them.
+template <typename T>
+inline void copy_columns(const T* w, int64_t columns, T* block) {
+  __builtin_memset(block, 0, 16 * kPanelRows * sizeof(T));
+  if (columns > 0)
+    __builtin_memcpy(block, w, static_cast<size_t>(columns) * kPanelRows * sizeof(T));
+}
 
 // Half a step of one panel, 8 vectors of pairs, zeros past the last column.
 template <PanelFormat kFormat>
@@ -59,28 +69,29 @@ inline __attribute__((always_inline)) void expand_half(const uint8_t* data, int6
       t_clear(out, kTileBytes / 2);
     }
   } else {
-    const auto* const w = reinterpret_cast<const uint16_t*>(data) + half * 16 * kPanelRows;
+    using T = std::conditional_t<kFormat == PanelFormat::kFp8, uint8_t, uint16_t>;
+    const auto* w = reinterpret_cast<const T*>(data) + half * 16 * kPanelRows;
     const int64_t left = cols - half * 16;
-    if (left >= 16) {
-      t_pair_columns(w, out);
-      t_pair_columns(w + 128, out + 256);
-      return;
+    alignas(64) T part[16 * kPanelRows];
+    if (left < 16) {
+      copy_columns(w, left, part);
+      w = part;
     }
-    alignas(64) uint16_t part[16 * kPanelRows] = {};
-    if (left > 0) __builtin_memcpy(part, w, static_cast<size_t>(left * kPanelRows * 2));
-    t_pair_columns(part, out);
-    t_pair_columns(part + 128, out + 256);
+    t_pair_columns(w, out);
+    t_pair_columns(w + 8 * kPanelRows, out + 256);
   }
 }
 
-// One step of one panel: 16 vectors of pairs, zeros past the last column. From `asked` on the
-// step's bytes are asked for.
+// One step of one panel: 16 vectors of pairs, zeros past the last column. From `asked` on, unless
+// it is null, a step's bytes are asked for.
 template <PanelFormat kFormat>
 inline __attribute__((always_inline)) void expand_step(const uint8_t* data, int64_t cols,
                                                        int64_t step, int64_t panel_bytes,
                                                        const uint8_t* asked, uint8_t* out) {
   if constexpr (kFormat == PanelFormat::kNvfp4) {
-    NIBBLE_UNROLL for (int i = 0; i <= 4; ++i) __builtin_prefetch(asked + 64 * i);
+    if (asked != nullptr) {
+      NIBBLE_UNROLL for (int i = 0; i <= 4; ++i) __builtin_prefetch(asked + 64 * i);
+    }
     // Two steps are a group of four blocks, codes first; a panel's last group may be shorter.
     constexpr int64_t kGroupBytes = kNvfp4GroupBlocks * kNvfp4UnitBytes;
     const int64_t offset = (step >> 1) * kGroupBytes;
@@ -94,15 +105,19 @@ inline __attribute__((always_inline)) void expand_step(const uint8_t* data, int6
       return;
     }
   } else {
-    NIBBLE_UNROLL for (int i = 0; i < 16; ++i) __builtin_prefetch(asked + 64 * i);
+    constexpr int kLines = kFormat == PanelFormat::kFp8 ? 8 : 16;
+    if (asked != nullptr) {
+      NIBBLE_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(asked + 64 * i);
+    }
   }
   expand_half<kFormat>(data, cols, 2 * step, out);
   expand_half<kFormat>(data, cols, 2 * step + 1, out + kTileBytes / 2);
 }
 
 template <PanelFormat kFormat>
-constexpr int64_t kStepBytes =
-    kFormat == PanelFormat::kNvfp4 ? int64_t{2} * kNvfp4UnitBytes : kTileCols* kPanelRows * 2;
+constexpr int64_t kStepBytes = kFormat == PanelFormat::kNvfp4 ? int64_t{2} * kNvfp4UnitBytes
+                               : kFormat == PanelFormat::kFp8 ? kTileCols* kPanelRows
+                                                              : kTileCols* kPanelRows * 2;
 
 // Where a panel's expanded step lies. Panels are a tile off each other, so that what is loaded
 // together does not fall on the same sets of L1.
@@ -116,45 +131,58 @@ struct WeightBlock {
   int64_t steps;
 };
 
-// All of it at once, for all rows; what lies at the same place of `next` is asked for.
+// All of it at once, for all rows.
 template <PanelFormat kFormat>
-void expand_block(const TileWork& work, const WeightBlock& block, const WeightBlock& next) {
+void expand_block(const TileWork& work, const WeightBlock& block) {
   for (int p = 0; p < block.panels; ++p) {
     const uint8_t* const data = work.panel[block.panel + p];
-    const uint8_t* const asked =
-        work.panel[next.panel + (p < next.panels ? p : 0)] + next.first_step * kStepBytes<kFormat>;
     uint8_t* const out = work.expanded + p * kExpandedPanelBytes;
     for (int64_t step = 0; step < block.steps; ++step) {
-      expand_step<kFormat>(data, work.cols, block.first_step + step, work.panel_bytes,
-                           asked + step * kStepBytes<kFormat>, out + step * kTileBytes);
+      expand_step<kFormat>(data, work.cols, block.first_step + step, work.panel_bytes, nullptr,
+                           out + step * kTileBytes);
     }
   }
 }
 
-// What is asked for in passing, a few lines each step: the rows of the next block of steps.
-struct RowsAhead {
+// What is asked for in passing, a few lines each step: the rows of the next block of steps and the
+// weights of the next block. All at once they would keep the rows of now waiting.
+struct LinesAhead {
   const uint8_t* next;
   const uint8_t* end;
-  int lines_per_step;
+  int64_t per_step;
+};
+struct TileAhead {
+  LinesAhead rows;
+  LinesAhead weights[2];
 };
 
-inline void ask_ahead(RowsAhead* ahead) {
-  for (int i = 0; i < ahead->lines_per_step && ahead->next < ahead->end; ++i, ahead->next += 64) {
-    __builtin_prefetch(ahead->next, 0, 2);
+inline LinesAhead lines_ahead(const uint8_t* data, int64_t bytes, int64_t steps) {
+  return {data, data + bytes, bytes / 64 / steps + 1};
+}
+
+inline void ask_ahead(LinesAhead* lines) {
+  for (int64_t i = 0; i < lines->per_step && lines->next < lines->end; ++i, lines->next += 64) {
+    __builtin_prefetch(lines->next, 0, 2);
   }
 }
 
+inline void ask_ahead(TileAhead* ahead) {
+  ask_ahead(&ahead->rows);
+  ask_ahead(&ahead->weights[0]);
+  ask_ahead(&ahead->weights[1]);
+}
+
 // `steps` steps from first_step on of kRowTiles x kPanelTiles results from row `row` and panel
-// `panel`. In passing, weights are expanded here, otherwise they are ready, and `ahead` is
-// asked for.
+// `panel`. In passing, weights are expanded here, otherwise they are ready from `ready_step` on,
+// and `ahead` is asked for. Of FP8 weights, results start at 0 and end up in work.partial.
 template <PanelFormat kFormat, int kRowTiles, int kPanelTiles, bool kPassing>
-void tile_pass(const TileWork& work, int panel, int64_t row, int64_t first_step, int64_t steps,
-               RowsAhead* ahead) {
+void tile_steps(const TileWork& work, int panel, int64_t row, int64_t first_step, int64_t steps,
+                int64_t ready_step, TileAhead* ahead) {
   static_assert(kRowTiles * kPanelTiles <= 4);
   constexpr int kColumn = 4 / kRowTiles;  // results of a row of tiles
   const int64_t end_step = first_step + steps;
   const auto place = [&](int p, int64_t step) {
-    const int64_t slot = kPassing ? step & 1 : step - first_step;
+    const int64_t slot = kPassing ? step & 1 : step - ready_step;
     return work.expanded + p * kExpandedPanelBytes + slot * kTileBytes;
   };
   const auto expand = [&](int p, int64_t step) __attribute__((always_inline)) {
@@ -172,7 +200,10 @@ void tile_pass(const TileWork& work, int panel, int64_t row, int64_t first_step,
   // f(place, stride) of each tile of results, `waiting` between blocks of steps or for good.
   const auto each_result = [&]<typename F>(bool waiting, F&& f) {
     const auto one = [&]<int kTile>(int r, int p) {
-      if (waiting) {
+      if constexpr (kFormat == PanelFormat::kFp8) {
+        f.template operator()<kTile>(
+            reinterpret_cast<uint8_t*>(work.partial + (r * kColumn + p) * 256), 64);
+      } else if (waiting) {
         f.template operator()<kTile>(reinterpret_cast<uint8_t*>(work.sums) +
                                          ((row / 16 + r) * work.panels + panel + p) * kTileBytes,
                                      64);
@@ -191,7 +222,7 @@ void tile_pass(const TileWork& work, int panel, int64_t row, int64_t first_step,
       if constexpr (kPanelTiles > 1) one.template operator()<kColumn + 1>(1, 1);
     }
   };
-  if (first_step > 0) {
+  if (first_step > 0 && kFormat != PanelFormat::kFp8) {
     each_result(
         true, []<int kTile>(const uint8_t* at, int64_t stride) { t_load_once<kTile>(at, stride); });
   } else {
@@ -234,6 +265,36 @@ void tile_pass(const TileWork& work, int panel, int64_t row, int64_t first_step,
               []<int kTile>(uint8_t* at, int64_t stride) { t_store<kTile>(at, stride); });
 }
 
+// The same, with the results added to what `steps` before them gave.
+template <PanelFormat kFormat, int kRowTiles, int kPanelTiles, bool kPassing>
+void tile_pass(const TileWork& work, int panel, int64_t row, int64_t first_step, int64_t steps,
+               TileAhead* ahead) {
+  if constexpr (kFormat != PanelFormat::kFp8) {
+    tile_steps<kFormat, kRowTiles, kPanelTiles, kPassing>(work, panel, row, first_step, steps,
+                                                          first_step, ahead);
+  } else {
+    constexpr int64_t kSliceSteps = kSliceCols / kTileCols;
+    const int64_t end = first_step + steps;
+    for (int64_t first = first_step; first < end; first += kSliceSteps) {
+      const int64_t count = end - first < kSliceSteps ? end - first : kSliceSteps;
+      tile_steps<kFormat, kRowTiles, kPanelTiles, kPassing>(work, panel, row, first, count,
+                                                            first_step, ahead);
+      const bool last = first + count == work.steps;
+      for (int r = 0; r < kRowTiles; ++r) {
+        const int64_t height = tile_height(row + 16 * r, work.rows);
+        for (int p = 0; p < kPanelTiles; ++p) {
+          const float scale = work.scales[panel + p][first / kSliceSteps];
+          const float* const partial = work.partial + (r * (4 / kRowTiles) + p) * 256;
+          float* const sums = work.sums + ((row / 16 + r) * work.panels + panel + p) * 256;
+          float* const out = last ? work.c[panel + p] + (row + 16 * r) * (work.c_bytes / 4) : sums;
+          const int64_t stride = last ? work.c_bytes / 4 : kPanelRows;
+          t_add_scaled(partial, scale, first > 0 ? sums : nullptr, height, out, stride);
+        }
+      }
+    }
+  }
+}
+
 // All steps of up to 32 rows, whose weights are expanded in passing.
 template <PanelFormat kFormat, int kRowTiles>
 void tile_few_rows(const TileWork& work) {
@@ -249,7 +310,7 @@ void tile_few_rows(const TileWork& work) {
 
 // A block of weights, which are ready, for all rows.
 template <PanelFormat kFormat, int kPanelTiles>
-void tile_many_rows(const TileWork& work, const WeightBlock& block, RowsAhead* ahead) {
+void tile_many_rows(const TileWork& work, const WeightBlock& block, TileAhead* ahead) {
   const int panel = block.panel;
   const int64_t first = block.first_step;
   int64_t row = 0;
@@ -291,18 +352,26 @@ void tile_product(const TileWork& work) {
   };
   const int64_t passes = (work.rows + 31) / 32;
   t_configure(16, 16);
-  RowsAhead ahead = {};
+  TileAhead ahead = {};
   for (int64_t i = 0; i < blocks; ++i) {
     const WeightBlock block = block_at(i);
-    expand_block<kFormat>(work, block, block_at(i + 1 < blocks ? i + 1 : i));
+    expand_block<kFormat>(work, block);
+    const int64_t pass_steps = passes * block.steps;
+    for (LinesAhead& lines : ahead.weights) lines = {};
+    if (i + 1 < blocks) {
+      const WeightBlock next = block_at(i + 1);
+      for (int p = 0; p < next.panels; ++p) {
+        ahead.weights[p] =
+            lines_ahead(work.panel[next.panel + p] + next.first_step * kStepBytes<kFormat>,
+                        next.steps * kStepBytes<kFormat>, pass_steps);
+      }
+    }
     if (i % pairs == 0) {
       const int64_t end = block.first_step + block.steps;
       const int64_t left = work.steps - end;
       const int64_t steps = left < kTileDepthSteps ? left : kTileDepthSteps;
-      const int64_t bytes = (steps + 3) / 4 * work.slice_bytes;
-      const uint8_t* const rows = work.a + end / 4 * work.slice_bytes;
-      ahead = {rows, rows + bytes,
-               static_cast<int>(bytes / 64 / (pairs * passes * block.steps)) + 1};
+      ahead.rows = lines_ahead(work.a + end / 4 * work.slice_bytes,
+                               (steps + 3) / 4 * work.slice_bytes, pairs * pass_steps);
     }
     if (block.panels == 2) {
       tile_many_rows<kFormat, 2>(work, block, &ahead);
@@ -438,6 +507,7 @@ void tile_multiply(const PanelPart* parts, int64_t num_parts, const void* a, int
   work.rows = planes * tokens;
   work.slice_bytes = work.rows * kTileRecordBytes;
   work.expanded = reinterpret_cast<uint8_t*>(scratch);
+  work.partial = scratch + kExpandedFloats - kPartialFloats;
   work.sums = scratch + kExpandedFloats;
   work.panels = 0;
   for (int64_t i = 0; i < num_parts; ++i) work.panels += static_cast<int>(parts[i].panels);
@@ -449,10 +519,17 @@ void tile_multiply(const PanelPart* parts, int64_t num_parts, const void* a, int
       work.panel[panel] =
           parts[i].matrix.data + (parts[i].first_panel + p) * parts[i].matrix.panel_bytes;
       work.c[panel] = parts[i].c + p * c_panel;
+      work.scales[panel] = nullptr;
+      if (parts[i].matrix.format == PanelFormat::kFp8) {
+        work.scales[panel] =
+            parts[i].matrix.scales + (parts[i].first_panel + p) * parts[i].matrix.panel_scales;
+      }
     }
   }
   if (parts[0].matrix.format == PanelFormat::kNvfp4) {
     tile_product<PanelFormat::kNvfp4>(work);
+  } else if (parts[0].matrix.format == PanelFormat::kFp8) {
+    tile_product<PanelFormat::kFp8>(work);
   } else {
     tile_product<PanelFormat::kBf16>(work);
   }

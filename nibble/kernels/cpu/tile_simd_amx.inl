@@ -102,6 +102,44 @@ inline void t_pair_columns(const uint16_t* w, uint8_t* out) {
   }
 }
 
+// Eight columns of finite E4M3 codes [8, 16], likewise, each weight times 2^-112: codes become
+// binary16 numbers times 2^-8, exactly, subnormals too, and those BF16 as NVFP4's products do.
+inline void t_pair_columns(const uint8_t* w, uint8_t* out) {
+  // Byte r of 32 to the upper half of lane r's lower word, byte 16 + r to that of its upper word.
+  alignas(64) static constexpr uint8_t kPlaces[64] = {
+      0, 0,  0, 16, 0, 1,  0, 17, 0, 2,  0, 18, 0, 3,  0, 19, 0, 4,  0, 20, 0, 5,
+      0, 21, 0, 6,  0, 22, 0, 7,  0, 23, 0, 8,  0, 24, 0, 9,  0, 25, 0, 10, 0, 26,
+      0, 11, 0, 27, 0, 12, 0, 28, 0, 13, 0, 29, 0, 14, 0, 30, 0, 15, 0, 31};
+  const __m512i places = _mm512_load_si512(kPlaces);
+  const __m512i code_fields = _mm512_set1_epi16(short(0xbf80));
+  const __m512i fields = _mm512_set1_epi16(short(0x8fff));
+  const __m512h factor = _mm512_set1_ph(256);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const auto* const column = reinterpret_cast<const __m128i*>(w + 16 * j);
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(column)),
+                                                 _mm_loadu_si128(column + 4), 1);
+    const __m512i words =
+        _mm512_maskz_permutexvar_epi8(0xaaaaaaaaaaaaaaaa, places, _mm512_castsi256_si512(both));
+    const __m512i code = _mm512_and_si512(_mm512_srai_epi16(words, 1), code_fields);
+    const __m512i weight = _mm512_castph_si512(_mm512_mul_ph(_mm512_castsi512_ph(code), factor));
+    _mm512_store_si512(out + 64 * j, _mm512_and_si512(_mm512_srai_epi16(weight, 3), fields));
+  }
+}
+
+// out[r, :] = scale * x[r, :] + base[r, :], rounded once, for `rows` rows of 16; base may be null
+// (0) or out; rows of out lie `stride` apart, the others 16.
+inline void t_add_scaled(const float* x, float scale, const float* base, int64_t rows, float* out,
+                         int64_t stride) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (int64_t r = 0; r < rows; ++r) {
+    const __m512 v = _mm512_loadu_ps(x + 16 * r);
+    _mm512_storeu_ps(out + r * stride,
+                     base == nullptr ? _mm512_mul_ps(v, factor)
+                                     : _mm512_fmadd_ps(v, factor, _mm512_loadu_ps(base + 16 * r)));
+  }
+}
+
 // Sixteen floats rounded to BF16, in the lower halves of words; *rest is what that left.
 inline __m512i t_round(__m512 v, __m512* rest) {
   const __m512i bits = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
@@ -174,23 +212,87 @@ void tile_expand_rows(const uint16_t* const* rows, int64_t count, int64_t dim, v
   }
 }
 
+// Two panels at a time: their 32 outputs are a line of each row, and panels are written in order.
 void tile_expand_columns(const uint16_t* const* rows, int64_t count, int64_t panels, void* out,
                          int64_t b_panel) {
-  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
   const int64_t padded = (count + 31) / 32 * 32;
-  for (int64_t k = 0; k < padded; k += 2) {
-    auto* to = static_cast<uint8_t*>(out) + k / 32 * 1024 + k % 32 / 2 * 64;
-    const auto half = [&](int64_t row, int64_t p) {
-      if (row >= count) return _mm256_setzero_si256();
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[row] + p * kPanelRows));
+  for (int64_t p = 0; p < panels; p += 2) {
+    const bool two = p + 1 < panels;
+    const __mmask32 mask = two ? 0xffffffffu : 0xffffu;
+    auto* to = static_cast<uint8_t*>(out) + p * b_panel;
+    const auto line = [&](int64_t row) __attribute__((always_inline)) {
+      if (row >= count) return _mm512_setzero_si512();
+      return _mm512_maskz_loadu_epi16(mask, rows[row] + p * kPanelRows);
     };
-    for (int64_t p = 0; p < panels; ++p, to += b_panel) {
-      const __m512i both =
-          _mm512_inserti64x4(_mm512_castsi256_si512(half(k, p)), half(k + 1, p), 1);
-      _mm512_storeu_si512(to, _mm512_permutexvar_epi16(pairs, both));
+    for (int64_t k = 0; k < padded; k += 2, to += 64) {
+      const __m512i a = line(k);
+      const __m512i b = line(k + 1);
+      const __m512i low = _mm512_unpacklo_epi16(a, b);
+      const __m512i high = _mm512_unpackhi_epi16(a, b);
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi64(low, first, high));
+      if (two) _mm512_storeu_si512(to + b_panel, _mm512_permutex2var_epi64(low, second, high));
     }
   }
+}
+
+void tile_round(const float* x, int64_t count, float factor, uint16_t* out) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const int64_t left = count - i;
+    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+    const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(factor));
+    _mm256_mask_storeu_epi16(out + i, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+  }
+}
+
+// Sixteen floats, one for each row of queries.
+using TileLanes = __m512;
+inline TileLanes l_load(const float* p) { return _mm512_loadu_ps(p); }
+inline void l_store(float* p, TileLanes v) { _mm512_storeu_ps(p, v); }
+inline TileLanes l_set(float x) { return _mm512_set1_ps(x); }
+inline TileLanes l_add(TileLanes a, TileLanes b) { return _mm512_add_ps(a, b); }
+inline TileLanes l_sub(TileLanes a, TileLanes b) { return _mm512_sub_ps(a, b); }
+inline TileLanes l_mul(TileLanes a, TileLanes b) { return _mm512_mul_ps(a, b); }
+inline TileLanes l_fma(TileLanes a, TileLanes b, TileLanes c) { return _mm512_fmadd_ps(a, b, c); }
+// b where either is NaN.
+inline TileLanes l_max(TileLanes a, TileLanes b) { return _mm512_max_ps(a, b); }
+inline TileLanes l_ceil(TileLanes a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+}
+// v times 2^n for the whole number n that `places` holds in its lowest bits, added to the exponent.
+inline TileLanes l_times_exp2(TileLanes v, TileLanes places) {
+  return _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(_mm512_castps_si512(places), 23)));
+}
+// x where a > b, else y.
+inline TileLanes l_where_greater(TileLanes a, TileLanes b, TileLanes x, TileLanes y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
+inline bool l_any_greater(TileLanes a, TileLanes b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+}
+// v in the lanes whose limit is above i, fill in the others.
+using TileLimits = __m512i;
+inline TileLimits l_limits(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline TileLanes l_keep(TileLimits limits, int32_t i, TileLanes v, TileLanes fill) {
+  return _mm512_mask_blend_ps(_mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32(i)), fill, v);
+}
+// Positive numbers rounded to BF16, ties up: a in the lower halves of words, b in the upper ones.
+using TileWords = __m512i;
+inline TileWords l_pair(TileLanes a, TileLanes b) {
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(a), half), 16);
+  const __m512i high = _mm512_add_epi32(_mm512_castps_si512(b), half);
+  // high where the constant's bits are set, else low.
+  return _mm512_ternarylogic_epi32(_mm512_set1_epi32(static_cast<int>(0xffff0000)), high, low,
+                                   0xca);
+}
+// Word j of words[i] to word i of row j.
+inline void l_store_transposed(TileWords* words, uint8_t* out) {
+  t_transpose(words);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) _mm512_store_si512(out + 64 * i, words[i]);
 }
 
 // kSwap: every 8 columns as 0 4 1 5 2 6 3 7.

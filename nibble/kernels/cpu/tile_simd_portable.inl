@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "nibble/numeric/bf16.h"
+#include "nibble/numeric/fp8.h"
 
 namespace nibble {
 namespace {
@@ -106,6 +107,25 @@ inline void t_pair_columns(const uint16_t* w, uint8_t* out) {
   }
 }
 
+inline void t_pair_columns(const uint8_t* w, uint8_t* out) {
+  for (int r = 0; r < kPanelRows; ++r) {
+    for (int j = 0; j < 8; ++j) {
+      const uint16_t weight = float_to_bf16(kE4m3Values[w[j * kPanelRows + r]] * 0x1p-112f);
+      std::memcpy(out + 64 * (j % 4) + 4 * r + 2 * (j / 4), &weight, 2);
+    }
+  }
+}
+
+inline void t_add_scaled(const float* x, float scale, const float* base, int64_t rows, float* out,
+                         int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int i = 0; i < 16; ++i) {
+      const float v = x[16 * r + i];
+      out[r * stride + i] = base == nullptr ? v * scale : std::fma(v, scale, base[16 * r + i]);
+    }
+  }
+}
+
 void tile_expand_floats(const float* w, int64_t count, int planes, void* out) {
   auto* tile = static_cast<uint8_t*>(out);
   for (int64_t first = 0; first < count; first += 32, tile += planes * 1024) {
@@ -146,6 +166,98 @@ void tile_expand_columns(const uint16_t* const* rows, int64_t count, int64_t pan
                     rows[k] + p * kPanelRows + r, 2);
       }
     }
+  }
+}
+
+void tile_round(const float* x, int64_t count, float factor, uint16_t* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = float_to_bf16(no_subnormal(x[i] * factor));
+}
+
+// As tile_simd_amx.inl's, lane by lane.
+struct TileLanes {
+  float v[16];
+};
+template <typename F>
+inline TileLanes each_lane(F&& f) {
+  TileLanes result;
+  for (int i = 0; i < 16; ++i) result.v[i] = f(i);
+  return result;
+}
+inline TileLanes l_load(const float* p) {
+  return each_lane([&](int i) { return p[i]; });
+}
+inline void l_store(float* p, const TileLanes& v) { std::memcpy(p, v.v, sizeof(v.v)); }
+inline TileLanes l_set(float x) {
+  return each_lane([&](int) { return x; });
+}
+inline TileLanes l_add(const TileLanes& a, const TileLanes& b) {
+  return each_lane([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline TileLanes l_sub(const TileLanes& a, const TileLanes& b) {
+  return each_lane([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline TileLanes l_mul(const TileLanes& a, const TileLanes& b) {
+  return each_lane([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline TileLanes l_fma(const TileLanes& a, const TileLanes& b, const TileLanes& c) {
+  return each_lane([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+}
+inline TileLanes l_max(const TileLanes& a, const TileLanes& b) {
+  return each_lane([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline TileLanes l_ceil(const TileLanes& a) {
+  return each_lane([&](int i) { return std::ceil(a.v[i]); });
+}
+inline TileLanes l_times_exp2(const TileLanes& v, const TileLanes& places) {
+  return each_lane([&](int i) {
+    uint32_t bits = 0;
+    uint32_t exponent = 0;
+    std::memcpy(&bits, &v.v[i], 4);
+    std::memcpy(&exponent, &places.v[i], 4);
+    bits += exponent << 23;
+    float result = 0;
+    std::memcpy(&result, &bits, 4);
+    return result;
+  });
+}
+inline TileLanes l_where_greater(const TileLanes& a, const TileLanes& b, const TileLanes& x,
+                                 const TileLanes& y) {
+  return each_lane([&](int i) { return a.v[i] > b.v[i] ? x.v[i] : y.v[i]; });
+}
+inline bool l_any_greater(const TileLanes& a, const TileLanes& b) {
+  bool any = false;
+  for (int i = 0; i < 16; ++i) any = any || a.v[i] > b.v[i];
+  return any;
+}
+struct TileLimits {
+  int32_t v[16];
+};
+inline TileLimits l_limits(const int32_t* p) {
+  TileLimits limits;
+  std::memcpy(limits.v, p, sizeof(limits.v));
+  return limits;
+}
+inline TileLanes l_keep(const TileLimits& limits, int32_t i, const TileLanes& v,
+                        const TileLanes& fill) {
+  return each_lane([&](int lane) { return limits.v[lane] > i ? v.v[lane] : fill.v[lane]; });
+}
+struct TileWords {
+  uint32_t v[16];
+};
+inline TileWords l_pair(const TileLanes& a, const TileLanes& b) {
+  TileWords words;
+  for (int i = 0; i < 16; ++i) {
+    uint32_t low = 0;
+    uint32_t high = 0;
+    std::memcpy(&low, &a.v[i], 4);
+    std::memcpy(&high, &b.v[i], 4);
+    words.v[i] = (low + 0x8000) >> 16 | ((high + 0x8000) & 0xffff0000);
+  }
+  return words;
+}
+inline void l_store_transposed(TileWords* words, uint8_t* out) {
+  for (int j = 0; j < 16; ++j) {
+    for (int i = 0; i < 16; ++i) std::memcpy(out + 64 * j + 4 * i, &words[i].v[j], 4);
   }
 }
 
