@@ -8,11 +8,12 @@
 Each round asks every program for every measurement with every number of threads, one at a time, on the first --cpus;
 the table has each one's best and all rounds. prefill:N is one prompt of N tokens with logits for its last one, in a
 process whose memory was used before; decode:B is a token a step for B sequences, their prompts of 8 tokens not counted.
-llama.cpp stays loaded (tools/bench_llama.py --commands), nibble starts each time and maps --weight-cache.
+What fails is told and left out, and then the exit status is 1. llama.cpp stays loaded (tools/bench_llama.py --commands), nibble starts each time and maps --weight-cache.
 Programs: llama, nibble, nibble-int8 (--cpu-int8-activations).
 """
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,27 +23,36 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parent
 
 
+class ProgramFailed(Exception):
+    pass
+
+
 class Llama:
     def __init__(self, options):
-        command = [sys.executable, TOOLS / "bench_llama.py", options.gguf, "--commands", "--steps", str(options.steps)]
         if options.gguf is None:
             raise SystemExit("llama needs --gguf")
+        command = [sys.executable, TOOLS / "bench_llama.py", options.gguf, "--commands", "--steps", str(options.steps)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.answer()  # "ready"
+        self.ready = False
 
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"bench_llama.py ended with {self.process.wait()}")
+            raise ProgramFailed(f"bench_llama.py ended with {self.process.wait()}")
         return line.strip()
 
     def measure(self, cpus, kind, n):
+        if self.process.poll() is not None:
+            raise ProgramFailed(f"bench_llama.py ended with {self.process.returncode}")
+        if not self.ready:
+            self.ready = self.answer() == "ready"
         print(",".join(map(str, cpus)), kind, n, file=self.process.stdin, flush=True)
         return float(self.answer())
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        if self.process.poll() is None:
+            self.process.stdin.close()
+            self.process.wait()
 
 
 class Nibble:
@@ -52,13 +62,15 @@ class Nibble:
     def measure(self, cpus, kind, n):
         lengths = [n, 1] if kind == "prefill" else [8, self.options.steps + 1]
         requests, sizes = (1, "1,1") if kind == "prefill" else (n, n)
-        command = [self.options.nibble, "bench", "offline", self.options.checkpoint, "--json", "--num-requests", requests,
+        command = [self.options.nibble.absolute(), "bench", "offline", self.options.checkpoint, "--json", "--num-requests", requests,
                    "--input-len", lengths[0], "--output-len", lengths[1], "--batch-sizes", sizes,
                    "--threads", len(cpus), *self.extra]
         if self.options.weight_cache:
             command += ["--weight-cache", self.options.weight_cache]
-        result = subprocess.run([str(part) for part in command], text=True, stdout=subprocess.PIPE, check=True,
+        result = subprocess.run([str(part) for part in command], text=True, stdout=subprocess.PIPE,
                                 preexec_fn=lambda: os.sched_setaffinity(0, cpus))
+        if result.returncode != 0:
+            raise ProgramFailed(f"nibble ended with {result.returncode}")
         row = json.loads(result.stdout)["rows"][-1]
         return n / row["seconds"] if kind == "prefill" else row["decode_tokens_per_second"]
 
@@ -80,9 +92,9 @@ def table(results, programs, measures, threads):
         for program in programs:
             cells = []
             for measure in measures:
-                rates = results[program, count, measure]
-                best[program, measure] = max(rates)
-                cells.append(f"{max(rates):.1f} ({', '.join(f'{rate:.1f}' for rate in rates)})")
+                rates = results.get((program, count, measure), [])
+                best[program, measure] = max(rates, default=math.nan)
+                cells.append(f"{max(rates):.1f} ({', '.join(f'{rate:.1f}' for rate in rates)})" if rates else "failed")
             print(f"| {count} | {program} | " + " | ".join(cells) + " |")
         for program in programs:
             if program != "llama" and "llama" in programs:
@@ -120,14 +132,19 @@ def main():
     if max(threads) > len(cpus):
         raise SystemExit(f"--threads {max(threads)} needs as many processors, there are {len(cpus)}")
     runners = {name: start(name, options) for name in programs}
-    results = {}
+    results, failed = {}, False
     out = open(options.out, "a") if options.out else None
     for number in range(options.rounds):
         for count in threads:
             for kind, n in measures:
                 for name, runner in runners.items():
                     begin = time.time()
-                    rate = runner.measure(cpus[:count], kind, n)
+                    try:
+                        rate = runner.measure(cpus[:count], kind, n)
+                    except ProgramFailed as error:
+                        print(f"{name}, {kind} {n} on {count} threads: {error}", file=sys.stderr, flush=True)
+                        failed = True
+                        continue
                     results.setdefault((name, count, (kind, n)), []).append(rate)
                     line = {"round": number, "threads": count, "measure": f"{kind}:{n}", "program": name,
                             "tokens_per_second": round(rate, 3), "seconds": round(time.time() - begin, 2)}
@@ -137,7 +154,8 @@ def main():
     for runner in runners.values():
         runner.close()
     table(results, programs, measures, threads)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
