@@ -30,6 +30,13 @@ std::filesystem::path temporary_file(const std::string& text) {
   return name;
 }
 
+TEST(RunCommand, RefusesActivationsOfEightBitsThatAreExact) {
+  const ProgramRun run = run_nibble(
+      {"run", "demo", "--cpu-int8-activations", "--cpu-exact-activations", "-p", "Hello"});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("--cpu-int8-activations and --cpu-exact-activations exclude"));
+}
+
 // The continuation in tests/golden/demo/reference.json.
 TEST(RunCommand, ContinuesAPromptGreedily) {
   const ProgramRun run = run_nibble({"run", "demo", "-t", "0", "-p", "The capital of France is"});

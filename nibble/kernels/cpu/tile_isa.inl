@@ -198,7 +198,7 @@ void tile_steps(const TileWork& work, int panel, int64_t row, int64_t first_step
     }
   };
   // f(place, stride) of each tile of results, `waiting` between blocks of steps or for good.
-  const auto each_result = [&]<typename F>(bool waiting, F&& f) {
+  const auto each_result = [&]<typename F>([[maybe_unused]] bool waiting, F&& f) {
     const auto one = [&]<int kTile>(int r, int p) {
       if constexpr (kFormat == PanelFormat::kFp8) {
         f.template operator()<kTile>(
