@@ -221,6 +221,27 @@ TEST(EngineOnCuda, TheRowsOfDrawnDraftsAreWorkspace) {
   EXPECT_GE(workspace().second, without.second + rows);
 }
 
+// What writers leave in BF16 beside their results (nibble/device/cuda/bf16_copies.h), read where
+// products would round: recorded and not, with tokens in all kernels' ranges.
+TEST(EngineOnCuda, CopiesInBf16ChangeNoBit) {
+  const std::vector<Request> asked = requests(24);
+  for (const bool graphs : {false, true}) {
+    std::vector<std::vector<Answer>> answers;
+    for (const char* const copies : {"1", "0"}) {
+      ASSERT_EQ(::setenv("NIBBLE_CUDA_BF16_COPIES", copies, 1), 0);
+      const auto model = testing::load_model(testing::demo_checkpoint(), "cuda");
+      ASSERT_EQ(::unsetenv("NIBBLE_CUDA_BF16_COPIES"), 0);
+      EngineOptions options = base_options();
+      options.cuda_graphs = graphs;
+      if (graphs) options.cuda_graph_batch_sizes = {10};
+      options.num_drafts = 1;
+      auto engine = Engine::create(*model, options).value();
+      answers.push_back(run(*engine, asked));
+    }
+    EXPECT_TRUE(answers[0] == answers[1]) << (graphs ? "recorded" : "not recorded");
+  }
+}
+
 TEST(EngineOnCuda, AFailingDeviceEndsItsRequestsWithItsWords) {
   const auto model = load_batch_invariant();
   auto engine = Engine::create(*model, base_options()).value();

@@ -10,7 +10,9 @@
 
 #include "nibble/comm/cuda/cuda_communicator.h"
 #include "nibble/comm/thread_communicator.h"
+#include "nibble/device/cuda/bf16_copies.h"
 #include "nibble/device/cuda/cuda_device.h"
+#include "nibble/numeric/bf16.h"
 #include "tests/parallel/ranks.h"
 
 namespace nibble {
@@ -66,6 +68,23 @@ void check_sum_norm(Device& device, Communicator& comm, const SumNormCase& c, un
   ASSERT_TRUE(comm.all_reduce_sum_norm(sum));
   const std::vector<float> got_x = on_host(device, device_x);
   const std::vector<float> got_out = on_host(device, device_out);
+  const int num_parts = norm_copy_parts(c.rows);
+  const Bf16Copy copy =
+      bf16_copies(device).find(device_out.as<float>(), c.rows, c.cols, stride, num_parts);
+  ASSERT_EQ(copy.data != nullptr, c.cols % 128 == 0);
+  if (copy.data != nullptr) {
+    const auto count = static_cast<size_t>((num_parts - 1) * copy.part_stride + c.rows * c.cols);
+    std::vector<uint16_t> rounded(count);
+    ASSERT_TRUE(device.copy_to_host(std::as_writable_bytes(std::span(rounded)), copy.data));
+    for (int64_t i = 0; i < c.rows * c.cols; ++i) {
+      float rest = got_out[static_cast<size_t>(i / c.cols * stride + i % c.cols)];
+      for (int part = 0; part < num_parts; ++part) {
+        const uint16_t got = rounded[static_cast<size_t>(part * copy.part_stride + i)];
+        ASSERT_EQ(got, float_to_bf16(rest)) << "part " << part << " of " << i;
+        rest -= bf16_to_float(got);
+      }
+    }
+  }
   ASSERT_TRUE(comm.status()) << comm.status().error().message;
   for (int64_t row = 0; row < c.rows; ++row) {
     std::vector<float> want(static_cast<size_t>(c.cols));
@@ -102,6 +121,7 @@ TEST_F(TwoGpus, ASumWithANormIsThatOfTheHost) {
     ranks.emplace_back([&, r] {
       Communicator& host = *hosts[static_cast<size_t>(r)];
       const auto device = make_cuda_device(r).value();
+      bf16_copies(*device).set_enabled(true);
       CudaCommunicatorOptions options;
       options.one_shot_norm_rows = 32;
       const auto comm = cuda_communicator(*device, host, options).value();

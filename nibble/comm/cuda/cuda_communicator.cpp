@@ -14,6 +14,7 @@
 #include "nibble/base/error.h"
 #include "nibble/comm/cuda/nccl.h"
 #include "nibble/comm/cuda/one_shot.h"
+#include "nibble/device/cuda/bf16_copies.h"
 #include "nibble/device/cuda/cuda_stream.h"
 
 namespace nibble {
@@ -170,6 +171,7 @@ class CudaCommunicator final : public Communicator {
 
  protected:
   Status do_all_reduce_sum(float* x, int64_t count) override {
+    bf16_copies(device_).make_void();
     if (count <= one_shot_capacity_ && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
       OneShotArgs args;
       shared_.fill(args);
@@ -191,15 +193,20 @@ class CudaCommunicator final : public Communicator {
   }
 
   Status do_all_reduce_sum_norm(const SumNorm& arguments) override {
+    bf16_copies(device_).make_void();
     cuda::OneShotNormArgs args;
     norm_shared_.fill(args);
     args.work = arguments;
+    // As CudaKernels::add_rms_norm() leaves one.
+    args.copy = bf16_copies(device_).make(arguments.out, arguments.rows, arguments.cols,
+                                          arguments.out_stride, norm_copy_parts(arguments.rows));
     args.rank = rank();
     args.size = size();
     return check(cuda::launch_one_shot_norm(args, stream_), "the one-shot sum with a norm");
   }
 
   Status do_all_gather(const void* in, std::span<const size_t> bytes, void* out) override {
+    bf16_copies(device_).make_void();
     if (are_equal(bytes)) {
       return said(nccl_.all_gather(in, out, bytes[0], NcclType::kInt8, comm_, stream_),
                   "ncclAllGather");
@@ -220,6 +227,7 @@ class CudaCommunicator final : public Communicator {
 
   Status do_reduce_scatter_sum(const float* in, std::span<const int64_t> counts,
                                float* out) override {
+    bf16_copies(device_).make_void();
     if (are_equal(counts)) {
       return said(nccl_.reduce_scatter(in, out, static_cast<size_t>(counts[0]), NcclType::kFloat32,
                                        NcclOp::kSum, comm_, stream_),
@@ -242,6 +250,7 @@ class CudaCommunicator final : public Communicator {
 
   Status do_all_to_all(std::span<const ConstBytes> sends,
                        std::span<const Bytes> receives) override {
+    bf16_copies(device_).make_void();
     const auto me = static_cast<size_t>(rank());
     if (!sends[me].empty() && sends[me].data() != receives[me].data()) {
       NIBBLE_TRY(check(cudaMemcpyAsync(receives[me].data(), sends[me].data(), sends[me].size(),
@@ -268,6 +277,7 @@ class CudaCommunicator final : public Communicator {
   }
 
   Status do_broadcast(void* data, size_t bytes, int root) override {
+    bf16_copies(device_).make_void();
     return said(nccl_.broadcast(data, data, bytes, NcclType::kInt8, root, comm_, stream_),
                 "ncclBroadcast");
   }

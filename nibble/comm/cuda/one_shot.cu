@@ -3,6 +3,7 @@
 // too. Bound: the latency of two trips over the link, and of a cluster's barrier for a norm
 // (docs/parallel.md: 6.9 us for a row on two H200, of which a sum takes 5.3).
 #include "nibble/comm/cuda/one_shot.h"
+#include "nibble/device/cuda/bf16_parts.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -224,9 +225,15 @@ __global__ void __launch_bounds__(kNormThreads) one_shot_norm_kernel(const OneSh
     const auto normed = [&](float v, float by) {
       return static_cast<float>(static_cast<double>(v) * scale * static_cast<double>(by));
     };
-    reinterpret_cast<float4*>(w.out + row_of(j) * w.out_stride)[quad] =
-        make_float4(normed(x[j].x, weight.x), normed(x[j].y, weight.y), normed(x[j].z, weight.z),
-                    normed(x[j].w, weight.w));
+    const float4 out = make_float4(normed(x[j].x, weight.x), normed(x[j].y, weight.y),
+                                   normed(x[j].z, weight.z), normed(x[j].w, weight.w));
+    reinterpret_cast<float4*>(w.out + row_of(j) * w.out_stride)[quad] = out;
+    for (int part = 0; a.copy.data != nullptr && part < a.copy.parts; ++part) {
+      reinterpret_cast<ushort4*>(a.copy.data + part * a.copy.part_stride +
+                                 row_of(j) * a.copy.row_stride)[quad] =
+          make_ushort4(bf16_part(out.x, part), bf16_part(out.y, part), bf16_part(out.z, part),
+                       bf16_part(out.w, part));
+    }
   }
   if (thread == 0) a.counters[blockIdx.x] = turn;
   sync_cluster();  // the others have read this block's squares

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "nibble/comm/communicator.h"
+#include "nibble/device/cuda/bf16_copies.h"
 
 namespace nibble::cuda {
 
@@ -63,6 +64,7 @@ static_assert(sizeof(uint32_t) * kNormBlocks * kMaxOneShotRanks <= NormLayout::k
 
 struct OneShotNormArgs {
   SumNorm work;
+  Bf16Copy copy;  // of work.out, where it has data
   int rank = 0;
   int size = 1;
   std::byte* shared[kMaxOneShotRanks]{};  // of every rank, as this one sees it: NormLayout

@@ -11,6 +11,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/text.h"
+#include "nibble/device/cuda/bf16_copies.h"
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/device/cuda/cuda_transfer_queue.h"
 #include "nibble/device/cuda/slab_pool.h"
@@ -67,10 +68,12 @@ class CudaDevice final : public Device {
   CudaDevice(const CudaDevice&) = delete;
   CudaDevice& operator=(const CudaDevice&) = delete;
   ~CudaDevice() override {
+    bf16_copies_.clear();
     if (cudaSetDevice(ordinal_) == cudaSuccess) (void)cudaStreamDestroy(stream_);
   }
 
   cudaStream_t stream() const { return stream_; }
+  Bf16Copies& bf16_copies() { return bf16_copies_; }
   Status make_current() const { return check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
 
   void keep_error(Error error) {
@@ -117,6 +120,7 @@ class CudaDevice final : public Device {
 
   // The kind of memory is found from the address: either side may be host-visible memory.
   Status copy_to_device(void* destination, std::span<const std::byte> source) override {
+    bf16_copies_.make_void();
     return copy(destination, source.data(), source.size(), "cudaMemcpyAsync to the device");
   }
 
@@ -124,7 +128,9 @@ class CudaDevice final : public Device {
     return copy(destination.data(), source, destination.size(), "cudaMemcpyAsync to the host");
   }
 
+  // From here on the host may write memory that it sees.
   Status synchronize() override {
+    bf16_copies_.make_void();
     NIBBLE_TRY(make_current());
     Status launched = check(cudaGetLastError(), "a kernel launch");
     Status finished = check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
@@ -156,6 +162,7 @@ class CudaDevice final : public Device {
 
  protected:
   void deallocate(void* data, size_t bytes) noexcept override {
+    bf16_copies_.make_void();
     if (cudaSetDevice(ordinal_) != cudaSuccess) return;
     if (pool_.deallocate(data, bytes)) return;
     cudaPointerAttributes attributes = {};
@@ -183,6 +190,7 @@ class CudaDevice final : public Device {
   SlabPool pool_;
   std::mutex mutex_;
   std::optional<Error> first_error_;  // since the last synchronize()
+  Bf16Copies bf16_copies_{*this};
 };
 
 }  // namespace
@@ -224,6 +232,8 @@ void keep_cuda_error(Device& device, Error error) {
 }
 
 Status use_cuda_device(Device& device) { return static_cast<CudaDevice&>(device).make_current(); }
+
+Bf16Copies& bf16_copies(Device& device) { return static_cast<CudaDevice&>(device).bf16_copies(); }
 
 cudaStream_t cuda_stream(Device& device) { return static_cast<CudaDevice&>(device).stream(); }
 

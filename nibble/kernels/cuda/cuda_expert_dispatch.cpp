@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "nibble/base/check.h"
+#include "nibble/device/cuda/bf16_copies.h"
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/kernels/cuda/device_memory.h"
 #include "nibble/kernels/cuda/expert_rows.h"
@@ -44,6 +45,7 @@ class CudaExpertDispatch final : public ExpertDispatch {
     NIBBLE_CHECK(std::ssize(rows) == out.rows && out.rows <= max_rows_ && from.cols == out.cols);
     const int32_t* const there = send(rows);
     if (there == nullptr) return;
+    bf16_copies(device_).make_void();
     keep(launch_gather_rows(from, there, out, stream_), "gather_rows");
   }
 
@@ -55,6 +57,7 @@ class CudaExpertDispatch final : public ExpertDispatch {
                  from.cols == out.cols);
     const int32_t* const there = send(rows);
     if (there == nullptr) return;
+    bf16_copies(device_).make_void();
     keep(launch_sum_rows(from, there, each, out, stream_), "sum_rows");
   }
 

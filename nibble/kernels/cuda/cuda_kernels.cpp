@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -49,6 +51,7 @@ StreamArgs stream_args(const LinearWeight& weight, int64_t tokens, const MatrixV
 
 CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& options)
     : device_(std::move(device)),
+      copies_(bf16_copies(*device_)),
       stream_(cuda_stream(*device_)),
       name_(device_->name()),
       parts_(options.activation_parts),
@@ -75,6 +78,9 @@ CudaKernels::CudaKernels(std::unique_ptr<Device> device, const CudaOptions& opti
       views_(*device_),
       tables_(*device_),
       row_copies_(*device_) {
+  // For comparisons; the bits are the same.
+  const char* const wanted = std::getenv("NIBBLE_CUDA_BF16_COPIES");
+  copies_.set_enabled(parts_ == 1 && (wanted == nullptr || std::string_view(wanted) != "0"));
   // Without it, routing takes its other way.
   const std::vector<uint32_t> zeros(kMaxRouteFewTokens);
   if (auto buffer = device_->allocate(zeros.size() * sizeof(uint32_t))) {
@@ -93,6 +99,14 @@ void CudaKernels::keep(cudaError_t code, std::string_view operation) {
                                          cudaGetErrorName(code))});
 }
 
+Bf16Copy CudaKernels::writes_copied(const MatrixView& out, int parts) {
+  return copies_.make(out.row<const float>(0), out.rows, out.cols, out.stride, parts);
+}
+
+void CudaKernels::writes(const MatrixView& out) {
+  copies_.forget(out.row<const float>(0), out.rows, out.cols, out.stride);
+}
+
 void CudaKernels::embed(const MatrixView& table, std::span<const int32_t> token_ids,
                         const MatrixView& out) {
   if (out.rows == 0) return;
@@ -106,6 +120,7 @@ void CudaKernels::embed_part(const MatrixView& table, int64_t first_id,
   NIBBLE_CHECK(table.cols == out.cols && static_cast<int64_t>(token_ids.size()) == out.rows);
   const int32_t* const ids = token_ids_.put(token_ids);
   if (ids == nullptr) return;
+  writes(out);
   launch_embed(table, first_id, ids, out, stream_);
   keep(cudaGetLastError(), "embed");
 }
@@ -114,13 +129,14 @@ void CudaKernels::rms_norm(const MatrixView& x, const float* weight, float epsil
                            const MatrixView& out) {
   if (x.rows == 0) return;
   NIBBLE_CHECK(x.rows == out.rows && x.cols == out.cols);
-  launch_rms_norm(x, weight, epsilon, out, stream_);
+  launch_rms_norm(x, weight, epsilon, out, writes_copied(out), stream_);
   keep(cudaGetLastError(), "rms_norm");
 }
 
 void CudaKernels::add(const MatrixView& x, const MatrixView& y) {
   if (x.rows == 0) return;
   NIBBLE_CHECK(x.rows == y.rows && x.cols == y.cols);
+  writes(x);
   launch_add(x, y, stream_);
   keep(cudaGetLastError(), "add");
 }
@@ -130,7 +146,10 @@ void CudaKernels::add_rms_norm(const MatrixView& x, const MatrixView& y, const f
   if (x.rows == 0) return;
   NIBBLE_CHECK(x.rows == y.rows && x.cols == y.cols);
   NIBBLE_CHECK(x.rows == out.rows && x.cols == out.cols && x.data != out.data);
-  launch_add_rms_norm(x, y, weight, epsilon, out, stream_);
+  static_assert(kRoutedAsTheyAre == kMaxRouteFewTokens);
+  writes(x);
+  launch_add_rms_norm(x, y, weight, epsilon, out, writes_copied(out, norm_copy_parts(x.rows)),
+                      stream_);
   keep(cudaGetLastError(), "add_rms_norm");
 }
 
@@ -138,12 +157,14 @@ void CudaKernels::copy_rows(std::span<const RowCopy> rows, int64_t cols) {
   if (rows.empty()) return;
   const RowCopy* const copies = row_copies_.put(rows);
   if (copies == nullptr) return;
+  make_copies_void();
   keep(launch_copy_rows(copies, static_cast<int64_t>(rows.size()), cols, stream_), "copy_rows");
 }
 
 void CudaKernels::copy_matrix(const MatrixView& from, const MatrixView& to) {
   if (from.rows == 0) return;
   NIBBLE_CHECK(from.rows == to.rows && from.cols == to.cols);
+  writes(to);
   const auto bytes = [](int64_t count) { return static_cast<size_t>(count) * sizeof(float); };
   keep(cudaMemcpy2DAsync(to.data, bytes(to.stride), from.data, bytes(from.stride), bytes(from.cols),
                          static_cast<size_t>(from.rows), cudaMemcpyDeviceToDevice, stream_),
@@ -164,6 +185,8 @@ bool CudaKernels::stage(std::span<const int32_t> token_ids, const AttentionBatch
 }
 
 CudaKernels::Bf16Rows CudaKernels::convert(const MatrixView& x, int parts, Scratch& scratch) {
+  const Bf16Copy copy = copies_.find(x.row<const float>(0), x.rows, x.cols, x.stride, parts);
+  if (copy.data != nullptr) return {copy.data, copy.row_stride, copy.part_stride};
   ConvertArgs args;
   args.x = x.row<const float>(0);
   args.outer = x.rows;
@@ -178,9 +201,26 @@ CudaKernels::Bf16Rows CudaKernels::convert(const MatrixView& x, int parts, Scrat
   return {args.out, args.padded_cols, x.rows * args.padded_cols};
 }
 
+bool CudaKernels::give_rows(const MatrixView& x, int parts, StreamArgs& args) {
+  const auto* const values = x.row<const float>(0);
+  args.x_parts = parts;
+  const bool has_copy = copies_.find(values, x.rows, x.cols, x.stride, parts).data != nullptr;
+  if (!has_copy && stream_takes_floats(x.cols, parts, x.rows, values, x.stride)) {
+    args.x_float = values;
+    args.x_row_stride = x.stride;
+    return true;
+  }
+  const Bf16Rows rows = convert(x, parts, x_scratch_);
+  args.x = rows.data;
+  args.x_part_stride = rows.part_stride;
+  args.x_row_stride = rows.row_stride;
+  return rows.data != nullptr;
+}
+
 void CudaKernels::linear(const MatrixView& x, const LinearWeight& weight, const MatrixView& out) {
   if (x.rows == 0) return;
   NIBBLE_CHECK(x.cols == weight.cols && out.cols == weight.rows && x.rows == out.rows);
+  writes(out);
   if (weight.activation == ActivationFormat::kNvfp4) {
     NIBBLE_CHECK(weight.format == LinearFormat::kNvfp4);
     if (w4a4_on_tensor_cores()) return linear_w4a4_tensor(x, weight, out);
@@ -198,26 +238,21 @@ void CudaKernels::linear_two(const MatrixView& x, const LinearWeight& first,
   if (!as_one || x.rows == 0) return Kernels::linear_two(x, first, first_out, second, second_out);
   NIBBLE_CHECK(x.cols == first.cols && first_out.cols == first.rows && x.rows == first_out.rows);
   NIBBLE_CHECK(second_out.cols == second.rows && x.rows == second_out.rows);
+  writes(first_out);
+  writes(second_out);
   linear_parts(x, first, first_out, parts_, &second, second_out);
 }
 
 void CudaKernels::linear_parts(const MatrixView& x, const LinearWeight& weight,
                                const MatrixView& out, int parts, const LinearWeight* second,
                                const MatrixView& second_out) {
-  const bool floats =
-      stream_takes_floats(weight.cols, parts, x.rows, x.row<const float>(0), x.stride);
-  Bf16Rows rows;
-  if (!floats) {
-    rows = convert(x, parts, x_scratch_);
-    if (rows.data == nullptr) return;
-    if (parts == 1 && takes_many(weight, x.rows)) return linear_many(rows, x.rows, weight, out);
+  if (parts == 1 && takes_many(weight, x.rows)) {
+    const Bf16Rows rows = convert(x, parts, x_scratch_);
+    if (rows.data != nullptr) linear_many(rows, x.rows, weight, out);
+    return;
   }
   StreamArgs args = stream_args(weight, x.rows, out);
-  args.x = rows.data;
-  if (floats) args.x_float = x.row<const float>(0);
-  args.x_parts = parts;
-  args.x_part_stride = rows.part_stride;
-  args.x_row_stride = floats ? x.stride : rows.row_stride;
+  if (!give_rows(x, parts, args)) return;
   if (second != nullptr) {
     args.second.a = static_cast<const uint8_t*>(second->data);
     args.second.scale_a = second->global_scale;

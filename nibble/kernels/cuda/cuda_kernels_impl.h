@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "nibble/device/cuda/bf16_copies.h"
 #include "nibble/device/device.h"
 #include "nibble/kernels/cuda/cublas_lt.h"
 #include "nibble/kernels/cuda/cuda_kernels.h"
@@ -97,6 +98,8 @@ class CudaKernels final : public Kernels {
   // Launches are laid out for contexts of at least so many tokens; 0: for the batch's own.
   void set_context_bound(int64_t tokens) { context_bound_ = tokens; }
   cudaStream_t stream() const { return stream_; }
+  // For work that is recorded or replayed: what it writes and leaves is its own.
+  void make_copies_void() { copies_.make_void(); }
   // Keeps a failed launch for Device::synchronize().
   void keep(cudaError_t code, std::string_view operation);
 
@@ -128,6 +131,13 @@ class CudaKernels final : public Kernels {
     int64_t part_stride = 0;
   };
   Bf16Rows convert(const MatrixView& x, int parts, Scratch& scratch);
+  // Tells args where x lies: in the copy that its writer left, as it is where
+  // stream_takes_floats(), or converted now. False: the error is kept.
+  bool give_rows(const MatrixView& x, int parts, StreamArgs& args);
+  // Every operation says so of every matrix of a pass that it writes, first: with a copy, or
+  // without.
+  Bf16Copy writes_copied(const MatrixView& out, int parts = 1);
+  void writes(const MatrixView& out);
 
   // `second` is null, or has the format and columns of `weight`.
   void linear_parts(const MatrixView& x, const LinearWeight& weight, const MatrixView& out,
@@ -136,6 +146,9 @@ class CudaKernels final : public Kernels {
   // Whether expanding the weight for cuBLASLt pays and is allowed.
   bool takes_many(const LinearWeight& weight, int64_t tokens) const;
   void linear_many(const Bf16Rows& x, int64_t tokens, const LinearWeight& weight,
+                   const MatrixView& out);
+  // gate = silu(gate) * up, all [x.rows, intermediate] and contiguous, then down.
+  void swiglu_down(float* gate, const float* up, int64_t rows, const LinearWeight& down,
                    const MatrixView& out);
   // The product of rows that are BF16 already.
   void linear_rows(const Bf16Rows& rows, int64_t tokens, const LinearWeight& weight,
@@ -184,7 +197,8 @@ class CudaKernels final : public Kernels {
   void attend_latents(const AttendArgs& attend, const AttentionBatch& batch);
   // The rows of `batch`, whose views attend.views points to.
   void attend_absorbed(const MatrixView& q, const MlaUpWeight& weight, AttendArgs attend,
-                       const AttentionBatch& batch, const MatrixView& out);
+                       const AttentionBatch& batch, const MatrixView& out,
+                       const Bf16Copy& out_copy);
   // Whether absorption and values go to head_products.h.
   bool takes_head_products(const MlaUpWeight& weight, const MlaShape& shape,
                            const MatrixView& q) const;
@@ -200,6 +214,7 @@ class CudaKernels final : public Kernels {
   bool upload_views(const AttentionBatch& batch, const KvCacheView& cache, AttendArgs& attend);
 
   std::unique_ptr<Device> device_;
+  Bf16Copies& copies_;
   cudaStream_t stream_;
   std::string name_;
   int parts_;  // CudaOptions::activation_parts

@@ -33,6 +33,7 @@ class CudaStepGraphs final : public StepGraphs {
     const int64_t bound = recorded_context(attention);
     Entry& entry = entries_[{kind, attention.num_tokens, bound}];
     kernels_->set_context_bound(bound);
+    kernels_->make_copies_void();
     // From here on every operation finds its inputs in place, so that none is sent from inside.
     const bool staged = kernels_->stage(token_ids, attention, cache);
     if (staged && entry.exec && entry.generation == memory_generation(kernels_->device())) {
@@ -45,6 +46,7 @@ class CudaStepGraphs final : public StepGraphs {
       record(entry, kind, attention.num_tokens, work);
     }
     kernels_->set_context_bound(0);
+    kernels_->make_copies_void();
   }
 
   int64_t num_replayed() const override { return stats_.num_replayed; }

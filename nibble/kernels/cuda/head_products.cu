@@ -2,6 +2,7 @@
 
 #include "nibble/kernels/cuda/head_products.h"
 #include "nibble/kernels/cuda/launch.cuh"
+#include "nibble/kernels/cuda/numeric.cuh"
 #include "nibble/kernels/cuda/packed_layout.h"
 #include "nibble/kernels/cuda/ptx.cuh"
 
@@ -109,13 +110,19 @@ __global__ __launch_bounds__(kThreads) void head_products_kernel(
     for (int k = 0; k < 2; ++k) {
       const int token = 8 * n + 2 * (lane % 4) + k;
       if (token >= count) continue;
-      float* const out = a.out + (first + token) * a.out_stride + int64_t{head} * a.rows +
-                         tile * kTileRows + lane / 4;
+      const int64_t column = int64_t{head} * a.rows + tile * kTileRows + lane / 4;
+      float* const out = a.out + (first + token) * a.out_stride + column;
+      uint16_t* const copy = a.out_copy + (first + token) * a.out_copy_stride + column;
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         const float4& sum = sums[i][n];
-        out[i * kTileRows] = (k == 0 ? sum.x : sum.y) * a.scale;
-        out[i * kTileRows + 8] = (k == 0 ? sum.z : sum.w) * a.scale;
+        const float low = (k == 0 ? sum.x : sum.y) * a.scale;
+        const float high = (k == 0 ? sum.z : sum.w) * a.scale;
+        out[i * kTileRows] = low;
+        out[i * kTileRows + 8] = high;
+        if (a.out_copy == nullptr) continue;
+        copy[i * kTileRows] = bf16_rounded(low);
+        copy[i * kTileRows + 8] = bf16_rounded(high);
       }
     }
   }

@@ -24,6 +24,8 @@ struct HeadProductArgs {
   int64_t x_head_stride = 0;
   float* out = nullptr;  // of token i and head j from out + i * out_stride + j * rows on
   int64_t out_stride = 0;
+  uint16_t* out_copy = nullptr;  // where it is given, the same in BF16
+  int64_t out_copy_stride = 0;
 };
 
 // Each of up to 64 tokens meets a weight that is read once. A token's bits do not depend on the

@@ -407,8 +407,12 @@ __global__ __launch_bounds__(kStreamThreads,
               bf16_part(value, part);
         }
       } else {
-        out[out_row * out_row_stride + now.group * p.out_group_stride + row] =
-            total_of(tile) * scale_a;
+        const int64_t column = now.group * p.out_group_stride + row;
+        const float value = total_of(tile) * scale_a;
+        out[out_row * out_row_stride + column] = value;
+        if (p.out_copy != nullptr) {
+          p.out_copy[out_row * p.out_copy_row_stride + column] = bf16_bits(value);
+        }
       }
     }
     sync();  // the sums may be overwritten

@@ -82,6 +82,9 @@ struct StreamArgs {
   float* out = nullptr;
   int64_t out_row_stride = 0;
   int64_t out_group_stride = 0;
+  // Where it is given, the same in BF16; groups lie as in `out`.
+  uint16_t* out_copy = nullptr;
+  int64_t out_copy_row_stride = 0;
   uint16_t* act = nullptr;
   int act_parts = 1;
   int64_t act_part_stride = 0;

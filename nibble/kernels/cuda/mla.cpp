@@ -83,6 +83,7 @@ void CudaKernels::rotary_query(const MatrixView& q, const MlaShape& shape, const
   }
   const int32_t* const positions = upload_positions(batch);
   if (positions == nullptr) return;
+  writes(q);
   launch_rotary_query(q, shape, rope, positions, stream_);
   keep(cudaGetLastError(), "rotary_query");
 }
@@ -117,6 +118,7 @@ void CudaKernels::mla_prepare(const MatrixView& q, const MatrixView& kv_a,
   const int32_t* const positions = upload_positions(batch);
   const int64_t* const entries = upload_entries(batch, cache);
   if (positions == nullptr || entries == nullptr) return;
+  writes(q);
   launch_mla_prepare(q, kv_a, kv_a_layernorm, epsilon, shape, rope, positions, entries, cache,
                      stream_);
   keep(cudaGetLastError(), "mla_prepare");
@@ -254,6 +256,12 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
     return may_expand && segment.form == MlaForm::kExpanded &&
            mla_prompt_pays(segment.num_tokens, segment.first_position + segment.num_tokens);
   };
+  Bf16Copy copy;
+  if (std::none_of(batch.segments.begin(), batch.segments.end(), is_long)) {
+    copy = writes_copied(out);
+  } else {
+    writes(out);
+  }
   int64_t done = 0;  // tokens of segment i
   for (size_t i = 0; i < batch.segments.size();) {
     const AttentionSegment& segment = batch.segments[i];
@@ -280,13 +288,16 @@ void CudaKernels::mla_attention(const MatrixView& q, const MlaUpWeight& weight,
     }
     AttendArgs part = attend;
     part.views += first;
+    Bf16Copy part_copy = copy;
+    if (copy.data != nullptr) part_copy.data += first * copy.row_stride;
     attend_absorbed(q.slice_rows(first, tokens), weight, part, {tokens, segments},
-                    out.slice_rows(first, tokens));
+                    out.slice_rows(first, tokens), part_copy);
   }
 }
 
 void CudaKernels::attend_absorbed(const MatrixView& q, const MlaUpWeight& weight, AttendArgs attend,
-                                  const AttentionBatch& batch, const MatrixView& out) {
+                                  const AttentionBatch& batch, const MatrixView& out,
+                                  const Bf16Copy& out_copy) {
   const MlaShape& shape = attend.shape;
   const int64_t tokens = q.rows;
   const int64_t heads = shape.num_heads;
@@ -337,6 +348,8 @@ void CudaKernels::attend_absorbed(const MatrixView& q, const MlaUpWeight& weight
     product.x_head_stride = rank;
     product.out = out.row<float>(0);
     product.out_stride = out.stride;
+    product.out_copy = out_copy.data;
+    product.out_copy_stride = out_copy.row_stride;
     keep(launch_head_products(product, stream_), "mla_attention: values");
     return;
   }
@@ -403,6 +416,8 @@ void CudaKernels::attend_absorbed(const MatrixView& q, const MlaUpWeight& weight
   args.out = out.row<float>(0);
   args.out_row_stride = out.stride;
   args.out_group_stride = shape.v_head_dim;
+  args.out_copy = out_copy.data;
+  args.out_copy_row_stride = out_copy.row_stride;
   keep(launch_linear_stream(args, stream_work_tokens(parts_, tokens), stream_),
        "mla_attention: values");
 }

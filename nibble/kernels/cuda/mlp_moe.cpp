@@ -104,33 +104,24 @@ void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const Matrix
     const MatrixView gate_view{gate, DType::kF32, x.rows, intermediate, intermediate};
     linear(x, weight.gate_proj, gate_view);
     linear(x, weight.up_proj, MatrixView{up, DType::kF32, x.rows, intermediate, intermediate});
-    launch_swiglu(gate, up, x.rows * intermediate, gate, stream_);
-    keep(cudaGetLastError(), "mlp");
-    linear(gate_view, weight.down_proj, out);
+    swiglu_down(gate, up, x.rows, weight.down_proj, out);
     return;
   }
-  const bool floats =
-      stream_takes_floats(weight.gate_proj.cols, parts_, x.rows, x.row<const float>(0), x.stride);
-  const Bf16Rows rows = floats ? Bf16Rows() : convert(x, parts_, x_scratch_);
+  writes(out);
   const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
   auto* const act = act_scratch_.get<uint16_t>(parts_ * x.rows * act_cols);
-  if ((rows.data == nullptr && !floats) || act == nullptr) return;
+  StreamArgs args;
+  if (act == nullptr || !give_rows(x, parts_, args)) return;
   if (act_cols != intermediate) {
     keep(cudaMemsetAsync(act, 0, static_cast<size_t>(parts_ * x.rows * act_cols) * 2, stream_),
          "mlp");
   }
   const int work_tokens = stream_work_tokens(parts_, x.rows);
-  StreamArgs args;
   set_shape(args, weight.gate_proj);
   args.group = {bytes_of(weight.gate_proj), bytes_of(weight.up_proj), weight.gate_proj.global_scale,
                 weight.up_proj.global_scale};
   args.gate_up = true;
   args.num_tokens = static_cast<int>(x.rows);
-  args.x = rows.data;
-  if (floats) args.x_float = x.row<const float>(0);
-  args.x_parts = parts_;
-  args.x_part_stride = rows.part_stride;
-  args.x_row_stride = floats ? x.stride : rows.row_stride;
   args.act = act;
   args.act_parts = parts_;
   args.act_part_stride = x.rows * act_cols;
@@ -149,6 +140,25 @@ void CudaKernels::mlp(const MatrixView& x, const MlpWeight& weight, const Matrix
   down.out = out.row<float>(0);
   down.out_row_stride = out.stride;
   keep(launch_linear_stream(down, work_tokens, stream_), "mlp: down");
+}
+
+void CudaKernels::swiglu_down(float* gate, const float* up, int64_t rows, const LinearWeight& down,
+                              const MatrixView& out) {
+  const int64_t intermediate = down.cols;
+  if (parts_ != 1 || is_w4a4(down)) {
+    launch_swiglu(gate, up, rows * intermediate, gate, stream_);
+    keep(cudaGetLastError(), "mlp");
+    return linear(MatrixView{gate, DType::kF32, rows, intermediate, intermediate}, down, out);
+  }
+  const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
+  auto* const act = act_scratch_.get<uint16_t>(rows * act_cols);
+  if (act == nullptr) return;
+  launch_swiglu_bf16(gate, up, rows, intermediate, act_cols, act, stream_);
+  keep(cudaGetLastError(), "mlp");
+  writes(out);
+  const Bf16Rows act_rows{act, act_cols, rows * act_cols};
+  if (takes_many(down, rows)) return linear_many(act_rows, rows, down, out);
+  linear_rows(act_rows, rows, down, out);
 }
 
 bool CudaKernels::describe_experts(std::span<const MlpWeight> experts,
@@ -292,11 +302,9 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
   const int64_t act_cols = ceil_div(intermediate, kUnitCols) * kUnitCols;
   const int64_t all_slots = x.rows * (shape.num_experts_per_tok + (table.shared_joins ? 1 : 0));
   auto* const act = act_scratch_.get<uint16_t>(parts_ * all_slots * act_cols);
-  const bool floats =
-      stream_takes_floats(like.gate_proj.cols, parts_, x.rows, x.row<const float>(0), x.stride);
-  const Bf16Rows rows = floats ? Bf16Rows() : convert(x, parts_, x_scratch_);
   StreamedPlan plan;
-  if (act == nullptr || (rows.data == nullptr && !floats) ||
+  StreamArgs& args = plan.args;
+  if (act == nullptr || !give_rows(x, parts_, args) ||
       !plan_streamed(x.rows, table, cls, shape, expert_ids, plan)) {
     return;
   }
@@ -305,16 +313,10 @@ void CudaKernels::moe_streamed(const MatrixView& x, const ExpertTable& table, in
          "moe");
   }
 
-  StreamArgs args = plan.args;
   set_shape(args, like.gate_proj);
   args.groups = table.gate_up;
   args.gate_up = true;
   args.fixed_order = fixed_order;
-  args.x = rows.data;
-  if (floats) args.x_float = x.row<const float>(0);
-  args.x_parts = parts_;
-  args.x_part_stride = rows.part_stride;
-  args.x_row_stride = floats ? x.stride : rows.row_stride;
   args.act = act;
   args.act_parts = parts_;
   args.act_part_stride = all_slots * act_cols;
@@ -535,6 +537,7 @@ void CudaKernels::moe_combine(const RouterShape& shape, const int32_t* expert_id
   for (int64_t t = 0; t < out.rows; t += kMoeTokens) {
     const int64_t count = std::min(kMoeTokens, out.rows - t);
     float* const rows = expert_rows + t * (k + 1) * out.cols;
+    writes(out);
     launch_moe_combine(rows, expert_ids + t * k, weights + t * k, k,
                        with_shared ? rows + count * k * out.cols : nullptr, out.cols,
                        out.slice_rows(t, count), stream_);

@@ -73,6 +73,15 @@ struct NormArgs {
   float* out = nullptr;
   int64_t out_stride = 0;
   int64_t cols = 0;
+  Bf16Copy copy;
+
+  __device__ void write(int64_t row, int64_t col, float value) const {
+    out[row * out_stride + col] = value;
+    if (copy.data == nullptr) return;
+    for (int part = 0; part < copy.parts; ++part) {
+      copy.data[part * copy.part_stride + row * copy.row_stride + col] = bf16_part(value, part);
+    }
+  }
 };
 
 // A block a row of any length.
@@ -88,7 +97,7 @@ __global__ void rms_norm_kernel(NormArgs a) {
   }
   const double scale = norm_scale(row, a.cols, a.epsilon);
   for (int64_t i = threadIdx.x; i < a.cols; i += kThreads) {
-    a.out[blockIdx.x * a.out_stride + i] = normed(row[i], scale, a.weight[i]);
+    a.write(blockIdx.x, i, normed(row[i], scale, a.weight[i]));
   }
 }
 
@@ -133,7 +142,7 @@ __global__ __launch_bounds__(kSize) void rms_norm_held_kernel(NormArgs a) {
 #pragma unroll
   for (int k = 0; k < kHeld; ++k) {
     const int i = first + k * kSize;
-    if (i < cols) a.out[row * a.out_stride + i] = normed(v[k], scale, weight[k]);
+    if (i < cols) a.write(row, i, normed(v[k], scale, weight[k]));
   }
 }
 
@@ -311,13 +320,29 @@ __global__ void moe_combine_kernel(const float* expert_rows, const int32_t* expe
   out[t * out_stride + i] = sum;
 }
 
+// The value of SwiGLU, as the definition rounds it.
+__device__ float swiglu(float gate, float up) {
+  const double g = static_cast<double>(gate);
+  return static_cast<float>(g / (1 + exp(-g)) * static_cast<double>(up));
+}
+
 __global__ void swiglu_kernel(const float* gate, const float* up, int64_t count, float* out) {
   let_next_start();
   wait_for_previous();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
-  const double g = static_cast<double>(gate[i]);
-  out[i] = static_cast<float>(g / (1 + exp(-g)) * static_cast<double>(up[i]));
+  out[i] = swiglu(gate[i], up[i]);
+}
+
+__global__ void swiglu_bf16_kernel(const float* gate, const float* up, int64_t cols,
+                                   int64_t padded_cols, uint16_t* out) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t t = blockIdx.x;
+  const int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  if (i >= padded_cols) return;
+  const float value = i < cols ? swiglu(gate[t * cols + i], up[t * cols + i]) : 0;
+  out[t * padded_cols + i] = bf16_bits(value);
 }
 
 }  // namespace
@@ -359,13 +384,17 @@ NormArgs norm_args(const MatrixView& x, const float* weight, float epsilon, cons
 }  // namespace
 
 void launch_rms_norm(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out,
-                     cudaStream_t stream) {
-  launch_norm(norm_args(x, weight, epsilon, out), x.rows, stream);
+                     const Bf16Copy& copy, cudaStream_t stream) {
+  NormArgs args = norm_args(x, weight, epsilon, out);
+  args.copy = copy;
+  launch_norm(args, x.rows, stream);
 }
 
 void launch_add_rms_norm(const MatrixView& x, const MatrixView& y, const float* weight,
-                         float epsilon, const MatrixView& out, cudaStream_t stream) {
+                         float epsilon, const MatrixView& out, const Bf16Copy& copy,
+                         cudaStream_t stream) {
   NormArgs args = norm_args(x, weight, epsilon, out);
+  args.copy = copy;
   args.sum = x.row<float>(0);
   args.y = y.row<const float>(0);
   args.y_stride = y.stride;
@@ -464,6 +493,13 @@ void launch_swiglu(const float* gate, const float* up, int64_t count, float* out
                    cudaStream_t stream) {
   launch_overlapped(swiglu_kernel, dim3(blocks_for(count)), dim3(kThreads), 0, stream, gate, up,
                     count, out);
+}
+
+void launch_swiglu_bf16(const float* gate, const float* up, int64_t rows, int64_t cols,
+                        int64_t padded_cols, uint16_t* out, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(rows), blocks_for(padded_cols));
+  launch_overlapped(swiglu_bf16_kernel, dim3(grid), dim3(kThreads), 0, stream, gate, up, cols,
+                    padded_cols, out);
 }
 
 }  // namespace nibble::cuda

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "nibble/device/cuda/bf16_copies.h"
 #include "nibble/kernels/attention_view.h"
 #include "nibble/kernels/kernels.h"
 #include "nibble/kernels/matrix_view.h"
@@ -14,11 +15,13 @@ namespace nibble::cuda {
 
 void launch_embed(const MatrixView& table, int64_t first_id, const int32_t* token_ids,
                   const MatrixView& out, cudaStream_t stream);
+// Norms leave `out` in `copy`, too, where that has data.
 void launch_rms_norm(const MatrixView& x, const float* weight, float epsilon, const MatrixView& out,
-                     cudaStream_t stream);
+                     const Bf16Copy& copy, cudaStream_t stream);
 // x += y; out = rms_norm(x).
 void launch_add_rms_norm(const MatrixView& x, const MatrixView& y, const float* weight,
-                         float epsilon, const MatrixView& out, cudaStream_t stream);
+                         float epsilon, const MatrixView& out, const Bf16Copy& copy,
+                         cudaStream_t stream);
 void launch_add(const MatrixView& x, const MatrixView& y, cudaStream_t stream);
 
 //   positions  int32 [tokens], in device memory
@@ -64,5 +67,8 @@ void launch_moe_combine(const float* expert_rows, const int32_t* expert_ids, con
 // out[t, i] = silu(gate[t, i]) * up[t, i], contiguous.
 void launch_swiglu(const float* gate, const float* up, int64_t count, float* out,
                    cudaStream_t stream);
+// The same as BF16 rows of padded_cols, zeros behind the last column.
+void launch_swiglu_bf16(const float* gate, const float* up, int64_t rows, int64_t cols,
+                        int64_t padded_cols, uint16_t* out, cudaStream_t stream);
 
 }  // namespace nibble::cuda

@@ -124,7 +124,11 @@ __device__ inline void write_value(const StreamArgs& p, const StreamRows& rows, 
     const float up = b * (g->scale_b * Nvfp4Unit::kScale);
     p.act[out_row * p.act_row_stride + row] = bf16_bits(value / (1 + expf(-value)) * up);
   } else {
-    p.out[out_row * p.out_row_stride + rows.group * p.out_group_stride + row] = value;
+    const int64_t column = rows.group * p.out_group_stride + row;
+    p.out[out_row * p.out_row_stride + column] = value;
+    if (p.out_copy != nullptr) {
+      p.out_copy[out_row * p.out_copy_row_stride + column] = bf16_bits(value);
+    }
   }
 }
 

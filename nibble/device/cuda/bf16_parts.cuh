@@ -1,0 +1,31 @@
+// Rounding to BF16 and to sums of BF16 values, bit by bit what nibble/numeric/bf16.h does.
+#pragma once
+
+#include <cstdint>
+
+namespace nibble::cuda {
+
+__device__ inline float bf16_value(uint16_t bits) {
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+
+// Nearest, ties to even; NaN stays NaN.
+__device__ inline uint16_t bf16_bits(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// value = part 0 + part 1 + part 2, each a BF16 value: exact for all but values below 2^-110 or
+// so. What is not finite stays in part 0.
+__device__ inline uint16_t bf16_part(float value, int part) {
+  const uint16_t first = bf16_bits(value);
+  if (part == 0) return first;
+  if ((first & 0x7f80) == 0x7f80) return 0;
+  const float rest = value - bf16_value(first);
+  const uint16_t second = bf16_bits(rest);
+  if (part == 1) return second;
+  return bf16_bits(rest - bf16_value(second));
+}
+
+}  // namespace nibble::cuda
