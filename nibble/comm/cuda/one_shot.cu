@@ -228,11 +228,15 @@ __global__ void __launch_bounds__(kNormThreads) one_shot_norm_kernel(const OneSh
     const float4 out = make_float4(normed(x[j].x, weight.x), normed(x[j].y, weight.y),
                                    normed(x[j].z, weight.z), normed(x[j].w, weight.w));
     reinterpret_cast<float4*>(w.out + row_of(j) * w.out_stride)[quad] = out;
+    float4 rest = out;
+#pragma unroll 1
     for (int part = 0; a.copy.data != nullptr && part < a.copy.parts; ++part) {
+      const ushort4 bits = make_ushort4(bf16_rounded(rest.x), bf16_rounded(rest.y),
+                                        bf16_rounded(rest.z), bf16_rounded(rest.w));
       reinterpret_cast<ushort4*>(a.copy.data + part * a.copy.part_stride +
-                                 row_of(j) * a.copy.row_stride)[quad] =
-          make_ushort4(bf16_part(out.x, part), bf16_part(out.y, part), bf16_part(out.z, part),
-                       bf16_part(out.w, part));
+                                 row_of(j) * a.copy.row_stride)[quad] = bits;
+      rest = make_float4(bf16_rest(rest.x, bits.x), bf16_rest(rest.y, bits.y),
+                         bf16_rest(rest.z, bits.z), bf16_rest(rest.w, bits.w));
     }
   }
   if (thread == 0) a.counters[blockIdx.x] = turn;

@@ -16,6 +16,19 @@ __device__ inline uint16_t bf16_bits(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// The same in one instruction (the bits of a NaN may differ): code that runs once is waited for by
+// the byte.
+__device__ inline uint16_t bf16_rounded(float value) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+
+// What is left of a value under its part `bits`: nothing where that is not finite.
+__device__ inline float bf16_rest(float value, uint16_t bits) {
+  return (bits & 0x7f80) == 0x7f80 ? 0 : value - bf16_value(bits);
+}
+
 // value = part 0 + part 1 + part 2, each a BF16 value: exact for all but values below 2^-110 or
 // so. What is not finite stays in part 0.
 __device__ inline uint16_t bf16_part(float value, int part) {

@@ -80,7 +80,7 @@ struct DirectCursor {
     offset = int64_t{warp} * kNvfp4UnitBytes;
     if (position >= end) return;
     chunk = direct_chunk<kTiles>(p, position, end);
-    const int group = p.work != nullptr ? p.work[chunk.work].group : chunk.work / passes;
+    const int group = p.work != nullptr ? __ldcg(&p.work[chunk.work].group) : chunk.work / passes;
     const GroupWeights weights = group_weights(p, group);
     const int64_t tile_bytes = int64_t{p.units} * kNvfp4UnitBytes;
     first = weights.a + chunk.tile * tile_bytes + 16 * lane;
@@ -145,9 +145,11 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
   const int lane = static_cast<int>(threadIdx.x) % 32;
   let_next_start();
   // Weights may come before the launches in front of this one are done; what they wrote may not.
-  if (p.work != nullptr) wait_for_previous();
+  const bool waits_first = p.work != nullptr && !p.work_is_older;
+  if (waits_first) wait_for_previous();
 
-  const int num_work = p.work != nullptr ? *p.num_work : p.num_groups * passes;
+  // Past L1, which may hold an earlier step's list where this launch started early.
+  const int num_work = p.work != nullptr ? __ldcg(p.num_work) : p.num_groups * passes;
   // Equal runs, the longer ones first; divisions of 64 bits would take a microsecond.
   const int total = num_work * p.tiles;
   const int index = static_cast<int>(blockIdx.x);
@@ -168,7 +170,7 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
   UnitPair buffers[2] = {};
   cursor.load(p, passes, warp, lane, buffers[0]);
   cursor.load(p, passes, warp, lane, buffers[1]);
-  if (p.work == nullptr) wait_for_previous();
+  if (!waits_first) wait_for_previous();
 
   DirectChunk now = {};
   StreamRows rows = {};
@@ -183,8 +185,8 @@ __global__ __launch_bounds__(kDirectThreads, kBlocks) void linear_direct_kernel(
     if (position >= end) return;
     now = direct_chunk<kTiles>(p, position, end);
     if (p.work != nullptr) {
-      const StreamWork work = p.work[now.work];
-      rows = {work.group, work.first, work.count};
+      const StreamWork* const work = p.work + now.work;
+      rows = {__ldcg(&work->group), __ldcg(&work->first), __ldcg(&work->count)};
     } else {
       const int first = now.work % passes * (8 * NT);
       rows = {now.work / passes, first, min(8 * NT, p.num_tokens - first)};

@@ -97,7 +97,7 @@ __global__ __launch_bounds__(kPortableThreads) void linear_portable_kernel(const
         const int64_t column = rows.group * p.out_group_stride + row;
         out[out_row * out_row_stride + column] = value;
         if (p.out_copy != nullptr) {
-          p.out_copy[out_row * p.out_copy_row_stride + column] = bf16_bits(value);
+          p.out_copy[out_row * p.out_copy_row_stride + column] = bf16_rounded(value);
         }
       }
     }

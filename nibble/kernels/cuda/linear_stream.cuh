@@ -207,7 +207,7 @@ __device__ Chunk chunk_at(const StreamArgs& p, int position, int end, int split,
   const int last_tile = p.second_tile > 0 && !c.is_second ? p.second_tile : p.tiles;
   c.count = min(min(end - position, last_tile - c.tile), most);
   c.items = p.gate_up ? 2 * c.count : c.count;
-  c.group = p.work != nullptr ? p.work[c.work].group : c.work / passes;
+  c.group = p.work != nullptr ? __ldcg(&p.work[c.work].group) : c.work / passes;
   return c;
 }
 
@@ -273,9 +273,11 @@ __global__ __launch_bounds__(kStreamThreads,
   __syncthreads();
   let_next_start();
   // Weights may come before the launches in front of this one are done; what they wrote may not.
-  if (p.work != nullptr) wait_for_previous();
+  const bool waits_first = p.work != nullptr && !p.work_is_older;
+  if (waits_first) wait_for_previous();
 
-  const int num_work = p.work != nullptr ? *p.num_work : p.num_groups * passes;
+  // Past L1, which may hold an earlier step's list where this launch started early.
+  const int num_work = p.work != nullptr ? __ldcg(p.num_work) : p.num_groups * passes;
   // Equal runs, the longer ones first; divisions of 64 bits would take a microsecond.
   const int total = num_work * p.tiles;
   const int index = static_cast<int>(blockIdx.x) / cluster;
@@ -289,7 +291,7 @@ __global__ __launch_bounds__(kStreamThreads,
     bring_weights<Unit, KU, Stages, kItems>(p, split, passes, position, end, shared, full, empty);
     return;
   }
-  if (p.work == nullptr) wait_for_previous();
+  if (!waits_first) wait_for_previous();
 
   const int first_stage = split.first_stage(warp);
   const int first_item = warp / warps;
@@ -310,8 +312,8 @@ __global__ __launch_bounds__(kStreamThreads,
     int first = 0;
     int count = 0;
     if (p.work != nullptr) {
-      first = p.work[now.work].first;
-      count = p.work[now.work].count;
+      first = __ldcg(&p.work[now.work].first);
+      count = __ldcg(&p.work[now.work].count);
     } else {
       first = now.work % passes * (8 * NT);
       count = min(8 * NT, p.num_tokens - first);
@@ -411,7 +413,7 @@ __global__ __launch_bounds__(kStreamThreads,
         const float value = total_of(tile) * scale_a;
         out[out_row * out_row_stride + column] = value;
         if (p.out_copy != nullptr) {
-          p.out_copy[out_row * p.out_copy_row_stride + column] = bf16_bits(value);
+          p.out_copy[out_row * p.out_copy_row_stride + column] = bf16_rounded(value);
         }
       }
     }

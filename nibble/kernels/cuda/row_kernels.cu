@@ -104,7 +104,8 @@ __global__ void rms_norm_kernel(NormArgs a) {
 // Rows of up to kSize * kHeld values, which stay in registers: memory is waited for once, for the
 // weights not at all.
 constexpr int kHeld = 8;
-template <int kSize>
+// kParts: of the copy; 0: there is none.
+template <int kSize, int kParts>
 __global__ __launch_bounds__(kSize) void rms_norm_held_kernel(NormArgs a) {
   let_next_start();
   const int first = static_cast<int>(threadIdx.x);
@@ -142,7 +143,20 @@ __global__ __launch_bounds__(kSize) void rms_norm_held_kernel(NormArgs a) {
 #pragma unroll
   for (int k = 0; k < kHeld; ++k) {
     const int i = first + k * kSize;
-    if (i < cols) a.write(row, i, normed(v[k], scale, weight[k]));
+    if (i >= cols) continue;
+    const float value = normed(v[k], scale, weight[k]);
+    a.out[row * a.out_stride + i] = value;
+    if constexpr (kParts > 0) {
+      uint16_t* to = a.copy.data + row * a.copy.row_stride + i;
+      float rest = value;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const uint16_t bits = bf16_rounded(rest);
+        *to = bits;
+        to += a.copy.part_stride;
+        rest = bf16_rest(rest, bits);
+      }
+    }
   }
 }
 
@@ -359,13 +373,22 @@ namespace {
 
 void launch_norm(const NormArgs& args, int64_t rows, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(rows));
-  if (args.cols <= kThreads * kHeld) {
-    launch_overlapped(rms_norm_held_kernel<kThreads>, dim3(grid), dim3(kThreads), 0, stream, args);
-  } else if (args.cols <= kRowThreads * kHeld) {
-    launch_overlapped(rms_norm_held_kernel<kRowThreads>, dim3(grid), dim3(kRowThreads), 0, stream,
-                      args);
+  const int parts = args.copy.data != nullptr ? args.copy.parts : 0;
+  const auto launch = [&](auto kernel, int threads) {
+    launch_overlapped(kernel, dim3(grid), dim3(static_cast<unsigned>(threads)), 0, stream, args);
+  };
+  if (args.cols > kRowThreads * kHeld || (parts != 0 && parts != 1 && parts != 3)) {
+    launch(rms_norm_kernel, kThreads);
+  } else if (args.cols > kThreads * kHeld) {
+    launch(parts == 0   ? rms_norm_held_kernel<kRowThreads, 0>
+           : parts == 1 ? rms_norm_held_kernel<kRowThreads, 1>
+                        : rms_norm_held_kernel<kRowThreads, 3>,
+           kRowThreads);
   } else {
-    launch_overlapped(rms_norm_kernel, dim3(grid), dim3(kThreads), 0, stream, args);
+    launch(parts == 0   ? rms_norm_held_kernel<kThreads, 0>
+           : parts == 1 ? rms_norm_held_kernel<kThreads, 1>
+                        : rms_norm_held_kernel<kThreads, 3>,
+           kThreads);
   }
 }
 

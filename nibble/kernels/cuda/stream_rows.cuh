@@ -127,7 +127,7 @@ __device__ inline void write_value(const StreamArgs& p, const StreamRows& rows, 
     const int64_t column = rows.group * p.out_group_stride + row;
     p.out[out_row * p.out_row_stride + column] = value;
     if (p.out_copy != nullptr) {
-      p.out_copy[out_row * p.out_copy_row_stride + column] = bf16_bits(value);
+      p.out_copy[out_row * p.out_copy_row_stride + column] = bf16_rounded(value);
     }
   }
 }
