@@ -213,7 +213,7 @@ TEST_F(Bf16CopiesTest, ExpertsAndTheirChoiceKeepTheirBits) {
   }
 }
 
-// From q to what o_proj gives: absorption and o_proj take copies.
+// From q to what o_proj gives, which takes a copy.
 TEST_F(Bf16CopiesTest, AttentionKeepsItsBits) {
   constexpr int64_t kHeads = 4;
   constexpr int64_t kOutputs = 320;
@@ -249,7 +249,6 @@ TEST_F(Bf16CopiesTest, AttentionKeepsItsBits) {
           const Matrix out = matrix(tokens, kOutputs);
           kernels_->mla_prepare(q.view, kv_a.view, layernorm.view.row<float>(0), 1e-6F, shape,
                                 table, batch, cache);
-          EXPECT_EQ(has_copy(q.view), copied && tokens > 4);
           kernels_->mla_attention(q.view, up.weight, shape, batch, cache, heads.view);
           if (is_warm) {
             EXPECT_EQ(has_copy(heads.view), copied);

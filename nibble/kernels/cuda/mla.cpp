@@ -409,7 +409,6 @@ void CudaKernels::attend_absorbed(const MatrixView& q, const MlaUpWeight& weight
   args.tiles = static_cast<int>(packed.tiles);
   args.units = static_cast<int>(packed.units);
   args.x_units = static_cast<int>(packed.x_units);
-  args.x = x;
   args.x_float = nullptr;
   args.x_part_stride = tokens * heads * rank_cols;
   args.x_row_stride = heads * rank_cols;
