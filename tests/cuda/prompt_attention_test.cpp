@@ -65,7 +65,7 @@ TEST(PromptAttention, AgreesWithTheAbsorbedFormAtR1sSizes) {
   const auto absorbed = make_host_side_cuda(1, true);
   // With 20,000 positions and 128 heads, keys and values are made for some heads at a time; the
   // absorbed form takes some tokens at a time.
-  for (const Case c : {Case{128, 20000, 160}, {128, 0, 700}, {16, 3001, 1300}}) {
+  for (const Case c : {Case{128, 20000, 260}, {128, 0, 700}, {16, 3001, 1300}}) {
     SCOPED_TRACE(testing::Message() << c.heads << ", " << c.prefix << ", " << c.tokens);
     const MlaShape shape = real_mla_shape(c.heads);
     const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kBf16, shape, 87);

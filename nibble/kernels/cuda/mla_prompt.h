@@ -15,7 +15,7 @@ namespace nibble::cuda {
 // sooner than in absorbed form: from 128 on, and the more the longer the context is, as it is
 // expanded for them. Measured on an H200 (docs/cuda.md).
 constexpr bool mla_prompt_pays(int64_t tokens, int64_t length) {
-  return tokens >= 128 && tokens >= length / 128;
+  return tokens >= 128 + length / 180;
 }
 
 // R1's widths: 128 + 64 a key, 128 a value, a latent of 512; a cache of BF16 or FP8.
