@@ -94,7 +94,8 @@ void run(const EngineBenchOptions& options, LoadedModel& model, int64_t batch_si
   fmt::print(
       "batch {:>3}: {:8.1f} output tokens/s in {:.1f} s; {} steps of decoding, {:.2f} ms each "
       "({:.1f} tokens/s in them); {} of prompts, {:.1f} ms each ({:.0f} tokens/s); {:.2f} tokens a "
-      "window{}; {} passes recorded, {} replayed, {} of {} windows sampled by the host\n",
+      "window{}; {} passes recorded, {} replayed, running {:.1f} % of their steps; {} of {} "
+      "windows sampled by the host\n",
       batch_size, rate(static_cast<double>(output), seconds), seconds, stats.decode_steps.steps,
       each(stats.decode_steps),
       rate(static_cast<double>(stats.decode_steps.sequences) * stats.acceptance_length(),
@@ -102,7 +103,8 @@ void run(const EngineBenchOptions& options, LoadedModel& model, int64_t batch_si
       stats.prefill_steps.steps, each(stats.prefill_steps),
       rate(static_cast<double>(stats.prefill_steps.tokens), stats.prefill_steps.seconds),
       stats.acceptance_length(), options.num_drafts > 0 ? " (FORCED)" : "",
-      stats.graphs.num_recorded, stats.graphs.num_replayed, stats.num_host_windows,
+      stats.graphs.num_recorded, stats.graphs.num_replayed,
+      100 * rate(stats.graphs.device_seconds, stats.replayed_step_seconds), stats.num_host_windows,
       stats.num_device_windows);
   std::fflush(stdout);
 }

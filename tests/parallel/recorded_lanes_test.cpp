@@ -17,11 +17,12 @@ namespace {
 using testing::RecordedRun;
 using Log = testing::RecordedRuns;
 
-std::unique_ptr<LoadedModel> make_model(const Shard& shard, Communicator& comm, Log& log) {
+std::unique_ptr<LoadedModel> make_model(const Shard& shard, Communicator& comm, Log& log,
+                                        std::optional<double> left_to_host) {
   const std::filesystem::path directory = testing::demo_checkpoint();
   const auto source = SafetensorsSource::open(directory).value();
   ModelConfig config = load_config(directory).value();
-  auto kernels = std::make_unique<testing::RecordingKernels>(comm, log);
+  auto kernels = std::make_unique<testing::RecordingKernels>(comm, log, left_to_host);
   WeightsOptions options;
   options.shard = shard;
   options.comm = &comm;
@@ -36,7 +37,7 @@ struct LanesRun {
 };
 
 LanesRun run_lanes(const Shard& shard, const EngineOptions& options,
-                   const std::vector<Request>& requests) {
+                   const std::vector<Request>& requests, std::optional<double> left_to_host = {}) {
   auto comms = thread_communicators(shard.tp_size);
   LanesRun result;
   result.logs.resize(comms.size());
@@ -45,12 +46,12 @@ LanesRun run_lanes(const Shard& shard, const EngineOptions& options,
     others.emplace_back([&, r] {
       Shard mine = shard;
       mine.rank = static_cast<int>(r);
-      const auto model = make_model(mine, *comms[r], result.logs[r]);
+      const auto model = make_model(mine, *comms[r], result.logs[r], left_to_host);
       EXPECT_TRUE(serve_rank(*model));
     });
   }
   {
-    const auto model = make_model(shard, *comms[0], result.logs[0]);
+    const auto model = make_model(shard, *comms[0], result.logs[0], left_to_host);
     const auto engine = Engine::create(*model, options).value();
     result.run = testing::run_requests(*engine, requests);
   }
@@ -134,6 +135,24 @@ TEST(RecordedLanes, AllRanksRecordAlike) {
       EXPECT_EQ(got.run.token_ids, want.token_ids);
       check_logs(got.logs, got.run, &collectives);
     }
+  }
+}
+
+// Drafts drawn on each rank's device, or on rank 0's for all, some of them judged by the host, for
+// which it fetches their weights from the rank.
+TEST(RecordedLanes, DrawnDraftsAreJudgedAsOnOneHost) {
+  std::vector<Request> asked = requests();
+  for (Request& request : asked) request.params.temperature = 0.9;
+  EngineOptions options = engine_options(2);
+  options.draft.draft_sampling = true;
+  const auto want = testing::run_on_ranks(testing::ParallelFormat::kFp8, {}, options, asked);
+  EXPECT_EQ(want.stats.num_device_drafts, 0);
+  for (const bool attention_dp : {false, true}) {
+    const LanesRun got = run_lanes({0, 2, 2, attention_dp}, options, asked, 0.3);
+    EXPECT_GT(got.run.stats.num_device_drafts, 200);
+    EXPECT_GT(got.run.stats.num_host_drafts, 50);
+    EXPECT_GT(got.run.stats.num_host_windows, 50);
+    EXPECT_EQ(got.run.token_ids, want.token_ids) << attention_dp;
   }
 }
 

@@ -4,12 +4,14 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "nibble/comm/communicator.h"
 #include "nibble/kernels/recorded_context.h"
+#include "tests/engine/told_sampler.h"
 #include "tests/model/forwarding_kernels.h"
 
 namespace nibble::testing {
@@ -65,20 +67,27 @@ class LoggingStepGraphs final : public StepGraphs {
   StepGraphStats stats_;
 };
 
-// Everything else is the cpu backend's.
+// Everything else is the cpu backend's. With `left_to_host` tokens are sampled as on a device, but
+// for that part of the rows.
 class RecordingKernels final : public ForwardingKernels {
  public:
-  RecordingKernels(Communicator& comm, RecordedRuns& log)
+  RecordingKernels(Communicator& comm, RecordedRuns& log, std::optional<double> left_to_host = {})
       : ForwardingKernels(make_kernels("cpu", {1, {}, false, false, {}}).value()),
         comm_(comm),
-        log_(log) {}
+        log_(log),
+        left_to_host_(left_to_host) {}
   std::unique_ptr<StepGraphs> make_step_graphs() override {
     return std::make_unique<LoggingStepGraphs>(comm_, log_);
+  }
+  Result<std::unique_ptr<DeviceSampler>> make_sampler(int64_t /*vocab_size*/) override {
+    if (!left_to_host_) return std::unique_ptr<DeviceSampler>();
+    return std::unique_ptr<DeviceSampler>(std::make_unique<ToldSampler>(*left_to_host_));
   }
 
  private:
   Communicator& comm_;
   RecordedRuns& log_;
+  std::optional<double> left_to_host_;
 };
 
 }  // namespace nibble::testing
