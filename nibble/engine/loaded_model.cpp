@@ -94,9 +94,13 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
     placement = NIBBLE_TRY(load_expert_placement(options.expert_placement));
     weights_options.expert_placement = &*placement;
   }
+  // A tied lm_head is packed from the same tensor, which is released then.
+  const bool keep_source = tiers || (kernels->device().is_host() && !config.tie_word_embeddings);
+  weights_options.embedding_stays_in_source = keep_source && !config.tie_word_embeddings;
   Weights weights = NIBBLE_TRY(Weights::load(*source, config, weights_options, *kernels));
 
   std::unique_ptr<LoadedModel> model(new LoadedModel(std::move(tokenizer), std::move(weights)));
+  if (keep_source) model->source = std::move(source);
   model->config = config;
   model->quant_config = std::move(quant_config);
   model->kernels = std::move(kernels);
@@ -110,7 +114,6 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(const std::filesystem::pa
   model->directory = directory;
   const bool with_mtp = model->weights.mtp.has_value();
   if (tiers) {
-    model->source = std::move(source);
     model->expert_store =
         NIBBLE_TRY(make_tiered_store(directory, *model->source, config, *model->kernels, with_mtp,
                                      options.nvfp4_activation, threads, options.experts));

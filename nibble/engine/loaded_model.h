@@ -75,7 +75,8 @@ class LoadedModel {
   std::unique_ptr<Kernels> kernels;
   Communicator* comm = nullptr;  // of several ranks, over host memory; weights.comm: the device's
   std::unique_ptr<Communicator> device_comm;  // may be null; weights.comm points to it
-  // Kept where experts are read from the checkpoint while the model runs.
+  // Kept where experts, or rows of the embedding, are read from the checkpoint while the model
+  // runs.
   std::unique_ptr<CheckpointSource> source;
   std::unique_ptr<ExpertStore> expert_store;  // may be null; weights.expert_store points to it
   Weights weights;

@@ -233,9 +233,19 @@ Result<CachedWeight> Loader::load_embedding(const Job& job) {
   const Part part = options_.shard.attention();
   const int64_t row_bytes = job.cols * dtype_size(view.dtype);
   const auto bytes = static_cast<size_t>(part.count(job.rows) * row_bytes);
-  void* memory = NIBBLE_TRY(allocate(bytes));
-  NIBBLE_TRY(kernels_.device().copy_to_device(
-      memory, view.bytes.subspan(static_cast<size_t>(part.begin(job.rows) * row_bytes), bytes)));
+  const auto rows =
+      view.bytes.subspan(static_cast<size_t>(part.begin(job.rows) * row_bytes), bytes);
+  // Never written: MatrixView has one kind of pointer.
+  void* memory = const_cast<std::byte*>(rows.data());
+  if (options_.embedding_stays_in_source && kernels_.device().is_host()) {
+    source_.prefetch(job.name);
+    const std::lock_guard lock(mutex_);
+    weights_.mapped_bytes += bytes;
+    weights_.device_bytes += bytes;
+  } else {
+    memory = NIBBLE_TRY(allocate(bytes));
+    NIBBLE_TRY(kernels_.device().copy_to_device(memory, rows));
+  }
   weights_.embed_tokens = MatrixView{memory, view.dtype, part.count(job.rows), job.cols, job.cols};
   CachedWeight result;
   result.bytes = {static_cast<const std::byte*>(memory), bytes};

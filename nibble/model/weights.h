@@ -77,6 +77,10 @@ struct WeightsOptions {
   // at a time.
   std::function<void(double share)> on_progress;
 
+  // Leaves embed_tokens where the source has it, for a backend in host memory: no copy, and of a
+  // mapped file only the rows that are asked for. The source must then outlive the weights.
+  bool embedding_stays_in_source = false;
+
   // A directory that keeps the packed weights for the next start, which maps them (weight_cache.h);
   // empty: none. A cache that is damaged or of something else is written anew, with a warning; so
   // is one that can't be written. Needs a backend in host memory. `checkpoint_identity` is that of
@@ -115,8 +119,8 @@ struct Weights {
 
   uint64_t device_bytes = 0;
 
-  // What the members point into where a weight cache was mapped, and its bytes, part of
-  // device_bytes.
+  // What the members point into where a weight cache was mapped. And the bytes of it, or of an
+  // embedding that stays in its source: part of device_bytes.
   std::optional<MappedFile> cache_file;
   uint64_t mapped_bytes = 0;
 

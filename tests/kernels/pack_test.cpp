@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <thread>
 
@@ -65,6 +67,47 @@ TEST(Pack, TakesAboutTheCheckpointsOwnSize) {
     // apart.
     EXPECT_LE(kernels->packed_bytes(LinearFormat::kFp8Block, 2048, 7168),
               2048u * 7168 + 56 * 128 * (name.starts_with("cpu") ? 4 : 16));
+  }
+}
+
+// What a scale of the layout stands for: unsigned E5M3 with bias 15, never subnormal.
+double e5m3_value(uint8_t code) { return std::ldexp(8 + (code & 7), (code >> 3) - 15 - 3); }
+double e4m3_value(uint8_t code) {
+  return code < 8 ? std::ldexp(code, -9) : std::ldexp(8 + (code & 7), (code >> 3) - 7 - 3);
+}
+
+// docs/performance-cpu.md: a panel is 16 rows; of four blocks of 16 columns come 512 bytes of
+// codes, for each block first those of its columns 0-7, four bytes a row, then of 8-15; then 64
+// scales. 33 rows: two whole panels and one that is mostly padding. 7 blocks: a whole group and a
+// part of one. Some scales are 0, so that whole groups take both ways.
+TEST(Pack, LaysOutNvfp4AsTheDocumentSays) {
+  const int64_t rows = 33;
+  const int64_t blocks = 7;
+  TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, rows, blocks * 16, 30);
+  for (uint8_t& scale : weight.scales) scale = std::max<uint8_t>(scale, 1);
+  weight.scales[20 * blocks + 2] = 0;
+  weight.bind();
+  for (const auto& [name, kernels] : available_backends()) {
+    SCOPED_TRACE(name);
+    const PackedWeight packed = pack_weight(*kernels, weight);
+    const auto* const bytes = static_cast<const uint8_t*>(packed.weight.data);
+    for (int64_t r = 0; r < 48; ++r) {
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t first = b / 4 * 4;
+        const int64_t in_group = std::min<int64_t>(4, blocks - first);
+        const uint8_t* const group = bytes + (r / 16 * blocks + first) * 144;
+        const uint8_t scale =
+            r < rows ? weight.scales[static_cast<size_t>(r * blocks + b)] : uint8_t{0};
+        const uint8_t stored = group[in_group * 128 + (b - first) * 16 + r % 16];
+        EXPECT_EQ(e5m3_value(stored), scale == 0 ? 1.0 : e4m3_value(scale)) << r << ", " << b;
+        for (int64_t i = 0; i < 8; ++i) {
+          const uint8_t code = group[(b - first) * 128 + i / 4 * 64 + r % 16 * 4 + i % 4];
+          const uint8_t want =
+              scale == 0 ? uint8_t{0} : weight.data[static_cast<size_t>((r * blocks + b) * 8 + i)];
+          ASSERT_EQ(code, want) << r << ", " << b << ", " << i;
+        }
+      }
+    }
   }
 }
 

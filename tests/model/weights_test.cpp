@@ -66,6 +66,22 @@ std::vector<std::byte> bytes_of(const std::vector<T>& values) {
   return bytes;
 }
 
+TEST(WeightsLoad, LeavesTheEmbeddingInTheSourceWhenToldTo) {
+  const auto source = SafetensorsSource::open(testing::demo_checkpoint()).value();
+  const auto config = load_config(testing::demo_checkpoint());
+  const auto kernels = *make_kernels("cpu", {});
+  const TensorView view = source->read("model.embed_tokens.weight").value();
+  for (const bool stays : {false, true}) {
+    WeightsOptions options;
+    options.max_positions = 16;
+    options.embedding_stays_in_source = stays;
+    const Weights weights = Weights::load(*source, *config, options, *kernels).value();
+    EXPECT_EQ(weights.embed_tokens.data == view.bytes.data(), stays);
+    EXPECT_EQ(weights.mapped_bytes, stays ? view.bytes.size() : 0);
+    EXPECT_EQ(std::memcmp(weights.embed_tokens.data, view.bytes.data(), view.bytes.size()), 0);
+  }
+}
+
 TEST(WeightsLoad, RefusesNormsThatAreNotFinite) {
   for (const int bad : {0x7fc0, 0x7f80, 0xff80}) {  // NaN and both infinities in BF16
     std::vector<uint16_t> norm(384, 0x3f80);

@@ -2,8 +2,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
@@ -40,6 +45,76 @@ uint8_t e5m3_from_e4m3(uint8_t code) {
   const int exponent = code >= 4 ? 2 : code >= 2 ? 1 : 0;  // of the fraction m = 1 .. 7
   const int fraction = (code << (3 - exponent)) & 7;
   return static_cast<uint8_t>((exponent - 9 + 7 + 8) << 3 | fraction);
+}
+
+std::array<uint8_t, 256> e5m3_codes() {
+  std::array<uint8_t, 256> codes = {};
+  for (int code = 1; code < 0x7f; ++code) {
+    codes[static_cast<size_t>(code)] = e5m3_from_e4m3(static_cast<uint8_t>(code));
+  }
+  return codes;
+}
+
+// `in_group` blocks from block `first` on of 16 rows of NVFP4 (a null row is padding), as one group
+// of the panel's layout.
+void pack_group(const uint8_t* const* codes, const uint8_t* const* block_scales, int64_t first,
+                int64_t in_group, uint8_t* group) {
+  for (int64_t b = 0; b < in_group; ++b) {
+    uint8_t* const unit = group + 128 * b;
+    uint8_t* const group_scales = group + 128 * in_group + 16 * b;
+    for (int r = 0; r < kPanelRows; ++r) {
+      uint32_t halves[2] = {};
+      // A scale of 0 becomes codes of 0 with scale 1.
+      const uint8_t scale = block_scales[r] == nullptr ? uint8_t{0} : block_scales[r][first + b];
+      if (scale != 0) std::memcpy(halves, codes[r] + 8 * (first + b), sizeof(halves));
+      std::memcpy(unit + 4 * r, &halves[0], 4);
+      std::memcpy(unit + 64 + 4 * r, &halves[1], 4);
+      group_scales[r] = scale == 0 ? kScaleOne : e5m3_from_e4m3(scale);
+    }
+  }
+}
+
+// The same for a whole group of 16 rows without padding, four words of four rows at a time, where
+// the machine has that. False, and nothing of use is written, where a scale is 0.
+bool pack_whole_group([[maybe_unused]] const uint8_t* const* codes,
+                      [[maybe_unused]] const uint8_t* const* block_scales,
+                      [[maybe_unused]] int64_t first, [[maybe_unused]] uint8_t* group) {
+#if defined(__SSE2__)
+  static_assert(kNvfp4GroupBlocks == 4);
+  static const std::array<uint8_t, 256> kE5m3 = e5m3_codes();
+  uint8_t* const group_scales = group + 512;
+  uint32_t zeros = 0;
+  for (int r = 0; r < kPanelRows; ++r) {
+    uint32_t scales = 0;
+    std::memcpy(&scales, block_scales[r] + first, sizeof(scales));
+    zeros |= (scales - 0x01010101u) & ~scales & 0x80808080u;  // a byte's borrow: it was 0
+    for (int b = 0; b < 4; ++b) group_scales[16 * b + r] = kE5m3[scales >> (8 * b) & 0xff];
+  }
+  if (zeros != 0) return false;
+  for (int r = 0; r < kPanelRows; r += 4) {
+    for (int pair = 0; pair < 2; ++pair) {  // of blocks: words 0 and 1, 2 and 3 are their halves
+      const auto row = [&](int i) {
+        return _mm_loadu_si128(
+            reinterpret_cast<const __m128i*>(codes[r + i] + 8 * first + 16 * pair));
+      };
+      const __m128i low01 = _mm_unpacklo_epi32(row(0), row(1));
+      const __m128i low23 = _mm_unpacklo_epi32(row(2), row(3));
+      const __m128i high01 = _mm_unpackhi_epi32(row(0), row(1));
+      const __m128i high23 = _mm_unpackhi_epi32(row(2), row(3));
+      uint8_t* const unit = group + 256 * pair + 4 * r;
+      const auto store = [&](int offset, __m128i words) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(unit + offset), words);
+      };
+      store(0, _mm_unpacklo_epi64(low01, low23));
+      store(64, _mm_unpackhi_epi64(low01, low23));
+      store(128, _mm_unpacklo_epi64(high01, high23));
+      store(192, _mm_unpackhi_epi64(high01, high23));
+    }
+  }
+  return true;
+#else
+  return false;
+#endif
 }
 
 // One panel from 16 source rows; a negative row is padding.
@@ -79,21 +154,13 @@ void pack_panel(const HostLinear& source, const int64_t* rows, uint8_t* out, flo
       pointers(static_cast<const uint8_t*>(source.data), cols / 2, codes);
       pointers(static_cast<const uint8_t*>(source.scales), cols / kNvfp4BlockSize, block_scales);
       const int64_t blocks = cols / kNvfp4BlockSize;
-      for (int64_t u = 0; u < blocks; ++u) {
-        const int64_t first = u / kNvfp4GroupBlocks * kNvfp4GroupBlocks;
+      const bool full = std::find(rows, rows + kPanelRows, -1) == rows + kPanelRows;
+      for (int64_t first = 0; first < blocks; first += kNvfp4GroupBlocks) {
         const int64_t in_group = std::min<int64_t>(kNvfp4GroupBlocks, blocks - first);
         uint8_t* const group = out + first * kNvfp4UnitBytes;
-        uint8_t* const unit = group + 128 * (u - first);
-        uint8_t* const group_scales = group + 128 * in_group + 16 * (u - first);
-        for (int r = 0; r < kPanelRows; ++r) {
-          uint32_t halves[2] = {};
-          // A scale of 0 becomes codes of 0 with scale 1.
-          const uint8_t scale = block_scales[r] == nullptr ? uint8_t{0} : block_scales[r][u];
-          if (scale != 0) std::memcpy(halves, codes[r] + 8 * u, sizeof(halves));
-          std::memcpy(unit + 4 * r, &halves[0], 4);
-          std::memcpy(unit + 64 + 4 * r, &halves[1], 4);
-          group_scales[r] = scale == 0 ? kScaleOne : e5m3_from_e4m3(scale);
-        }
+        const bool packed = full && in_group == kNvfp4GroupBlocks &&
+                            pack_whole_group(codes, block_scales, first, group);
+        if (!packed) pack_group(codes, block_scales, first, in_group, group);
       }
       return;
     }
