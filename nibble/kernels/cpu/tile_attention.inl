@@ -35,22 +35,35 @@ void score_pass(const TileAttention& work, int64_t panel, int64_t pair, float* s
     t_zero<1>();
     t_zero<3>();
   }
-  for (int64_t step = 0; step < work.steps; ++step) {
+  const auto tile = [&](int row, int64_t step) __attribute__((always_inline)) {
+    return (row == 0 ? first : second) + step * work.key_step;
+  };
+  // The last steps are done result by result, so that results leave while the next are made.
+  const int64_t last_steps = kPanels > 1 ? (work.steps < 3 ? work.steps : 3) : 0;
+  for (int64_t step = 0; step < work.steps - last_steps; ++step) {
     t_load<6>(queries + step * kTileBytes, 64);
     if constexpr (kPanels > 1) t_load<7>(queries + (work.steps + step) * kTileBytes, 64);
-    t_load<4>(first + step * work.key_step, work.key_stride);
+    t_load<4>(tile(0, step), work.key_stride);
     t_dot<0, 4, 6>();
     if constexpr (kPanels > 1) t_dot<1, 4, 7>();
-    t_load<5>(second + step * work.key_step, work.key_stride);
+    t_load<5>(tile(1, step), work.key_stride);
     t_dot<2, 5, 6>();
     if constexpr (kPanels > 1) t_dot<3, 5, 7>();
   }
-  t_store<0>(scores, 64);
-  t_store<2>(scores + 256, 64);
-  if constexpr (kPanels > 1) {
-    t_store<1>(scores + kScoreFloats, 64);
-    t_store<3>(scores + kScoreFloats + 256, 64);
-  }
+  const auto finish = [&]<int kTile>(float* out) __attribute__((always_inline)) {
+    constexpr int kRow = kTile / 2;
+    constexpr int kPanel = kTile % 2;
+    for (int64_t step = work.steps - last_steps; step < work.steps; ++step) {
+      t_load<4 + kRow>(tile(kRow, step), work.key_stride);
+      t_load<6 + kPanel>(queries + (kPanel * work.steps + step) * kTileBytes, 64);
+      t_dot<kTile, 4 + kRow, 6 + kPanel>();
+    }
+    t_store<kTile>(out, 64);
+  };
+  finish.template operator()<0>(scores);
+  if constexpr (kPanels > 1) finish.template operator()<1>(scores + kScoreFloats);
+  finish.template operator()<2>(scores + 256);
+  if constexpr (kPanels > 1) finish.template operator()<3>(scores + kScoreFloats + 256);
 }
 
 // 2^x for x <= some 10, within 7.5e-5 of it: far less than the rounding to BF16 that follows.
@@ -155,7 +168,10 @@ void value_pass(const TileAttention& work, int64_t panel, int64_t value, int64_t
     t_zero<3>();
   }
   const uint8_t* const values = work.values + value * kTileValueBytes;
-  for (int64_t step = first; step < first + steps; ++step) {
+  const int64_t end = first + steps;
+  constexpr bool kStaggered = kPanels == 2 && kValues == 2;
+  const int64_t last_steps = kStaggered ? (steps < 3 ? steps : 3) : 0;
+  for (int64_t step = first; step < end - last_steps; ++step) {
     t_load<4>(weights + step * kTileBytes, 64);
     if constexpr (kPanels > 1) t_load<5>(weights + kTileValueBytes + step * kTileBytes, 64);
     t_load<6>(values + step * kTileBytes, 64);
@@ -167,10 +183,20 @@ void value_pass(const TileAttention& work, int64_t panel, int64_t value, int64_t
       if constexpr (kPanels > 1) t_dot<3, 5, 7>();
     }
   }
-  t_store<0>(sums, 64);
-  if constexpr (kValues > 1) t_store<1>(sums + 256, 64);
-  if constexpr (kPanels > 1) t_store<2>(below, 64);
-  if constexpr (kPanels > 1 && kValues > 1) t_store<3>(below + 256, 64);
+  const auto finish = [&]<int kTile>(float* out) __attribute__((always_inline)) {
+    constexpr int kPanel = kTile / 2;
+    constexpr int kValue = kTile % 2;
+    for (int64_t step = end - last_steps; step < end; ++step) {
+      t_load<4 + kPanel>(weights + kPanel * kTileValueBytes + step * kTileBytes, 64);
+      t_load<6 + kValue>(values + kValue * kTileValueBytes + step * kTileBytes, 64);
+      t_dot<kTile, 4 + kPanel, 6 + kValue>();
+    }
+    t_store<kTile>(out, 64);
+  };
+  finish.template operator()<0>(sums);
+  if constexpr (kValues > 1) finish.template operator()<1>(sums + 256);
+  if constexpr (kPanels > 1) finish.template operator()<2>(below);
+  if constexpr (kPanels > 1 && kValues > 1) finish.template operator()<3>(below + 256);
 }
 
 template <int kPanels>
