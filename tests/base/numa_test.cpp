@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -27,8 +26,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 const std::vector<NumaNode>& two_nodes() {
-  static const std::vector<NumaNode> nodes = {{3, {0}}, {5, {1}}};
-  return nodes;
+  static const std::vector<NumaNode> kNodes = {{3, {0}}, {5, {1}}};
+  return kNodes;
 }
 
 TEST(ThreadNodes, AreThoseOfTheirProcessorsOrTakeTurns) {

@@ -1,12 +1,13 @@
 // Weights on NUMA nodes that this machine may not have: placement is asked of a recorder.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <random>
+#include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "nibble/base/error.h"
@@ -40,7 +41,8 @@ class RecordedMemory final : public NumaMemory {
 
  private:
   Status add(void* data, size_t bytes, std::vector<int> nodes) {
-    calls.push_back({static_cast<std::byte*>(data) - base, static_cast<int64_t>(bytes), nodes});
+    calls.push_back(
+        {static_cast<std::byte*>(data) - base, static_cast<int64_t>(bytes), std::move(nodes)});
     if (refuses) return system_error("made up", EPERM);
     return {};
   }
@@ -54,8 +56,8 @@ std::unique_ptr<CpuKernels> kernels_on(std::vector<NumaNode> nodes, int threads,
 }
 
 const std::vector<NumaNode>& nodes_3_and_5() {
-  static const std::vector<NumaNode> nodes = {{3, {0}}, {5, {1}}};
-  return nodes;
+  static const std::vector<NumaNode> kNodes = {{3, {0}}, {5, {1}}};
+  return kNodes;
 }
 
 // 2100 rows are 132 panels, 17 groups: of two nodes with a thread each the first has 8 groups, 64

@@ -117,6 +117,7 @@ TEST(Pack, MayRunOnSeveralThreadsAtOnce) {
     const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 200, 256, 29);
     std::vector<PackedWeight> packed(3);
     std::vector<std::thread> threads;
+    threads.reserve(packed.size());
     for (PackedWeight& one : packed) {
       threads.emplace_back([&one, &weight, k = kernels.get()] { one = pack_weight(*k, weight); });
     }
