@@ -6,10 +6,6 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include "nibble/base/check.h"
 #include "nibble/base/error.h"
 #include "nibble/kernels/cpu/cpu_kernels.h"
@@ -74,47 +70,46 @@ void pack_group(const uint8_t* const* codes, const uint8_t* const* block_scales,
   }
 }
 
-// The same for a whole group of 16 rows without padding, four words of four rows at a time, where
-// the machine has that. False, and nothing of use is written, where a scale is 0.
-bool pack_whole_group([[maybe_unused]] const uint8_t* const* codes,
-                      [[maybe_unused]] const uint8_t* const* block_scales,
-                      [[maybe_unused]] int64_t first, [[maybe_unused]] uint8_t* group) {
-#if defined(__SSE2__)
+using Words = uint32_t __attribute__((vector_size(16)));
+
+// The same for a whole group of 16 rows without padding, four words of four rows at a time. False,
+// and nothing of use is written, where a scale is 0.
+bool pack_whole_group(const uint8_t* const* codes, const uint8_t* const* block_scales,
+                      int64_t first, uint8_t* group) {
   static_assert(kNvfp4GroupBlocks == 4);
   static const std::array<uint8_t, 256> kE5m3 = e5m3_codes();
   uint8_t* const group_scales = group + 512;
-  uint32_t zeros = 0;
+  bool zero = false;
   for (int r = 0; r < kPanelRows; ++r) {
-    uint32_t scales = 0;
-    std::memcpy(&scales, block_scales[r] + first, sizeof(scales));
-    zeros |= (scales - 0x01010101u) & ~scales & 0x80808080u;  // a byte's borrow: it was 0
-    for (int b = 0; b < 4; ++b) group_scales[16 * b + r] = kE5m3[scales >> (8 * b) & 0xff];
+    for (int b = 0; b < 4; ++b) {
+      const uint8_t scale = block_scales[r][first + b];
+      zero = zero || scale == 0;
+      group_scales[16 * b + r] = kE5m3[scale];
+    }
   }
-  if (zeros != 0) return false;
+  if (zero) return false;
   for (int r = 0; r < kPanelRows; r += 4) {
     for (int pair = 0; pair < 2; ++pair) {  // of blocks: words 0 and 1, 2 and 3 are their halves
       const auto row = [&](int i) {
-        return _mm_loadu_si128(
-            reinterpret_cast<const __m128i*>(codes[r + i] + 8 * first + 16 * pair));
+        Words words;
+        std::memcpy(&words, codes[r + i] + 8 * first + 16 * pair, sizeof(words));
+        return words;
       };
-      const __m128i low01 = _mm_unpacklo_epi32(row(0), row(1));
-      const __m128i low23 = _mm_unpacklo_epi32(row(2), row(3));
-      const __m128i high01 = _mm_unpackhi_epi32(row(0), row(1));
-      const __m128i high23 = _mm_unpackhi_epi32(row(2), row(3));
+      const Words low01 = __builtin_shufflevector(row(0), row(1), 0, 4, 1, 5);
+      const Words low23 = __builtin_shufflevector(row(2), row(3), 0, 4, 1, 5);
+      const Words high01 = __builtin_shufflevector(row(0), row(1), 2, 6, 3, 7);
+      const Words high23 = __builtin_shufflevector(row(2), row(3), 2, 6, 3, 7);
       uint8_t* const unit = group + 256 * pair + 4 * r;
-      const auto store = [&](int offset, __m128i words) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(unit + offset), words);
+      const auto store = [&](int offset, Words words) {
+        std::memcpy(unit + offset, &words, sizeof(words));
       };
-      store(0, _mm_unpacklo_epi64(low01, low23));
-      store(64, _mm_unpackhi_epi64(low01, low23));
-      store(128, _mm_unpacklo_epi64(high01, high23));
-      store(192, _mm_unpackhi_epi64(high01, high23));
+      store(0, __builtin_shufflevector(low01, low23, 0, 1, 4, 5));
+      store(64, __builtin_shufflevector(low01, low23, 2, 3, 6, 7));
+      store(128, __builtin_shufflevector(high01, high23, 0, 1, 4, 5));
+      store(192, __builtin_shufflevector(high01, high23, 2, 3, 6, 7));
     }
   }
   return true;
-#else
-  return false;
-#endif
 }
 
 // One panel from 16 source rows; a negative row is padding.
