@@ -35,7 +35,8 @@ void bench_shape(Kernels& kernels, const Limits& limits, LinearFormat format, in
   }
   const Buffer ones = on_device(device, std::vector<float>(static_cast<size_t>(cols), 1));
   constexpr int64_t kMostCopied = 512;
-  for (const auto& [tokens, copied] : with_copies(token_counts)) {
+  for (const auto& [tokens, with_copy] : with_copies(token_counts)) {
+    const bool copied = with_copy;
     if (copied && tokens > kMostCopied) continue;
     const Buffer x = device.allocate(static_cast<size_t>(tokens * cols) * 4).value();
     const Buffer out = device.allocate(static_cast<size_t>(tokens * rows) * 4).value();

@@ -133,7 +133,9 @@ TEST_F(Bf16CopiesTest, LinearsKeepTheirBits) {
   };
   for (const LinearFormat format :
        {LinearFormat::kBf16, LinearFormat::kFp8Block, LinearFormat::kNvfp4}) {
-    for (const auto& [rows, cols] : {Shape{200, 4096}, {2112, 1536}, {72, 256}, {16, 7168}}) {
+    for (const Shape& shape : {Shape{200, 4096}, {2112, 1536}, {72, 256}, {16, 7168}}) {
+      const int64_t rows = shape.rows;
+      const int64_t cols = shape.cols;
       const PackedWeight weight = packed(TestWeight::random(format, rows, cols, 6));
       for (const int64_t tokens : {1, 4, 5, 8, 9, 16, 33, 127, 130, 512}) {
         SCOPED_TRACE(testing::Message()

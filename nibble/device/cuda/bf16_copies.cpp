@@ -28,9 +28,10 @@ uint16_t* Bf16Copies::room(int64_t cols, int parts) {
 Bf16Copy Bf16Copies::make(const float* matrix, int64_t rows, int64_t cols, int64_t row_stride,
                           int parts) {
   forget(matrix, rows, cols, row_stride);
-  if (!enabled_ || rows == 0 || rows > kMostRows || cols % kUnitCols != 0) return {};
+  if (!enabled_ || rows == 0 || cols % kUnitCols != 0) return {};
+  // Made by the largest step, too, which the cache's size is measured by.
   uint16_t* const data = room(cols, parts);
-  if (data == nullptr) return {};
+  if (data == nullptr || rows > kMostRows) return {};
   std::erase_if(entries_, [&](const Entry& entry) { return entry.copy.data == data; });
   const Bf16Copy copy{data, cols, kMostRows * cols, parts};
   entries_.push_back({matrix, rows, cols, row_stride, writes_.load(), copy});
