@@ -30,6 +30,7 @@ void bench_shape(Kernels& kernels, const Limits& limits, LinearFormat format, in
   const size_t bytes = kernels.packed_bytes(format, rows, cols);
   const auto copies = static_cast<int>(std::max<size_t>(2, (kColdBytes + bytes - 1) / bytes));
   std::vector<BenchWeight> weights;
+  weights.reserve(static_cast<size_t>(copies));
   for (int i = 0; i < copies; ++i) {
     weights.push_back(random_weight(kernels, format, rows, cols, static_cast<uint64_t>(i) + 10));
   }

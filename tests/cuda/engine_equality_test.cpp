@@ -63,6 +63,7 @@ std::vector<Request> requests(int64_t max_tokens) {
 
 std::vector<Answer> run(Engine& engine, const std::vector<Request>& asked) {
   std::vector<uint64_t> ids;
+  ids.reserve(asked.size());
   for (const Request& request : asked) ids.push_back(engine.add(request).value());
   std::vector<Answer> answers(asked.size());
   while (engine.has_work()) {
