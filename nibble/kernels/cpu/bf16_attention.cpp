@@ -68,7 +68,6 @@ void Bf16Attention::attend(const Block& block) {
   work_.start = block.start;
   work_.keys = block.keys;
   work_.key_stride = block.key_stride;
-  work_.key_step = block.key_step;
   work_.values = block.values;
   work_.ask = block.ask;
   work_.asked = block.asked;
@@ -152,7 +151,7 @@ Bf16Attention::Block LatentBlocks::block(int64_t start, int64_t context) {
     keys_[t] =
         in_place_ && first < valid ? entries_[static_cast<size_t>(first)] : rows_ + first * width_;
   }
-  Bf16Attention::Block block = {start, keys_.data(), width_ * 2, 64, values_};
+  Bf16Attention::Block block = {start, keys_.data(), width_ * 2, values_};
   block.ask = next_.data();
   block.asked = find_entries(start + kTileContext, context, &next_);
   block.ask_bytes = shape_.entry_size() * dtype_size(cache_.dtype);

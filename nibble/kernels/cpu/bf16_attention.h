@@ -28,7 +28,6 @@ class Bf16Attention {
     int64_t start;
     const void* const* keys;  // as in TileAttention, rows of tile_width(dim)
     int64_t key_stride;
-    int64_t key_step;
     const uint8_t* values;
     const void* const* ask = nullptr;
     int64_t asked = 0;

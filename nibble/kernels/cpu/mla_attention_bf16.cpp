@@ -108,8 +108,7 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
         Bf16Attention::scratch_floats(std::min(kRunTokens, most_tokens - first), dim, panels.value);
   }
   reserve_thread_scratch(key_floats + value_floats + key_product + value_product +
-                         ScratchCursor::padded(width / 2) + ScratchCursor::padded(weight_scratch) +
-                         state);
+                         ScratchCursor::padded(weight_scratch) + state);
 
   const auto attend = [&](int64_t begin, int64_t end, int thread_id) {
     for (int64_t task = begin; task < end; ++task) {
@@ -122,8 +121,6 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
       float* const key_sums = scratch.take(key_product);
       float* const value_sums = scratch.take(value_product);
       float* const weights = scratch.take(weight_scratch);
-      auto* const key_row = reinterpret_cast<uint16_t*>(scratch.take(width / 2));
-      std::fill_n(key_row, width, uint16_t{0});
 
       // Block `block` of the context becomes the scratch's `place`.
       const auto expand = [&](int64_t block, int64_t place, int64_t valid) {
@@ -141,18 +138,13 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
                           kTileContext * kPanelRows, weights);
         }
         const auto* const rope_rows = reinterpret_cast<const uint16_t*>(ropes + at * rope_floats);
-        // A tile of keys is 16 positions by 32 elements.
         for (int64_t p = 0; p < valid; ++p) {
+          uint16_t* const key = keys + (place * kTileContext + p) * width;
           tiles_->round(key_sums + p * panels.nope * kPanelRows, shape.qk_nope_head_dim, alpha,
-                        key_row);
-          std::memcpy(key_row + shape.qk_nope_head_dim, rope_rows + p * rope,
+                        key);
+          std::memcpy(key + shape.qk_nope_head_dim, rope_rows + p * rope,
                       static_cast<size_t>(rope) * sizeof(uint16_t));
-          uint16_t* const row = keys +
-                                (place * kTileContext + p / kPanelRows * kPanelRows) * width +
-                                p % kPanelRows * kTileStepCols;
-          for (int64_t d = 0; d < width; d += kTileStepCols) {
-            std::memcpy(row + d * kPanelRows, key_row + d, kTileStepCols * sizeof(uint16_t));
-          }
+          std::fill(key + dim, key + width, uint16_t{0});
         }
         for (int64_t p = 0; p < panels.value; ++p) {
           tiles_->expand_floats(value_sums + p * kTileContext * kPanelRows, valid, 1,
@@ -189,8 +181,7 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
               tiles[t] =
                   keys + (place * kTileContext + static_cast<int64_t>(t) * kPanelRows) * width;
             }
-            runs[run]->attend({p, tiles.data(), kTileStepCols * 2, kTilePlaneBytes,
-                               values + place * value_bytes});
+            runs[run]->attend({p, tiles.data(), width * 2, values + place * value_bytes});
           }
         }
       }

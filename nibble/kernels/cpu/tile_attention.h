@@ -7,9 +7,9 @@
 // no step across lanes. Their exponentials, rounded to BF16, are transposed back, 16 x 32 at a
 // time.
 //
-// A row's weights are 2^(score - m) for a whole number m, its largest score of the first 32
-// positions rounded up, which rises only where that of a later 32 is more than 8 above it: what was
-// summed before is then multiplied by a power of two, and no rounding depends on the other rows.
+// A row's weights are 2^(score - m) for a whole number m, its largest score of the first block
+// rounded up, which rises only where a later block's is more than 2^8 above it: what was summed
+// before is then multiplied by a power of two, and no rounding depends on the other rows.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +20,8 @@ inline constexpr int64_t kTileContext = 256;  // positions of a block
 inline constexpr int64_t kTileContextSteps = kTileContext / 32;
 // Bytes of a panel of values: [kTileContextSteps] tiles.
 inline constexpr int64_t kTileValueBytes = kTileContextSteps * 1024;
-// Scores of twice 32 positions of 32 rows, then weights [2, kTileContextSteps] tiles.
-inline constexpr int64_t kTileScoreBytes = 4 * 32 * 64;
-inline constexpr int64_t kTileAttentionScratch = kTileScoreBytes + 2 * kTileValueBytes;
+// Scores [2, kTileContext, 16] floats, then weights [2, kTileContextSteps] tiles.
+inline constexpr int64_t kTileAttentionScratch = 2 * kTileContext * 64 + 2 * kTileValueBytes;
 
 // One block of positions for all rows. Buffers are aligned to 64 bytes.
 struct TileAttention {
@@ -32,11 +31,10 @@ struct TileAttention {
   // Row i sees positions below visible[i], which does not fall from row to row; padded to whole
   // panels with the last.
   const int32_t* visible;
-  // BF16 keys of 16 positions each, key_stride bytes apart, 32 elements of one key_step bytes from
-  // the next; past the last visible position they may be anything that may be read.
+  // BF16 keys of 16 positions each, key_stride bytes apart; past the last visible position they may
+  // be anything that may be read.
   const void* const* keys;
   int64_t key_stride;
-  int64_t key_step;
   const uint8_t* values;  // [value_panels] of kTileValueBytes, finite past the last position
   int64_t value_panels;
   int64_t start;  // the first position, a multiple of kTileContext; the first call has 0

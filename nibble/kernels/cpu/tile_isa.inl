@@ -197,25 +197,21 @@ void tile_steps(const TileWork& work, int panel, int64_t row, int64_t first_step
       }
     }
   };
-  // f(place, stride) of a tile of results, `waiting` between blocks of steps or for good.
-  const auto with_result = [&]<int kTile, typename F>([[maybe_unused]] bool waiting, int r, int p,
-                                                      F&& f) __attribute__((always_inline)) {
-    if constexpr (kFormat == PanelFormat::kFp8) {
-      f.template operator()<kTile>(
-          reinterpret_cast<uint8_t*>(work.partial + (r * kColumn + p) * 256), 64);
-    } else if (waiting) {
-      f.template operator()<kTile>(reinterpret_cast<uint8_t*>(work.sums) +
-                                       ((row / 16 + r) * work.panels + panel + p) * kTileBytes,
-                                   64);
-    } else {
-      f.template operator()<kTile>(
-          reinterpret_cast<uint8_t*>(work.c[panel + p]) + (row + 16 * r) * work.c_bytes,
-          work.c_bytes);
-    }
-  };
+  // f(place, stride) of each tile of results, `waiting` between blocks of steps or for good.
   const auto each_result = [&]<typename F>(bool waiting, F&& f) {
     const auto one = [&]<int kTile>(int r, int p) {
-      with_result.template operator()<kTile>(waiting, r, p, f);
+      if constexpr (kFormat == PanelFormat::kFp8) {
+        f.template operator()<kTile>(
+            reinterpret_cast<uint8_t*>(work.partial + (r * kColumn + p) * 256), 64);
+      } else if (waiting) {
+        f.template operator()<kTile>(reinterpret_cast<uint8_t*>(work.sums) +
+                                         ((row / 16 + r) * work.panels + panel + p) * kTileBytes,
+                                     64);
+      } else {
+        f.template operator()<kTile>(
+            reinterpret_cast<uint8_t*>(work.c[panel + p]) + (row + 16 * r) * work.c_bytes,
+            work.c_bytes);
+      }
     };
     one.template operator()<0>(0, 0);
     if constexpr (kPanelTiles > 1) one.template operator()<1>(0, 1);
@@ -237,10 +233,7 @@ void tile_steps(const TileWork& work, int panel, int64_t row, int64_t first_step
   const uint8_t* const first_rows = work.a + row * kTileRecordBytes;
   const int64_t slice_bytes = work.slice_bytes;
   NIBBLE_UNROLL for (int p = 0; p < kPanelTiles; ++p) expand(p, first_step);
-  // The last steps are done result by result, so that results leave while the next are made.
-  constexpr bool kStaggered = !kPassing && kRowTiles == 2 && kPanelTiles == 2;
-  const int64_t last_steps = kStaggered ? (steps < 4 ? steps : 4) : 0;
-  for (int64_t step = first_step; step < end_step - last_steps; ++step) {
+  for (int64_t step = first_step; step < end_step; ++step) {
     const uint8_t* const rows = first_rows + (step >> 2) * slice_bytes;
     const auto load_rows = [&]<int kTile>(const uint8_t* at) __attribute__((always_inline)) {
       if constexpr (kPassing) {
@@ -268,29 +261,8 @@ void tile_steps(const TileWork& work, int panel, int64_t row, int64_t first_step
     multiply.template operator()<3>();
     if constexpr (!kPassing) ask_ahead(ahead);
   }
-  const bool waiting = end_step < work.steps || work.keep_tiles;
-  const auto store = []<int kTile>(uint8_t* at, int64_t stride) { t_store<kTile>(at, stride); };
-  if constexpr (kStaggered) {
-    const auto finish = [&]<int kTile>() __attribute__((always_inline)) {
-      constexpr int kRow = kTile / 2;
-      constexpr int kPanel = kTile % 2;
-      const uint8_t* const rows = first_rows + kRow * 16 * kTileRecordBytes;
-      const int64_t step_bytes = kRow == 0 ? kTileBytes : height_bytes;
-      for (int64_t step = end_step - last_steps; step < end_step; ++step) {
-        t_load_once<4 + kRow>(rows + (step >> 2) * slice_bytes + (step & 3) * step_bytes, 64);
-        t_load<6 + kPanel>(place(kPanel, step), 64);
-        t_dot<kTile, 4 + kRow, 6 + kPanel>();
-      }
-      with_result.template operator()<kTile>(waiting, kRow, kPanel, store);
-      ask_ahead(ahead);
-    };
-    finish.template operator()<0>();
-    finish.template operator()<1>();
-    finish.template operator()<2>();
-    finish.template operator()<3>();
-  } else {
-    each_result(waiting, store);
-  }
+  each_result(end_step < work.steps || work.keep_tiles,
+              []<int kTile>(uint8_t* at, int64_t stride) { t_store<kTile>(at, stride); });
 }
 
 // The same, with the results added to what `steps` before them gave.
