@@ -4,11 +4,10 @@
     build/llama/bin/python tools/bench_llama.py demo-q4_0.gguf --threads 1,2 [--text "prompt"]
 
 A prefill row is one prompt of random tokens with logits for its last one; a decode row is that many sequences with a
-prompt of 8 tokens, one token each a step, --steps steps, the prompts not counted. Each row is the best of --repeats.
---text
-prints a greedy continuation instead. --commands takes measurements from standard input, one a line, and answers each
+prompt of 8 tokens, one token each a step, --steps steps, the prompts not counted: they are decoded anew before each
+timing. Each row is the best of --repeats. --text prints a greedy continuation instead. --commands takes measurements from standard input, one a line, and answers each
 with its tokens per second: "CPUS KIND N", as "0,1 decode 8" on processors 0 and 1 with a thread for each, or
-"0 prefill 512"; the model is loaded once, and sequences stay from one to the next (tools/compare_llama.py).
+"0 prefill 512"; the model is loaded once, and contexts keep their memory (tools/compare_llama.py).
 """
 import argparse
 import os
@@ -17,6 +16,8 @@ import sys
 import time
 
 import llama_cpp
+
+PROMPT = 8  # tokens in front of a decode measurement
 
 
 class Context:
@@ -63,10 +64,22 @@ class Context:
         for first in range(0, len(tokens), 2048):
             self.decode([(t, first + i, 0, first + i == last) for i, t in enumerate(tokens[first:first + 2048])])
 
+    def restart(self, sequences, next_token):
+        """Forgets everything and decodes a prompt for each sequence."""
+        self.clear()
+        for sequence in range(sequences):
+            self.decode([(next_token(), i, sequence, i == PROMPT - 1) for i in range(PROMPT)])
 
-def best_of(repeats, run):
+    def decode_steps(self, sequences, steps, next_token):
+        """Behind restart()."""
+        for position in range(PROMPT, PROMPT + steps):
+            self.decode([(next_token(), position, s, True) for s in range(sequences)])
+
+
+def best_of(repeats, run, prepare=lambda: None):
     times = []
     for _ in range(repeats):
+        prepare()
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
@@ -75,10 +88,14 @@ def best_of(repeats, run):
 
 def measure(model, threads, prompts, batches, steps, repeats, vocabulary):
     rng = random.Random(0)
+
+    def next_token():
+        return rng.randrange(100, vocabulary - 100)
+
     row = {}
     for length in prompts:
         context = Context(model, threads, length + 8, 1)
-        tokens = [rng.randrange(100, vocabulary - 100) for _ in range(length)]
+        tokens = [next_token() for _ in range(length)]
 
         def prefill():
             context.clear()
@@ -88,18 +105,10 @@ def measure(model, threads, prompts, batches, steps, repeats, vocabulary):
         row[f"prefill {length}"] = length / best_of(repeats, prefill)
         context.close()
     for size in batches:
-        context = Context(model, threads, size * (steps * repeats + 16), size)
-        for sequence in range(size):
-            context.decode([(rng.randrange(100, vocabulary - 100), i, sequence, i == 7) for i in range(8)])
-        position = 8
-
-        def decode():
-            nonlocal position
-            for _ in range(steps):
-                context.decode([(rng.randrange(100, vocabulary - 100), position, s, True) for s in range(size)])
-                position += 1
-
-        row[f"decode {size}"] = size * steps / best_of(repeats, decode)
+        context = Context(model, threads, size * (PROMPT + steps), size)
+        seconds = best_of(repeats, lambda: context.decode_steps(size, steps, next_token),
+                          prepare=lambda: context.restart(size, next_token))
+        row[f"decode {size}"] = size * steps / seconds
         context.close()
     return row
 
@@ -107,15 +116,16 @@ def measure(model, threads, prompts, batches, steps, repeats, vocabulary):
 class Measurements:
     """Answers --commands."""
 
-    PROMPT, MOST_STEPS = 8, 512
-
     def __init__(self, model, steps, vocabulary):
         self.model, self.steps, self.vocabulary = model, steps, vocabulary
         self.rng = random.Random(0)
-        self.contexts, self.positions = {}, {}
+        self.contexts = {}
+
+    def next_token(self):
+        return self.rng.randrange(100, self.vocabulary - 100)
 
     def tokens(self, count):
-        return [self.rng.randrange(100, self.vocabulary - 100) for _ in range(count)]
+        return [self.next_token() for _ in range(count)]
 
     def context(self, kind, n, threads):
         if (kind, n) not in self.contexts:
@@ -123,9 +133,7 @@ class Measurements:
                 context = Context(self.model, threads, n + 8, 1)
                 context.prefill(self.tokens(16))
             else:
-                context = Context(self.model, threads, n * (self.PROMPT + self.MOST_STEPS), n)
-                context.decode([(t, i, s, False) for s in range(n) for i, t in enumerate(self.tokens(self.PROMPT))])
-                self.positions[n] = self.PROMPT
+                context = Context(self.model, threads, n * (PROMPT + self.steps), n)
             self.contexts[kind, n] = context
         self.contexts[kind, n].use_threads(threads)
         return self.contexts[kind, n]
@@ -134,17 +142,16 @@ class Measurements:
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), cpus)
         context = self.context(kind, n, len(cpus))
-        tokens = self.tokens(n if kind == "prefill" else n * self.steps)
-        start = time.perf_counter()
         if kind == "prefill":
+            tokens = self.tokens(n)
+            start = time.perf_counter()
             context.clear()
             context.prefill(tokens)
-        else:
-            for step in range(self.steps):
-                position = self.positions[n]
-                context.decode([(tokens[step * n + s], position, s, True) for s in range(n)])
-                self.positions[n] += 1
-        return len(tokens) / (time.perf_counter() - start)
+            return n / (time.perf_counter() - start)
+        context.restart(n, self.next_token)
+        start = time.perf_counter()
+        context.decode_steps(n, self.steps, self.next_token)
+        return n * self.steps / (time.perf_counter() - start)
 
     def serve(self):
         print("ready", flush=True)

@@ -7,9 +7,10 @@
 
 Each round asks every program for every measurement with every number of threads, one at a time, on the first --cpus;
 the table has each one's best and all rounds. prefill:N is one prompt of N tokens with logits for its last one, in a
-process whose memory was used before; decode:B is a token a step for B sequences, their prompts of 8 tokens not counted.
+process whose memory was used before; decode:B is a token a step for B sequences, --steps steps behind prompts of 8
+tokens, which are not counted.
 What fails is told and left out, and then the exit status is 1. llama.cpp stays loaded (tools/bench_llama.py --commands), nibble starts each time and maps --weight-cache.
-Programs: llama, nibble, nibble-int8 (--cpu-int8-activations).
+Programs: llama, nibble, nibble-int8 (--cpu-int8-activations), nibble-exact (--cpu-exact-activations).
 """
 import argparse
 import json
@@ -21,6 +22,9 @@ import time
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
+PROGRAMS = {"llama": [], "nibble": [], "nibble-int8": ["--cpu-int8-activations"],
+            "nibble-exact": ["--cpu-exact-activations"]}
+KINDS = ("prefill", "decode")
 
 
 class ProgramFailed(Exception):
@@ -81,7 +85,7 @@ class Nibble:
 def start(name, options):
     if name == "llama":
         return Llama(options)
-    return Nibble(options, *(["--cpu-int8-activations"] if name == "nibble-int8" else []))
+    return Nibble(options, *PROGRAMS[name])
 
 
 def table(results, programs, measures, threads):
@@ -102,14 +106,24 @@ def table(results, programs, measures, threads):
                 print(f"| {count} | {program} / llama | " + " | ".join(ratios) + " |")
 
 
+def parse_measures(text):
+    measures = []
+    for measure in text.split(","):
+        kind, _, n = measure.partition(":")
+        if kind not in KINDS or not n.isdecimal() or int(n) < 1:
+            raise argparse.ArgumentTypeError(f"{measure!r} is neither prefill:TOKENS nor decode:SEQUENCES")
+        measures.append((kind, int(n)))
+    return measures
+
+
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="directory for nibble")
     parser.add_argument("--gguf", type=Path, help="file for llama.cpp")
     parser.add_argument("--nibble", type=Path, default=TOOLS.parent / "build/cpu/bin/nibble", help="program [%(default)s]")
-    parser.add_argument("--programs", default="llama,nibble,nibble-int8", help="[%(default)s]")
+    parser.add_argument("--programs", default="llama,nibble", help=f"of {', '.join(PROGRAMS)} [%(default)s]")
     parser.add_argument("--threads", default="1,2", help="[%(default)s]")
-    parser.add_argument("--measures", default="prefill:512,decode:1,decode:8,decode:32", help="[%(default)s]")
+    parser.add_argument("--measures", default="prefill:512,decode:1,decode:8,decode:32", type=parse_measures, help="[%(default)s]")
     parser.add_argument("--steps", type=int, default=32, help="of a decode measurement [%(default)s]")
     parser.add_argument("--rounds", type=int, default=2, help="[%(default)s]")
     parser.add_argument("--cpus", help="processors to use, as many as the most threads [those of the affinity mask]")
@@ -121,11 +135,11 @@ def parse_options():
 def main():
     options = parse_options()
     programs = options.programs.split(",")
-    unknown = set(programs) - {"llama", "nibble", "nibble-int8"}
+    unknown = [name for name in programs if name not in PROGRAMS]
     if unknown:
-        raise SystemExit(f"--programs {', '.join(unknown)}: there are llama, nibble and nibble-int8")
+        raise SystemExit(f"--programs {', '.join(unknown)}: there are {', '.join(PROGRAMS)}")
     threads = [int(count) for count in options.threads.split(",")]
-    measures = [(kind, int(n)) for kind, n in (measure.split(":") for measure in options.measures.split(","))]
+    measures = options.measures
     cpus = sorted(os.sched_getaffinity(0))
     if options.cpus:
         cpus = [int(cpu) for cpu in options.cpus.split(",")]
