@@ -254,7 +254,8 @@ TEST(Linear, TilesTakeBf16ForEightBits) {
                    &kTileIsaPortable);
   CpuKernels standard(below, 2, CpuKernels::kMoeScratchFloats, CpuActivations::kStandard,
                       &kTileIsaPortable);
-  for (const LinearFormat format : {LinearFormat::kNvfp4, LinearFormat::kBf16}) {
+  for (const LinearFormat format :
+       {LinearFormat::kNvfp4, LinearFormat::kFp8Block, LinearFormat::kBf16}) {
     const TestWeight weight = TestWeight::random(format, 55, 208, 11);
     TestMatrix x = TestMatrix::random(9, 208, 12);
     EXPECT_TRUE(same_bits(linear_of(eight, x, pack_weight(eight, weight).weight).values(),

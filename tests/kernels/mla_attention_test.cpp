@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <random>
 
 #include "nibble/kernels/cpu/cpu_kernels.h"
 #include "nibble/kernels/reference/reference_kernels.h"
@@ -261,26 +262,94 @@ TEST(MlaAttention, LongPromptsAreCutWithoutATrace) {
   }
 }
 
-// Scores of +-1e4 overflow exp without the running maximum.
-TEST(MlaAttention, LargeScoresDoNotOverflow) {
-  const MlaShape shape = odd_mla_shape(2);
-  TestCache cache(DType::kF32, shape.entry_size(), 16, {260});
-  cache.fill(80);
-  TestMatrix q = TestMatrix::random(260, shape.num_heads * shape.qk_head_dim(), 81, 1e4f);
+// More tokens than share an expansion (4096), whose context also is longer than what is expanded at
+// once; the cut between them lies inside a block and a tile of positions, and latents have two
+// slices.
+TEST(MlaAttention, PromptsBeyondAnExpansionAreCutWithoutATrace) {
+  const MlaShape shape{1, 144, 16, 2, 16, 0.25f};
+  constexpr int64_t kBefore = 61;
+  constexpr int64_t kTokens = 4096 + 300;
+  TestCache cache(DType::kBf16, shape.entry_size(), 64, {kBefore + kTokens});
+  cache.fill(89);
+  TestMatrix q = TestMatrix::random(kTokens, shape.qk_head_dim(), 90);
+  // What the reference has to say of: both sides of the cut, and the end.
+  const std::vector<std::pair<int64_t, int64_t>> windows = {
+      {4032, 32}, {4080, 32}, {kTokens - 16, 16}};
   ReferenceKernels reference;
-  const TestWeight kv_b_proj = random_kv_b_proj(LinearFormat::kF32, shape, 82);
+  for (const LinearFormat format : {LinearFormat::kNvfp4, LinearFormat::kFp8Block}) {
+    const TestWeight kv_b_proj = random_kv_b_proj(format, shape, 91);
+    const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
+    for (const auto& [name, kernels] : available_backends()) {
+      SCOPED_TRACE(testing::Message() << name << " " << format_name(format));
+      const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
+      const auto attend_pieces = [&](const std::vector<int64_t>& counts) {
+        std::vector<AttentionSegment> segments;
+        int64_t first = 0;
+        for (const int64_t count : counts) {
+          segments.push_back(
+              {first, count, kBefore + first, cache.block_table(0), MlaForm::kExpanded});
+          first += count;
+        }
+        return attend(*kernels, q, packed.weight, shape, segments, cache);
+      };
+      const TestMatrix whole = attend_pieces({kTokens});
+      for (const auto& [first, count] : windows) {
+        std::vector<std::vector<float>> queries;
+        std::vector<float> got;
+        for (int64_t t = first; t < first + count; ++t) {
+          queries.push_back(q.row(t));
+          const std::vector<float> row = whole.row(t);
+          got.insert(got.end(), row.begin(), row.end());
+        }
+        TestMatrix some = TestMatrix::of(queries);
+        const TestMatrix want =
+            attend(reference, some, plain.weight, shape,
+                   {{0, count, kBefore + first, cache.block_table(0), MlaForm::kExpanded}}, cache);
+        EXPECT_LE(nmse(got, want.values()), attention_bound(name)) << "from token " << first;
+      }
+      if (tile_planes(name, format) == 0) continue;  // only tiles share expansions
+      const TestMatrix cut = attend_pieces({1500, 2000, 700, kTokens - 4200});
+      EXPECT_TRUE(same_bits(cut.values(), whole.values()));
+    }
+  }
+}
+
+// Scores of +-1e4 and more overflow exp without the running maximum. Queries, keys and values are
+// small integers times powers of 2, and so are products and sums exact; scores differ by 256 or
+// not at all: a result is the mean of the values with the largest score.
+TEST(MlaAttention, LargeScoresDoNotOverflow) {
+  const MlaShape shape{2, 40, 20, 6, 12, 0.25f};
+  constexpr int64_t kContext = 260;
+  std::mt19937 rng(80);
+  const auto integer = [&rng] { return static_cast<float>(static_cast<int>(rng() % 17) - 8); };
+  TestCache cache(DType::kF32, shape.entry_size(), 16, {kContext});
+  for (int64_t p = 0; p < kContext; ++p) {
+    float* const entry =
+        static_cast<float*>(cache.view().data) + cache.view().entry_offset(cache.block_table(0), p);
+    std::generate_n(entry, shape.entry_size(), integer);
+  }
+  TestMatrix q(kContext, shape.num_heads * shape.qk_head_dim());
+  for (int64_t t = 0; t < kContext; ++t) {
+    for (int64_t i = 0; i < q.cols(); ++i) q.at(t, i) = 1024 * integer();
+  }
+  std::vector<std::vector<float>> picks(
+      static_cast<size_t>(shape.num_heads * (shape.qk_nope_head_dim + shape.v_head_dim)),
+      std::vector<float>(static_cast<size_t>(shape.kv_lora_rank)));
+  for (size_t r = 0; r < picks.size(); ++r) picks[r][7 * r % picks[r].size()] = 1;
+  const TestWeight kv_b_proj = TestWeight::of(LinearFormat::kBf16, picks);
+  ReferenceKernels reference;
   const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
-  const std::vector<AttentionSegment> segments = {
-      {0, 260, 0, cache.block_table(0), MlaForm::kExpanded}};
-  const TestMatrix want = attend(reference, q, plain.weight, shape, segments, cache);
-  for (const auto& [name, kernels] : available_backends()) {
-    SCOPED_TRACE(name);
-    const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
-    const TestMatrix got = attend(*kernels, q, packed.weight, shape, segments, cache);
-    // Scores near 1e4 carry an absolute rounding of 1e-3. Of BF16 numbers it is 20: any of a few
-    // positions may then come out as the only one.
-    const bool rounds = tile_planes(name, LinearFormat::kNvfp4) == 1;
-    EXPECT_LE(nmse(got.values(), want.values()), rounds ? 2 : 1e-5);
+  for (const MlaForm form : kBothForms) {
+    const std::vector<AttentionSegment> segments = {{0, kContext, 0, cache.block_table(0), form}};
+    const TestMatrix want = attend(reference, q, plain.weight, shape, segments, cache);
+    for (const auto& [name, kernels] : available_backends()) {
+      SCOPED_TRACE(testing::Message() << name << " " << static_cast<int>(form));
+      const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
+      const TestMatrix got = attend(*kernels, q, packed.weight, shape, segments, cache);
+      // Tiles sum softmax weights before they round them to BF16: a relative error of 2^-9 at most.
+      const bool rounds = tile_planes(name, LinearFormat::kNvfp4) == 1;
+      EXPECT_LE(nmse(got.values(), want.values()), rounds ? 4e-6 : 1e-11);
+    }
   }
 }
 

@@ -31,6 +31,7 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
   segment_rows_.clear();  // of a part: the first block of its latents
   tasks_.clear();
   std::vector<const AttentionSegment*> sources;
+  std::vector<int64_t> contexts;  // of a part: the positions of its whole segment
   int64_t blocks = 0;
   int64_t most_tokens = 0;
   int64_t most_blocks = 0;
@@ -44,6 +45,7 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
       most_tokens = std::max(most_tokens, part.num_tokens);
       segments_.push_back(part);
       segment_rows_.push_back(blocks);
+      contexts.push_back(segment.first_position + segment.num_tokens);
     }
     const int64_t count = ceil_div(segment.first_position + segment.num_tokens, kTileContext);
     for (int64_t i = 0; i < count; ++i) {
@@ -122,8 +124,10 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
       float* const value_sums = scratch.take(value_product);
       float* const weights = scratch.take(weight_scratch);
 
-      // Block `block` of the context becomes the scratch's `place`.
-      const auto expand = [&](int64_t block, int64_t place, int64_t valid) {
+      // Block `block` of the context becomes the scratch's `place`, with positions beyond the part,
+      // too: how many there are settles where `read` has put what.
+      const auto expand = [&](int64_t block, int64_t place) {
+        const int64_t valid = std::min(kTileContext, contexts[part] - block * kTileContext);
         const int64_t at = segment_rows_[part] + block;
         const float* const slices = latents + at * latent_floats;
         for (int64_t p = 0; p < panels.nope; p += kGroupPanels) {
@@ -168,8 +172,7 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
       for (int64_t start = 0; start < context; start += kExpandedPositions) {
         const int64_t end_position = std::min(context, start + kExpandedPositions);
         for (int64_t p = start; p < end_position; p += kTileContext) {
-          expand(p / kTileContext, (p - start) / kTileContext,
-                 std::min(kTileContext, end_position - p));
+          expand(p / kTileContext, (p - start) / kTileContext);
         }
         for (size_t run = 0; run < runs.size() && runs[run]; ++run) {
           const int64_t seen = std::min<int64_t>(
