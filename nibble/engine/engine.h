@@ -112,8 +112,8 @@ struct EngineStats {
   double replayed_step_seconds = 0;  // from begin to end of the steps with such passes
   int64_t num_device_windows = 0;
   int64_t num_host_windows = 0;
-  int64_t num_device_drafts = 0;  // the same of drafts that were to be drawn
-  int64_t num_host_drafts = 0;
+  int64_t num_device_drafts = 0;  // that it was to draw
+  int64_t num_host_drafts = 0;    // that the host drew: those that it left undecided among them
 
   // 1 + accepted drafts per window; 1 without windows.
   double acceptance_length() const;

@@ -21,7 +21,7 @@ int64_t SequenceSampler::prepare(const Drafts& drafts, int64_t first_row, Sample
   if (drawn && std::any_of(drafts.rows.begin(), drafts.rows.end(), is_here)) return 0;
   // Log-probabilities of processed logits, and of drafts that stand whatever the logits say, are
   // the host's.
-  if (params_.logprobs && (context_.processed_logprobs || num_forced(drafts))) return 0;
+  if (judged_on_host() || (params_.logprobs && num_forced(drafts))) return 0;
   const auto relaxed = relaxed_now(drafts);
   const auto position = static_cast<int64_t>(counts_.output().size());
   size_t pushed = 0;

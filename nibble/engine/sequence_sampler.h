@@ -119,6 +119,8 @@ class SequenceSampler {
   bool prepare_proposal(const Drafts& drafts, int64_t row, const WeightRow& weights,
                         SampleRows& rows);
   bool draws_drafts(bool draw) const { return draw && !is_greedy(params_); }
+  // Whether prepare() gives every window to the host: log-probabilities of processed logits.
+  bool judged_on_host() const { return params_.logprobs && context_.processed_logprobs; }
 
   // Turns kept weights [vocab_size] of a draft of this sequence into what sample() needs.
   Distribution draft_distribution(std::span<const float> weights) const {

@@ -129,14 +129,16 @@ void StepSampler::propose_part(std::span<const Window> windows, size_t first, bo
     Sequence& sequence = *windows[i].sequence;
     WeightRow weights;
     if (sequence.sampler.draws_drafts(draw)) {
-      weights = weight_rows_.take();
-      ++(weights == nullptr ? num_host_drafts_ : num_device_drafts_);
+      // A draft that the host will judge is drawn by it, too.
+      if (!sequence.sampler.judged_on_host()) weights = weight_rows_.take();
       if (weights == nullptr) {
+        ++num_host_drafts_;
         left.push_back(first + i);
         continue;
       }
     }
     if (sequence.sampler.prepare_proposal(sequence.drafts, windows[i].rows.first, weights, rows_)) {
+      if (weights != nullptr) ++num_device_drafts_;
       asked.push_back({i, std::move(weights)});
     } else {
       sink(first + i, false);

@@ -37,7 +37,7 @@ class StepSampler {
   // Windows that the device was given, and those of them that it left to the host.
   int64_t num_device_windows() const { return num_device_windows_; }
   int64_t num_host_windows() const { return num_host_windows_; }
-  // The same of drafts that were to be drawn.
+  // Drafts that the device was to draw, and those that the host drew: undecided ones among them.
   int64_t num_device_drafts() const { return num_device_drafts_; }
   int64_t num_host_drafts() const { return num_host_drafts_; }
 

@@ -50,8 +50,14 @@ class EngineTarget : public CompletionTarget {
         {"relaxed_thinking", options_.engine.relaxed_thinking.enabled},
         {"relaxed_topk", options_.engine.relaxed_thinking.topk},
         {"relaxed_delta", options_.engine.relaxed_thinking.delta}};
-    if (options_.model.cpu_int8_activations) identity["cpu_int8_activations"] = true;
-    if (options_.model.cpu_exact_activations) identity["cpu_exact_activations"] = true;
+    // What products see of activations: in tiles BF16, elsewhere 16-bit whole numbers, unless
+    // asked.
+    const bool in_tiles = model_->kernels->name().find("amx") != std::string_view::npos;
+    if (in_tiles) {
+      identity["cpu_activations"] = options_.model.cpu_exact_activations ? "two bf16" : "bf16";
+    } else if (options_.model.cpu_int8_activations) {
+      identity["cpu_int8_activations"] = true;
+    }
     // Sums over ranks round differently. One rank is as it was before there were more.
     if (ranks_->shard().tp_size > 1) {
       const Shard& shard = ranks_->shard();

@@ -238,6 +238,9 @@ TEST(EngineOnCuda, CopiesInBf16ChangeNoBit) {
       options.num_drafts = 1;
       auto engine = Engine::create(*model, options).value();
       answers.push_back(run(*engine, asked));
+      // Both ways were taken.
+      const int64_t found = bf16_copies(model->kernels->device()).num_found();
+      EXPECT_EQ(found > 0, copies[0] == '1') << found;
     }
     EXPECT_TRUE(answers[0] == answers[1]) << (graphs ? "recorded" : "not recorded");
   }

@@ -58,6 +58,7 @@ Bf16Copy Bf16Copies::find(const float* matrix, int64_t rows, int64_t cols, int64
     if (first + rows > entry.rows) continue;
     Bf16Copy copy = entry.copy;
     copy.data += first * copy.row_stride;
+    ++num_found_;
     return copy;
   }
   return {};

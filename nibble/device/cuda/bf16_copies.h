@@ -51,6 +51,9 @@ class Bf16Copies {
   Bf16Copy find(const float* matrix, int64_t rows, int64_t cols, int64_t row_stride,
                 int parts) const;
 
+  // How often find() had one: of the work that was launched, not of what was replayed.
+  int64_t num_found() const { return num_found_; }
+
   // Gives all memory back.
   void clear() {
     entries_.clear();
@@ -85,6 +88,7 @@ class Bf16Copies {
   std::vector<Room> rooms_;
   std::vector<Entry> entries_;  // at most one in each room
   std::atomic<uint64_t> writes_{0};
+  mutable int64_t num_found_ = 0;
 };
 
 // `device` was made by make_cuda_device.

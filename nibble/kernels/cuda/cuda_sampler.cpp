@@ -82,6 +82,7 @@ class CudaSampler final : public DeviceSampler {
       to.min_p = row.min_p;
       to.uniform = row.uniform;
       NIBBLE_CHECK(row.keep_weights < kept_rows_ && row.draft_weights < kept_rows_);
+      NIBBLE_CHECK(row.keep_weights < 0 || !row.greedy);
       NIBBLE_CHECK(row.draft_weights < 0 || (row.draft >= 0 && !row.greedy));
       to.keep_weights = row.keep_weights;
       to.draft = row.draft;

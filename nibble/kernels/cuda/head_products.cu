@@ -112,7 +112,6 @@ __global__ __launch_bounds__(kThreads) void head_products_kernel(
       if (token >= count) continue;
       const int64_t column = int64_t{head} * a.rows + tile * kTileRows + lane / 4;
       float* const out = a.out + (first + token) * a.out_stride + column;
-      uint16_t* const copy = a.out_copy + (first + token) * a.out_copy_stride + column;
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         const float4& sum = sums[i][n];
@@ -121,6 +120,7 @@ __global__ __launch_bounds__(kThreads) void head_products_kernel(
         out[i * kTileRows] = low;
         out[i * kTileRows + 8] = high;
         if (a.out_copy == nullptr) continue;
+        uint16_t* const copy = a.out_copy + (first + token) * a.out_copy_stride + column;
         copy[i * kTileRows] = bf16_rounded(low);
         copy[i * kTileRows + 8] = bf16_rounded(high);
       }

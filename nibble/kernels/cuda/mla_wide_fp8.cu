@@ -233,7 +233,6 @@ __global__ __launch_bounds__(kThreads, 1) void mla_wide_fp8_kernel(const DecodeA
     loader.bring_first();
     float out[128];
     sum_values(begin, end, half, tiles, weights, factors, barriers, loader, out);
-    asm volatile("cp.async.wait_all;" ::: "memory");
     sync_warps(2, kThreads);  // the sums of weights are there, and nobody reads the tiles
     store_wide_values(a, token, run, first_head, half, stats, out, tiles);
   }
