@@ -282,7 +282,7 @@ TEST(MlaAttention, PromptsBeyondAnExpansionAreCutWithoutATrace) {
     for (const auto& [name, kernels] : available_backends()) {
       SCOPED_TRACE(testing::Message() << name << " " << format_name(format));
       const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
-      const auto attend_pieces = [&](const std::vector<int64_t>& counts) {
+      const auto attend_pieces = [&, &backend = *kernels](const std::vector<int64_t>& counts) {
         std::vector<AttentionSegment> segments;
         int64_t first = 0;
         for (const int64_t count : counts) {
@@ -290,7 +290,7 @@ TEST(MlaAttention, PromptsBeyondAnExpansionAreCutWithoutATrace) {
               {first, count, kBefore + first, cache.block_table(0), MlaForm::kExpanded});
           first += count;
         }
-        return attend(*kernels, q, packed.weight, shape, segments, cache);
+        return attend(backend, q, packed.weight, shape, segments, cache);
       };
       const TestMatrix whole = attend_pieces({kTokens});
       for (const auto& [first, count] : windows) {

@@ -27,7 +27,9 @@ inline std::unique_ptr<LoadedModel> load_model(
   ModelOptions options;
   options.backend = backend;
   options.nvfp4_activation = activation;
-  options.cpu_exact_activations = true;  // where a processor has AMX
+  // Else bounds would depend on whether the processor has AMX, whose default is BF16 activations:
+  // oracle_test.cpp has tests of those.
+  options.cpu_exact_activations = true;
   auto model = LoadedModel::load(directory, options);
   if (!model) throw std::runtime_error(model.error().message);
   return *std::move(model);
