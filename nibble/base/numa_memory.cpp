@@ -48,8 +48,18 @@ class SystemNumaMemory final : public NumaMemory {
       return {};
     }
     if (errno == EINVAL) {
-      return invalid_argument(
-          fmt::format("this machine has no NUMA node {}", fmt::join(nodes, " or ")));
+      return invalid_argument(fmt::format(
+          "the system has no memory for this process on NUMA node {}", fmt::join(nodes, " or ")));
+    }
+    if (errno == ENOMEM) {  // a range with a policy of its own is a mapping of its own
+      return system_error(
+          "the process has too many mappings to place more memory on NUMA nodes; a larger sysctl "
+          "vm.max_map_count helps",
+          ENOMEM);
+    }
+    if (errno == EPERM) {
+      return system_error(
+          "the system does not place memory on NUMA nodes (a container needs CAP_SYS_NICE)", EPERM);
     }
     return system_error("the system does not place memory on NUMA nodes", errno);
   }

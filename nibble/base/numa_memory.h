@@ -17,7 +17,7 @@ class NumaMemory {
 
   // They come from this node as long as it has free memory, then from any. Errors: kUnavailable
   // where the system refuses (a container without CAP_SYS_NICE may), kInvalidArgument for a node
-  // that it doesn't have.
+  // without memory for this process, kOutOfMemory where it may have no more mappings.
   virtual Status prefer(void* data, size_t bytes, int node) = 0;
 
   // They come from these nodes in turn. Errors as prefer().

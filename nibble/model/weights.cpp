@@ -20,6 +20,7 @@
 #include "nibble/base/thread_pool.h"
 #include "nibble/checkpoint/finite_values.h"
 #include "nibble/checkpoint/linear_tensors.h"
+#include "nibble/kernels/weight_placer.h"
 #include "nibble/model/linear_format.h"
 #include "nibble/model/rope.h"
 #include "nibble/model/weight_cache.h"
@@ -34,7 +35,12 @@ class Loader {
  public:
   Loader(const CheckpointSource& source, const ModelConfig& config, const WeightsOptions& options,
          Kernels& kernels, Weights& weights)
-      : source_(source), config_(config), options_(options), kernels_(kernels), weights_(weights) {}
+      : source_(source),
+        config_(config),
+        options_(options),
+        kernels_(kernels),
+        placer_(dynamic_cast<WeightPlacer*>(&kernels)),
+        weights_(weights) {}
 
   void linear(std::string module, int64_t rows, int64_t cols, LinearWeight* out) {
     linear_rows(std::move(module), rows, cols, Part{}, out);
@@ -101,6 +107,7 @@ class Loader {
   const ModelConfig& config_;
   const WeightsOptions& options_;
   Kernels& kernels_;
+  WeightPlacer* placer_;  // null: the backend has no use for one
   Weights& weights_;
   std::vector<Job> jobs_;
   std::mutex mutex_;  // guards weights_.buffers and device_bytes
@@ -182,6 +189,7 @@ Result<CachedWeight> Loader::load_linear(const Job& job) {
         tensors.format == WeightFormat::kNvfp4 && tensors.input_scale.has_value();
     const size_t bytes = kernels_.packed_bytes(host.format, host.rows, host.cols);
     void* memory = NIBBLE_TRY(allocate(bytes));
+    if (placer_ != nullptr) placer_->place_weight(memory, host.format, host.rows, host.cols);
     *job.linear = NIBBLE_TRY(kernels_.pack(
         host, quantized ? options_.nvfp4_activation : ActivationFormat::kUnquantized, memory));
     result.bytes = {static_cast<const std::byte*>(memory), bytes};
@@ -375,6 +383,11 @@ Status Loader::map_cache(const std::filesystem::path& path, std::string_view key
 
 Status Loader::run() {
   const auto pack_all = [&](WeightCacheWriter* cache) {
+    if (placer_ != nullptr) {
+      placer_->expect_weights(std::count_if(jobs_.begin(), jobs_.end(), [](const Job& job) {
+        return job.linear != nullptr || job.mla_up != nullptr;
+      }));
+    }
     return run_jobs([&, cache](const Job& job) { return pack_job(job, cache); });
   };
   if (options_.weight_cache.empty()) return pack_all(nullptr);

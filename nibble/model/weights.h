@@ -77,8 +77,9 @@ struct WeightsOptions {
   // at a time.
   std::function<void(double share)> on_progress;
 
-  // Leaves embed_tokens where the source has it, for a backend in host memory: no copy, and of a
-  // mapped file only the rows that are asked for. The source must then outlive the weights.
+  // Leaves embed_tokens where the source has it, for a backend in host memory: no copy. The system
+  // reads a mapped file ahead in the background and may drop it again. The source must then outlive
+  // the weights, and its files must not be changed in place.
   bool embedding_stays_in_source = false;
 
   // A directory that keeps the packed weights for the next start, which maps them (weight_cache.h);

@@ -1,4 +1,5 @@
 // NUMA nodes that this machine may not have: made up for threads, real only for node 0's memory.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <linux/mempolicy.h>
@@ -10,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <fstream>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -195,9 +197,32 @@ TEST(SystemNumaMemory, PlacesWholePagesOnNode0) {
     const Status refused = system_numa_memory().prefer(bytes, page, absent);
     ASSERT_FALSE(refused) << absent;
     EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
-    EXPECT_THAT(refused.error().message, HasSubstr("NUMA node"));
+    EXPECT_THAT(refused.error().message, HasSubstr(fmt::format("NUMA node {}", absent)));
+    EXPECT_EQ(refused.error().message.find("CAP_SYS_NICE"), std::string::npos);
   }
   close();
+}
+
+TEST(SystemNumaMemory, NamesTheLimitOfMappingsWhenItIsReached) {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  int64_t limit = 0;
+  ASSERT_TRUE(std::ifstream("/proc/sys/vm/max_map_count") >> limit);
+  if (limit > 300000) GTEST_SKIP() << "takes long with vm.max_map_count = " << limit;
+  const size_t pages = 2 * static_cast<size_t>(limit) + 16;
+  void* const mapped =
+      ::mmap(nullptr, pages * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  auto* const bytes = static_cast<std::byte*>(mapped);
+  size_t i = 1;  // every second page becomes a mapping
+  while (i < pages && ::mprotect(bytes + i * page, page, PROT_READ) == 0) i += 2;
+  const bool full = i < pages;
+  const Status refused = system_numa_memory().prefer(bytes + (pages - 3) * page, page, 0);
+  ::munmap(mapped, pages * page);
+  ASSERT_TRUE(full);
+  ASSERT_FALSE(refused);
+  if (refused.error().code == ErrorCode::kUnavailable) GTEST_SKIP() << refused.error().message;
+  EXPECT_EQ(refused.error().code, ErrorCode::kOutOfMemory);
+  EXPECT_THAT(refused.error().message, HasSubstr("vm.max_map_count"));
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ namespace nibble {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 class RecordedMemory final : public NumaMemory {
@@ -49,10 +50,21 @@ class RecordedMemory final : public NumaMemory {
 };
 
 std::unique_ptr<CpuKernels> kernels_on(std::vector<NumaNode> nodes, int threads, NumaMemory* memory,
-                                       Isa isa = detected_isa()) {
+                                       Isa isa = detected_isa(), int64_t most_mappings = 65530) {
   return std::make_unique<CpuKernels>(isa, threads, CpuKernels::kMoeScratchFloats,
                                       CpuActivations::kStandard, nullptr,
-                                      CpuKernels::Numa{std::move(nodes), memory});
+                                      CpuKernels::Numa{std::move(nodes), memory, most_mappings});
+}
+
+// As the loader of weights does it.
+PackedWeight place_and_pack(CpuKernels& kernels, const TestWeight& weight) {
+  const HostLinear& host = weight.host;
+  PackedWeight packed;
+  packed.buffer =
+      kernels.device().allocate(kernels.packed_bytes(host.format, host.rows, host.cols)).value();
+  kernels.place_weight(packed.buffer.data(), host.format, host.rows, host.cols);
+  packed.weight = kernels.pack(host, kAsIs, packed.buffer.data()).value();
+  return packed;
 }
 
 const std::vector<NumaNode>& nodes_3_and_5() {
@@ -72,6 +84,7 @@ TEST(NumaWeights, PanelsArePlacedByNodeWithoutAGap) {
   const size_t bytes = kernels->packed_bytes(LinearFormat::kNvfp4, rows, cols);
   const Buffer buffer = kernels->device().allocate(bytes).value();
   memory.base = buffer.as<std::byte>();
+  kernels->place_weight(buffer.data(), LinearFormat::kNvfp4, rows, cols);
   ASSERT_TRUE(kernels->pack(weight.host, kAsIs, buffer.data()).has_value());
   const int64_t panel = 16 * cols * 9 / 16;
   EXPECT_THAT(memory.calls, ElementsAre(RecordedMemory::Call{0, 64 * panel, {3}},
@@ -82,10 +95,43 @@ TEST(NumaWeights, SmallOnesAndOneNodeAskForNothing) {
   RecordedMemory memory;
   const TestWeight large = TestWeight::random(LinearFormat::kNvfp4, 2100, 2048, 1);
   const TestWeight small = TestWeight::random(LinearFormat::kNvfp4, 512, 2048, 1);
-  (void)pack_weight(*kernels_on({{0, {0, 1}}}, 2, &memory), large);
-  (void)pack_weight(*kernels_on(nodes_3_and_5(), 1, &memory), large);
-  (void)pack_weight(*kernels_on(nodes_3_and_5(), 2, &memory), small);
+  (void)place_and_pack(*kernels_on({{0, {0, 1}}}, 2, &memory), large);
+  (void)place_and_pack(*kernels_on(nodes_3_and_5(), 1, &memory), large);
+  (void)place_and_pack(*kernels_on(nodes_3_and_5(), 2, &memory), small);
   EXPECT_THAT(memory.calls, IsEmpty());
+}
+
+// Experts of tiers are packed at every miss.
+TEST(NumaWeights, PackingAloneAsksForNothing) {
+  RecordedMemory memory;
+  const auto kernels = kernels_on(nodes_3_and_5(), 2, &memory);
+  (void)pack_weight(*kernels, TestWeight::random(LinearFormat::kNvfp4, 2100, 2048, 1));
+  EXPECT_THAT(memory.calls, IsEmpty());
+}
+
+// Of 10 mappings placement may take 5: two matrices of two nodes each.
+TEST(NumaWeights, StopAtHalfOfTheMappings) {
+  RecordedMemory memory;
+  const auto kernels = kernels_on(nodes_3_and_5(), 2, &memory, detected_isa(), 10);
+  const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 2100, 2048, 1);
+  kernels->expect_weights(2);
+  ::testing::internal::CaptureStderr();
+  for (int i = 0; i < 2; ++i) (void)place_and_pack(*kernels, weight);
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), IsEmpty());
+  EXPECT_EQ(memory.calls.size(), 4u);
+
+  kernels->expect_weights(5);  // the two are gone
+  ::testing::internal::CaptureStderr();
+  for (int i = 0; i < 5; ++i) (void)place_and_pack(*kernels, weight);
+  const std::string told = ::testing::internal::GetCapturedStderr();
+  EXPECT_EQ(memory.calls.size(), 8u);
+  EXPECT_THAT(told, HasSubstr("half of the 10 mappings"));
+  EXPECT_THAT(told, HasSubstr("'sysctl vm.max_map_count=20'"));
+  EXPECT_EQ(told.find("max_map_count="), told.rfind("max_map_count=")) << told;
+}
+
+TEST(NumaWeights, TheSystemTellsHowManyMappingsThereMayBe) {
+  EXPECT_GE(system_most_mappings(), 1000);
 }
 
 TEST(NumaWeights, KvBProjTakesAllNodesInTurn) {
@@ -105,12 +151,12 @@ TEST(NumaWeights, ARefusalIsToldOnceAndChangesNothing) {
   const auto kernels = kernels_on(nodes_3_and_5(), 2, &memory);
   const TestWeight weight = TestWeight::random(LinearFormat::kNvfp4, 2100, 2048, 1);
   ::testing::internal::CaptureStderr();
-  const PackedWeight packed = pack_weight(*kernels, weight);
-  (void)pack_weight(*kernels, weight);
+  const PackedWeight packed = place_and_pack(*kernels, weight);
+  (void)place_and_pack(*kernels, weight);
   const std::string told = ::testing::internal::GetCapturedStderr();
   EXPECT_EQ(memory.calls.size(), 4u);
-  EXPECT_NE(told.find("CAP_SYS_NICE"), std::string::npos) << told;
-  EXPECT_EQ(told.find("CAP_SYS_NICE"), told.rfind("CAP_SYS_NICE")) << told;
+  EXPECT_THAT(told, HasSubstr("made up"));
+  EXPECT_EQ(told.find("made up"), told.rfind("made up")) << told;
   TestMatrix x = TestMatrix::random(1, 2048, 2);
   TestMatrix out(1, 2100);
   kernels->linear(x.view(), packed.weight, out.view());

@@ -58,7 +58,7 @@ CpuKernels::CpuKernels(Isa isa, int threads, int64_t moe_scratch_floats, CpuActi
       name_(backend_name(isa, tiles, activations)),
       device_(make_host_device()),
       pool_(threads, Placement::kPinned, numa.nodes),
-      placement_(pool_, *numa.memory),
+      placement_(pool_, *numa.memory, numa.most_mappings),
       thread_scratch_(static_cast<size_t>(threads)),
       thread_bases_(static_cast<size_t>(threads)) {}
 

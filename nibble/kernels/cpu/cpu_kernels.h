@@ -25,6 +25,7 @@
 #include "nibble/kernels/cpu/tile_isa.h"
 #include "nibble/kernels/cpu/weight_placement.h"
 #include "nibble/kernels/kernels.h"
+#include "nibble/kernels/weight_placer.h"
 
 namespace nibble {
 
@@ -38,7 +39,7 @@ enum class CpuActivations {
 
 // The operations are called by one thread at a time; pack() by any number. Scratch memory is kept
 // between calls; when it can't grow, an operation throws std::bad_alloc.
-class CpuKernels final : public Kernels {
+class CpuKernels final : public Kernels, public WeightPlacer {
  public:
   // What a mixture of experts may use for the rows of one pass: 512 MiB. More tokens are done in
   // several passes.
@@ -48,6 +49,7 @@ class CpuKernels final : public Kernels {
   struct Numa {
     std::vector<NumaNode> nodes;
     NumaMemory* memory;
+    int64_t most_mappings = system_most_mappings();
   };
   static Numa machine_numa();
 
@@ -61,6 +63,11 @@ class CpuKernels final : public Kernels {
   std::string_view name() const override { return name_; }
   DType activation_dtype() const override { return DType::kF32; }
   Device& device() override { return *device_; }
+
+  void expect_weights(int64_t matrices) override { placement_.expect(matrices); }
+  void place_weight(void* destination, LinearFormat format, int64_t rows, int64_t cols) override {
+    placement_.place(destination, format, rows, cols);
+  }
 
   std::string_view packed_layout() const override { return "cpu panels of 16 rows, 2"; }
   size_t packed_bytes(LinearFormat format, int64_t rows, int64_t cols) const override;

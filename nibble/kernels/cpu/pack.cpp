@@ -230,7 +230,6 @@ Result<LinearWeight> CpuKernels::pack(const HostLinear& source, ActivationFormat
   NIBBLE_CHECK(source.format != LinearFormat::kNvfp4 || source.cols % kNvfp4BlockSize == 0);
   NIBBLE_TRY(check_source_codes(source));
   const LinearWeight weight = packed_weight(source, activation, source.rows, destination);
-  placement_.place(destination, source.format, source.rows, source.cols);
   for (int64_t p = 0; p < panels_of(source.rows); ++p) {
     int64_t rows[kPanelRows];
     for (int64_t r = 0; r < kPanelRows; ++r) {
