@@ -7,12 +7,16 @@
 
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <new>
+#include <set>
 #include <vector>
 
 #include "nibble/checkpoint/safetensors_source.h"
 #include "nibble/kernels/registry.h"
+#include "nibble/kernels/weight_placer.h"
 #include "tests/model/demo.h"
+#include "tests/model/forwarding_kernels.h"
 
 namespace nibble {
 namespace {
@@ -64,6 +68,48 @@ std::vector<std::byte> bytes_of(const std::vector<T>& values) {
   std::vector<std::byte> bytes(values.size() * sizeof(T));
   std::memcpy(bytes.data(), values.data(), bytes.size());
   return bytes;
+}
+
+class PlacingKernels final : public testing::ForwardingKernels, public WeightPlacer {
+ public:
+  using ForwardingKernels::ForwardingKernels;
+
+  void expect_weights(int64_t matrices) override { expected = matrices; }
+  void place_weight(void* destination, LinearFormat format, int64_t rows, int64_t cols) override {
+    EXPECT_GT(packed_bytes(format, rows, cols), 0u);
+    const std::lock_guard lock(mutex_);
+    EXPECT_TRUE(placed_.insert(destination).second);
+  }
+  Result<LinearWeight> pack(const HostLinear& source, ActivationFormat activation,
+                            void* destination) const override {
+    {
+      const std::lock_guard lock(mutex_);
+      EXPECT_TRUE(placed_.contains(destination)) << "packed before it was placed";
+      ++packed;
+    }
+    return ForwardingKernels::pack(source, activation, destination);
+  }
+
+  int64_t expected = 0;
+  mutable int64_t packed = 0;
+
+ private:
+  mutable std::mutex mutex_;
+  std::set<void*> placed_;
+};
+
+TEST(WeightsLoad, PlacesEveryMatrixBeforeItIsPacked) {
+  const auto source = SafetensorsSource::open(testing::demo_checkpoint()).value();
+  const auto config = load_config(testing::demo_checkpoint());
+  PlacingKernels kernels(*make_kernels("cpu", {}));
+  WeightsOptions options;
+  options.max_positions = 16;
+  options.threads = 2;
+  const auto weights = Weights::load(*source, *config, options, kernels);
+  ASSERT_TRUE(weights) << weights.error().message;
+  const auto up_projections = static_cast<int64_t>(weights->layers.size()) + 1;  // and MTP's
+  EXPECT_GT(kernels.packed, 0);
+  EXPECT_EQ(kernels.expected, kernels.packed + up_projections);
 }
 
 TEST(WeightsLoad, LeavesTheEmbeddingInTheSourceWhenToldTo) {
