@@ -5,6 +5,7 @@
 
 #include <set>
 
+#include "nibble/device/cuda/bf16_copies.h"
 #include "nibble/device/cuda/cuda_stream.h"
 #include "nibble/engine/engine_thread.h"
 #include "tests/model/demo.h"
