@@ -439,9 +439,10 @@ TEST(Linear, ARowHasTheSameBitsInAnyBatchAndWithAnyNumberOfThreads) {
   for (const int threads : {1, 2, 3}) {
     for (const auto& [name, kernels] : cpu_backends(threads)) {
       const auto lone = cpu_backends(1);
-      Kernels& single = *std::find_if(lone.begin(), lone.end(), [&](const TestBackend& b) {
-                           return b.name == name;
-                         })->kernels;
+      Kernels& single =
+          *std::find_if(lone.begin(), lone.end(), [&wanted = name](const TestBackend& b) {
+             return b.name == wanted;
+           })->kernels;
       for (const LinearFormat format : kAllFormats) {
         for (const ActivationFormat activation : {kAsIs, kW4A4}) {
           if (activation == kW4A4 && format != LinearFormat::kNvfp4) continue;
@@ -481,8 +482,8 @@ TEST(Linear, ManyOutputsHaveTheSameBitsInAnyTasks) {
     SCOPED_TRACE(name);
     const PackedWeight packed = pack_weight(*kernels, weight);
     const TestMatrix got = linear_of(*kernels, x, packed.weight);
-    Kernels& other = *std::find_if(few.begin(), few.end(), [&](const TestBackend& b) {
-                        return b.name == name;
+    Kernels& other = *std::find_if(few.begin(), few.end(), [&wanted = name](const TestBackend& b) {
+                        return b.name == wanted;
                       })->kernels;
     EXPECT_TRUE(same_bits(got.values(), linear_of(other, x, packed.weight).values()));
     for (const int64_t t : {0, 31, 49}) {

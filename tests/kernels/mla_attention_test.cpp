@@ -89,7 +89,8 @@ struct MlaCase {
   DType cache;
 };
 
-void PrintTo(const MlaCase& c, std::ostream* out) {
+// GoogleTest's name.
+void PrintTo(const MlaCase& c, std::ostream* out) {  // NOLINT(readability-identifier-naming)
   *out << c.shape.kv_lora_rank << " " << format_name(c.format) << " " << dtype_name(c.cache);
 }
 
@@ -363,7 +364,8 @@ TEST(MlaAttention, WhatWasSummedGivesWayToLargerScores) {
   auto* const entries = static_cast<uint16_t*>(cache.view().data);
   for (int64_t p = 0; p < kContext; ++p) {
     uint16_t* const entry = entries + cache.view().entry_offset(cache.block_table(0), p);
-    entry[0] = float_to_bf16(static_cast<float>(p / 8) / 2);
+    const int64_t eighth = p / 8;
+    entry[0] = float_to_bf16(static_cast<float>(eighth) / 2);
     entry[1] = float_to_bf16(static_cast<float>(p % 13));
     entry[2] = entry[3] = 0;
   }
