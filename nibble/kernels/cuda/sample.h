@@ -36,8 +36,8 @@ struct SampleArgs {
   const float* logits = nullptr;  // [any, vocab]
   int64_t stride = 0;
   int32_t vocab = 0;
-  float* work = nullptr;          // [rows, vocab]; null when no row needs it: plain and greedy, or kept
-  float* kept = nullptr;          // [any, vocab], weights of drawn drafts
+  float* work = nullptr;  // [rows, vocab]; null when no row needs it: plain and greedy, or kept
+  float* kept = nullptr;  // [any, vocab], weights of drawn drafts
   double* kept_totals = nullptr;  // [any], their sums
   const DeviceSampleRow* rows = nullptr;
   const TokenBias* bias = nullptr;
