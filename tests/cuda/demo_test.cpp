@@ -8,13 +8,14 @@
 
 #include "nibble/engine/engine.h"
 #include "nibble/engine/generate.h"
+#include "tests/model/greedy_texts.h"
 
 namespace nibble {
 namespace {
 
 using testing::Rows;
 
-constexpr int kPromptsWithLogits = 7;
+using testing::kPromptsWithLogits;
 
 TEST(DemoOnCuda, LogitsAreWithinOnePercent) {
   auto model = testing::load_model(testing::demo_checkpoint(), "cuda");
@@ -48,17 +49,7 @@ TEST(DemoOnCuda, LogitsAreWithinOnePercent) {
 
 TEST(DemoOnCuda, GeneratesTheSevenGreedyContinuations) {
   auto model = testing::load_model(testing::demo_checkpoint(), "cuda");
-  SamplingParams params;
-  params.temperature = 0;
-  params.max_tokens = 200;
-  const auto prompts = testing::reference_prompts();
-  for (int i = 0; i < kPromptsWithLogits; ++i) {
-    const auto& prompt = prompts[static_cast<size_t>(i)];
-    Session session = testing::make_session(*model, DType::kBf16);
-    const auto result = generate(session, *model, prompt.ids, params, [](int32_t) { return true; });
-    ASSERT_TRUE(result.has_value()) << result.error().message;
-    EXPECT_EQ(result->token_ids, prompt.greedy) << prompt.text;
-  }
+  testing::expect_greedy_texts(*model);
 }
 
 // All prompts at once, with drafts and without, through the engine: the same tokens.

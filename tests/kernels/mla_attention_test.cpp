@@ -32,6 +32,25 @@ double attention_bound(const std::string& backend) {
   return planes == 0 ? 1e-11 : planes == 1 ? 2.5e-5 : 1e-10;
 }
 
+// A prompt whose queries, keys and values are exact in BF16, in both forms. Tiles sum softmax
+// weights before they round them to BF16: a relative error of 2^-9 at most.
+void expect_like_reference(TestMatrix& q, const TestWeight& kv_b_proj, const MlaShape& shape,
+                           TestCache& cache) {
+  ReferenceKernels reference;
+  const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
+  for (const MlaForm form : kBothForms) {
+    const std::vector<AttentionSegment> segments = {{0, q.rows(), 0, cache.block_table(0), form}};
+    const TestMatrix want = attend(reference, q, plain.weight, shape, segments, cache);
+    for (const auto& [name, kernels] : available_backends()) {
+      SCOPED_TRACE(testing::Message() << name << " " << static_cast<int>(form));
+      const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
+      const TestMatrix got = attend(*kernels, q, packed.weight, shape, segments, cache);
+      const bool rounds = tile_planes(name, LinearFormat::kNvfp4) == 1;
+      EXPECT_LE(nmse(got.values(), want.values()), rounds ? 4e-6 : 1e-11);
+    }
+  }
+}
+
 // One head, latent width 2, W_UK = (1, 0), W_UV = (0, 10): the first latent element is the key, ten
 // times the second the value. By hand:
 //   token 0 sees position 0 alone: its value, 10
@@ -338,20 +357,7 @@ TEST(MlaAttention, LargeScoresDoNotOverflow) {
       std::vector<float>(static_cast<size_t>(shape.kv_lora_rank)));
   for (size_t r = 0; r < picks.size(); ++r) picks[r][7 * r % picks[r].size()] = 1;
   const TestWeight kv_b_proj = TestWeight::of(LinearFormat::kBf16, picks);
-  ReferenceKernels reference;
-  const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
-  for (const MlaForm form : kBothForms) {
-    const std::vector<AttentionSegment> segments = {{0, kContext, 0, cache.block_table(0), form}};
-    const TestMatrix want = attend(reference, q, plain.weight, shape, segments, cache);
-    for (const auto& [name, kernels] : available_backends()) {
-      SCOPED_TRACE(testing::Message() << name << " " << static_cast<int>(form));
-      const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
-      const TestMatrix got = attend(*kernels, q, packed.weight, shape, segments, cache);
-      // Tiles sum softmax weights before they round them to BF16: a relative error of 2^-9 at most.
-      const bool rounds = tile_planes(name, LinearFormat::kNvfp4) == 1;
-      EXPECT_LE(nmse(got.values(), want.values()), rounds ? 4e-6 : 1e-11);
-    }
-  }
+  expect_like_reference(q, kv_b_proj, shape, cache);
 }
 
 // Scores rise by some 2^20 from block to block, so that what was summed before must give way. All
@@ -375,20 +381,8 @@ TEST(MlaAttention, WhatWasSummedGivesWayToLargerScores) {
     q.at(t, 0) = t % 3 == 0 ? -1.0f : 1.0f;
     q.at(t, 1) = q.at(t, 2) = 0;
   }
-  ReferenceKernels reference;
   const TestWeight kv_b_proj = TestWeight::of(LinearFormat::kBf16, {{1, 0}, {0, 1}});
-  const PackedMlaUp plain = pack_mla_up_weight(reference, kv_b_proj, shape);
-  for (const MlaForm form : kBothForms) {
-    const std::vector<AttentionSegment> segments = {{0, kContext, 0, cache.block_table(0), form}};
-    const TestMatrix want = attend(reference, q, plain.weight, shape, segments, cache);
-    for (const auto& [name, kernels] : available_backends()) {
-      SCOPED_TRACE(testing::Message() << name << " " << static_cast<int>(form));
-      const PackedMlaUp packed = pack_mla_up_weight(*kernels, kv_b_proj, shape);
-      const TestMatrix got = attend(*kernels, q, packed.weight, shape, segments, cache);
-      const bool rounds = tile_planes(name, LinearFormat::kNvfp4) == 1;
-      EXPECT_LE(nmse(got.values(), want.values()), rounds ? 4e-6 : 1e-11);
-    }
-  }
+  expect_like_reference(q, kv_b_proj, shape, cache);
 }
 
 TEST(MlaAttention, AmxHasTheBitsOfThePlainLoops) {

@@ -12,13 +12,14 @@
 #include "nibble/engine/sampler.h"
 #include "nibble/kernels/cpu/cpu_kernels.h"
 #include "tests/model/demo.h"
+#include "tests/model/greedy_texts.h"
 
 namespace nibble {
 namespace {
 
 using testing::Rows;
 
-constexpr int kPromptsWithLogits = 7;
+using testing::kPromptsWithLogits;
 
 class Oracle {
  public:
@@ -179,18 +180,7 @@ TEST(DemoOracle, CpuAgreesInFp32AndWithinOnePercentWithItsDefaultCache) {
 
 TEST(DemoOracle, CpuGeneratesTheSevenGreedyContinuations) {
   auto model = testing::load_model(testing::demo_checkpoint(), "cpu");
-  SamplingParams params;
-  params.temperature = 0;
-  params.max_tokens = 200;
-  const auto prompts = testing::reference_prompts();
-  for (int i = 0; i < kPromptsWithLogits; ++i) {
-    const auto& prompt = prompts[static_cast<size_t>(i)];
-    Session session = testing::make_session(*model, DType::kBf16);
-    const auto result = generate(session, *model, prompt.ids, params, [](int32_t) { return true; });
-    ASSERT_TRUE(result.has_value()) << result.error().message;
-    EXPECT_EQ(result->token_ids, prompt.greedy) << prompt.text;
-    EXPECT_EQ(model->tokenizer.decode(result->token_ids, false), prompt.greedy_text);
-  }
+  testing::expect_greedy_texts(*model);
 }
 
 // BF16 activations, queries, keys and softmax weights, by the instructions of `isa` or by the loops
@@ -207,17 +197,7 @@ void expect_agreement_of_bf16_tiles(Isa isa, const TileIsa* tiles) {
   EXPECT_LE(worst.logits, 1e-2);
   EXPECT_LE(worst.mtp, 1e-2);
   EXPECT_GE(static_cast<double>(worst.same_top1), 0.99 * static_cast<double>(worst.rows));
-  SamplingParams params;
-  params.temperature = 0;
-  params.max_tokens = 200;
-  const auto prompts = testing::reference_prompts();
-  for (int i = 0; i < kPromptsWithLogits; ++i) {
-    const auto& prompt = prompts[static_cast<size_t>(i)];
-    Session session = testing::make_session(*model, DType::kBf16);
-    const auto result = generate(session, *model, prompt.ids, params, [](int32_t) { return true; });
-    ASSERT_TRUE(result.has_value()) << result.error().message;
-    EXPECT_EQ(result->token_ids, prompt.greedy) << prompt.text;
-  }
+  testing::expect_greedy_texts(*model);
   model.reset();  // before `packer`, whose device its buffers are of
 }
 

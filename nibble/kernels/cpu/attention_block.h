@@ -6,6 +6,7 @@
 // context alone.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "nibble/kernels/attention_view.h"
@@ -16,6 +17,18 @@ namespace nibble {
 
 inline constexpr int64_t kContextBlock = kSliceCols;  // positions: one slice of the value product
 inline constexpr int64_t kQueryTile = 64;             // rows whose scores stay in L1 and L2
+
+// Calls take(part) for runs of at most `most` tokens of a prompt's segment, in their order.
+template <typename Take>
+void for_parts(const AttentionSegment& segment, int64_t most, const Take& take) {
+  for (int64_t first = 0; first < segment.num_tokens; first += most) {
+    AttentionSegment part = segment;
+    part.first_token += first;
+    part.first_position += first;
+    part.num_tokens = std::min(most, segment.num_tokens - first);
+    take(part);
+  }
+}
 
 // Query rows of one task: `per_token` rows for each token; row m belongs to token m / per_token.
 struct AttentionRows {

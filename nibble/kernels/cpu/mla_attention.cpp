@@ -46,14 +46,10 @@ void CpuKernels::attend_expanded(const MatrixView& q, const MlaUpWeight& weight,
   const int64_t run = tiles_ != nullptr ? kTileQueryTokens : kQueryTokens;
   for (const AttentionSegment& segment : batch.segments) {
     if (segment.form != MlaForm::kExpanded) continue;
-    for (int64_t first = 0; first < segment.num_tokens; first += run) {
-      AttentionSegment part = segment;
-      part.first_token += first;
-      part.first_position += first;
-      part.num_tokens = std::min(run, segment.num_tokens - first);
+    for_parts(segment, run, [&](const AttentionSegment& part) {
       most_tokens = std::max(most_tokens, part.num_tokens);
       segments_.push_back(part);
-    }
+    });
   }
   if (segments_.empty()) return;
 

@@ -37,16 +37,12 @@ void CpuKernels::attend_expanded_bf16(const MatrixView& q, const MlaUpWeight& we
   int64_t most_blocks = 0;
   for (const AttentionSegment& segment : batch.segments) {
     if (segment.form != MlaForm::kExpanded) continue;
-    for (int64_t first = 0; first < segment.num_tokens; first += kPartTokens) {
-      AttentionSegment part = segment;
-      part.first_token += first;
-      part.first_position += first;
-      part.num_tokens = std::min(kPartTokens, segment.num_tokens - first);
+    for_parts(segment, kPartTokens, [&](const AttentionSegment& part) {
       most_tokens = std::max(most_tokens, part.num_tokens);
       segments_.push_back(part);
       segment_rows_.push_back(blocks);
       contexts.push_back(segment.first_position + segment.num_tokens);
-    }
+    });
     const int64_t count = ceil_div(segment.first_position + segment.num_tokens, kTileContext);
     for (int64_t i = 0; i < count; ++i) {
       tasks_.push_back({static_cast<int32_t>(sources.size()), static_cast<int32_t>(i), 1});
